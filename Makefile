@@ -1,0 +1,49 @@
+# `make` lists the commands. Each makes .venv and installs cmjax into it first, if need be.
+
+VENV := .venv
+# Named after $(PYTHON), so that pinning another interpreter rebuilds the environment.
+STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help venv quickstart test lint format types notebooks clean
+
+help:
+	@echo "make quickstart  train a toy model on this machine and draw its samples"
+	@echo "make test        run the tests (not the slow ones)"
+	@echo "make lint        check format and style"
+	@echo "make format      write what 'make lint' wants, where ruff can"
+	@echo "make types       check the types"
+	@echo "make notebooks   execute every notebook in place"
+	@echo "make venv        only make $(VENV): the newest Python >= 3.11 that works"
+	@echo "make clean       remove $(VENV) and caches"
+	@echo "PYTHON=python3.11 make test   pin the interpreter"
+
+venv: $(STAMP)
+
+$(STAMP): setup.py
+	@bash launch/venv.sh "$(VENV)" "$@" "$(PYTHON)"
+
+quickstart: $(STAMP)
+	$(VENV)/bin/python benchmarks/quickstart.py --workdir=runs/quickstart
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+types: $(STAMP)
+	$(VENV)/bin/pyright
+
+notebooks: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet -e '.[notebooks]'
+	$(if $(NOTEBOOKS),$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS),@echo "No notebooks.")
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

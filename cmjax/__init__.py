@@ -1,0 +1,1 @@
+"""cmjax: few-step generative models in JAX."""

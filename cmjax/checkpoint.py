@@ -1,0 +1,235 @@
+"""Checkpoints on orbax: asynchronous, atomic, verified; a run goes on from the newest good one.
+
+A checkpoint is `checkpoints/<step>/` with the state, and beside it the config and the versions it
+was made with. Orbax writes it under a temporary name and renames it, so a kill leaves no half of
+one; `seals/<step>.json` then lists the sha256 of its files, so that damage done later is found.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+# What orbax, tensorstore and json raise on damaged files.
+BROKEN = (OSError, ValueError, KeyError, TypeError)
+logger = logging.getLogger("cmjax")
+PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+  """The versions that decide whether a run can be repeated bit for bit."""
+  return {"python": platform.python_version()} | {
+    name: importlib.metadata.version(name) for name in PACKAGES
+  }
+
+
+def check_writable(directory: Path, num_bytes: int) -> None:
+  """Fails before training, not after hours of it, if `directory` cannot take `num_bytes`."""
+  probe = directory / ".write_probe"
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"0")
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"Cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir."
+    ) from error
+  free = shutil.disk_usage(directory).free
+  if free < num_bytes:
+    raise ValueError(
+      f"The workdir {directory} has {free / 1e6:.0f} MB free, but its checkpoints need "
+      f"{num_bytes / 1e6:.0f} MB. Free some, choose another --workdir, or lower checkpoint.keep."
+    )
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds."""
+
+  step: int
+  state: Any
+  meta: dict[str, Any]  # {config, versions}
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    directory: the run's workdir.
+    keep: how many of the newest to keep.
+    primary: whether this process writes the seals (one of them does).
+    read_only: for another run's directory: nothing in it is moved, removed or written.
+  """
+
+  def __init__(
+    self, directory: str | Path, *, keep: int = 2, primary: bool = True, read_only: bool = False
+  ):
+    self.workdir = Path(directory).absolute()
+    self.directory = self.workdir / "checkpoints"
+    self.primary = primary and not read_only
+    self.read_only = read_only
+    self._unsealed: int | None = None
+    if read_only and not self.directory.is_dir():
+      raise ValueError(
+        f"No checkpoints in {directory}: train that run first, or correct the path to its workdir."
+      )
+    # Of another run nothing may be tidied up: it may be training just now.
+    options = ocp.CheckpointManagerOptions(
+      read_only=read_only,
+      create=not read_only,
+      max_to_keep=None if read_only else keep,
+      cleanup_tmp_directories=not read_only,
+    )
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=options,
+      item_names=("state", "meta"),
+    )
+
+  def steps(self) -> list[int]:
+    """The steps that have a complete checkpoint, newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:
+    """Starts saving and returns once the state is copied; an earlier save that failed raises."""
+    self.wait()
+    if step in self.steps():
+      return
+    meta = {"config": dict(config), "versions": versions()}
+    self._unsealed = step
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+    )
+
+  def wait(self) -> None:
+    """Waits for the save under way, and seals it."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # orbax passes on whatever its thread met
+      raise OSError(
+        f"The checkpoint of step {self._unsealed} could not be written to {self.directory}: "
+        f"{error}. The last good one is that of step {max(self.steps(), default='none')}: start "
+        "the same command again to go on from it; if the disk is full, free some space first."
+      ) from error
+    if self._unsealed is not None:
+      self._seal(self._unsealed)
+      self._unsealed = None
+
+  def close(self) -> None:
+    """Waits for the save under way and lets go of the directory."""
+    self.wait()
+    self._manager.close()
+
+  def restore(self, layout: Callable[[dict[str, Any]], Any]) -> Restored | None:
+    """The newest good checkpoint, or None in a directory that never had one.
+
+    A broken one is named in a warning and moved to `broken/`, so that its step can be saved again.
+
+    Args:
+      layout: the stored {config, versions} -> `jax.ShapeDtypeStruct`s with shardings, as the state
+        is to be laid out. It raises if the stored config does not fit.
+
+    Raises:
+      ValueError: there are checkpoints, and not one can be read. (Starting anew would lose a run
+        silently.)
+    """
+    existed = self.steps()
+    for step in existed:
+      try:
+        self._verify(step)
+        meta = self._read(step, meta=ocp.args.JsonRestore())
+      except BROKEN as error:
+        self._set_aside(step, error)
+        continue
+      abstract_state = layout(meta)
+      try:
+        state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
+      except BROKEN as error:
+        self._set_aside(step, error)
+        continue
+      self._seal(step)
+      return Restored(step, state, meta)
+    broken = self.workdir / "broken"
+    if existed or broken.exists():
+      raise ValueError(
+        f"No checkpoint in {self.directory} can be read; those that were there are in {broken}. "
+        "Start anew in another --workdir, or remove that folder to start anew in this one."
+      )
+    return None
+
+  def _read(self, step: int, **item: Any) -> Any:
+    """One item of a checkpoint: `state=...` or `meta=...`."""
+    (name,) = item
+    return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+
+  def _seal(self, step: int) -> None:
+    """Writes the digests of a step's files, and forgets those of steps that are gone."""
+    seals = self.workdir / "seals"
+    seal = seals / f"{step}.json"
+    if not self.primary or seal.exists() or step not in self.steps():
+      return
+    seals.mkdir(exist_ok=True)
+    partial = seal.with_suffix(".partial")
+    partial.write_text(json.dumps(_digests(self.directory / str(step))))
+    partial.replace(seal)
+    for other in seals.glob("*.json"):
+      if int(other.stem) not in self.steps():
+        other.unlink()
+
+  def _verify(self, step: int) -> None:
+    """Raises if a step's files are not as they were sealed; one never sealed is left to orbax."""
+    seal = self.workdir / "seals" / f"{step}.json"
+    if not seal.exists():
+      return
+    expected, found = json.loads(seal.read_text()), _digests(self.directory / str(step))
+    missing = sorted(set(expected) - set(found))
+    changed = sorted(name for name in expected if name in found and expected[name] != found[name])
+    if missing or changed:
+      raise ValueError(f"missing files: {missing}, changed files: {changed}")
+
+  def _set_aside(self, step: int, why: Exception) -> None:
+    message = "The checkpoint of step %d in %s is broken (%s). Taking the one before it."
+    logger.warning(message, step, self.directory, why)
+    if self.read_only:
+      return
+    if self.primary:
+      broken = self.workdir / "broken"
+      broken.mkdir(exist_ok=True)
+      shutil.move(self.directory / str(step), broken / f"{step}.{time.time_ns()}")
+      (self.workdir / "seals" / f"{step}.json").unlink(missing_ok=True)
+    self._manager.reload()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+  """The sha256 of every file below a folder, by its path."""
+  return {
+    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }
+
+
+def read(workdir: str | Path, layout: Callable[[dict[str, Any]], Any]) -> Restored:
+  """The newest good checkpoint of another run, which is not changed by it; `layout` as above."""
+  checkpoints = Checkpoints(workdir, read_only=True)
+  try:
+    restored = checkpoints.restore(layout)
+  finally:
+    checkpoints.close()
+  if restored is None:
+    raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
+  return restored
+
+
+def num_bytes(tree: Any) -> int:
+  """The bytes of all arrays of a tree (or of their shapes)."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,88 @@
+"""PNG and JPEG files: which there are in a folder, their headers and their pixels."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+GRAY_MODES = ("1", "L", "LA", "La")
+COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+# What Pillow raises on a file that is no image, or only the start of one.
+DAMAGED = (OSError, EOFError, ValueError, SyntaxError, KeyError, struct.error, zlib.error)
+
+
+def find(path: Path) -> tuple[list[Path], list[int], int]:
+  """Sorted files, their labels (empty without classes) and the number of classes.
+
+  The files right in the folder `path`, or else those right in its subfolders: then each subfolder
+  is a class, numbered by sorted name. Names that begin with a dot are passed over.
+
+  Raises:
+    ValueError: if there are no images, or some in the folder and some in subfolders.
+  """
+  if not path.is_dir():
+    raise ValueError(f"No folder at {path}. Give the path of a folder of PNG or JPEG files.")
+  images = _images_in(path)
+  classes = {p: _images_in(p) for p in _visible(path) if p.is_dir()}
+  if images and any(classes.values()):
+    raise ValueError(f"{path} has images both in it and in subfolders. Move them to one level.")
+  if images:
+    return images, [], 0
+  empty = [p.name for p, files in classes.items() if not files]
+  if empty or not classes:
+    where = f" in the subfolders {', '.join(empty)} of {path}" if classes else f" in {path}"
+    raise ValueError(f"No PNG or JPEG files{where}. Add images, or remove what holds none.")
+  pairs = [(file, label) for label, files in enumerate(classes.values()) for file in files]
+  return [file for file, _ in pairs], [label for _, label in pairs], len(classes)
+
+
+def _visible(path: Path) -> Iterator[Path]:
+  return (p for p in sorted(path.iterdir()) if not p.name.startswith("."))
+
+
+def _images_in(path: Path) -> list[Path]:
+  return [p for p in _visible(path) if p.suffix.lower() in SUFFIXES and p.is_file()]
+
+
+def read_headers(files: list[Path]) -> tuple[tuple[int, int], bool]:
+  """Height and width of all files, and whether all are grayscale; reads no pixels.
+
+  Raises:
+    ValueError: if a header cannot be read, sizes differ or a channel has not 8 bits.
+  """
+  shape, gray = None, True
+  for path in files:
+    try:
+      with Image.open(path) as file:
+        this, mode = (file.height, file.width), file.mode
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+      raise ValueError(f"Cannot read the image {path}: {error}. Remove or replace it.") from error
+    shape = shape or this
+    if this != shape:
+      raise ValueError(
+        f"{path} is {this[0]}x{this[1]} (height x width), but {files[0]} is "
+        f"{shape[0]}x{shape[1]}. All images must have one size: crop and resize them first."
+      )
+    if mode not in GRAY_MODES + COLOUR_MODES:
+      raise ValueError(f"{path} has Pillow's mode {mode!r}. Convert it to 8 bits per channel.")
+    gray = gray and mode in GRAY_MODES
+  assert shape is not None, "callers list at least one file"
+  return shape, gray
+
+
+def read_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+  """The image as uint8 `shape`, [h, w, 1] in gray or [h, w, 3] in RGB, without alpha.
+
+  Raises:
+    ValueError: if it cannot be decoded.
+  """
+  try:
+    with Image.open(path) as file:
+      pixels = np.asarray(file.convert("L" if shape[-1] == 1 else "RGB"))
+  except DAMAGED as error:
+    raise ValueError(f"Cannot decode {path}: {error}. Replace the file.") from error
+  return pixels.reshape(shape)

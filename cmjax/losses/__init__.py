@@ -1,0 +1,1 @@
+"""Losses: one file per family; each factory returns a `LossFn`."""

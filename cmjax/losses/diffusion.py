@@ -1,0 +1,43 @@
+"""Diffusion teachers: v-prediction on TrigFlow."""
+
+import jax
+import jax.numpy as jnp
+
+from cmjax import statistics, trigflow
+from cmjax.times import SampleT
+from cmjax.types import LossFn, Network
+from cmjax.weighting import Weighting
+
+
+def loss(net: Network, sample_t: SampleT, weighting: Weighting, *, sigma_data: float) -> LossFn:
+  """E[e^w(t) / D || F - v_t / sigma_data ||^2 - w(t)], v_t = cos(t) z - sin(t) x_0 (sCM, eq. 4).
+
+  With `weighting.learned` this is the loss of sCM's teachers (appendix D; there w is EDM2's minus
+  logvar); with `weighting.constant`, plain eq. 4 over sigma_data^2. EDM's weighting is the same
+  loss: lambda(sigma) c_out^2 = 1.
+
+  Metrics: loss, F_error (the mean square before weighting, also per time bin), weight_min and
+  weight_max of w(t).
+  """
+
+  def loss_fn(params, batch, key, step):
+    del step
+    x0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
+    key_t, key_z, key_net = jax.random.split(key, 3)
+    t = sample_t(key_t, (len(x0),))
+    z = sigma_data * jax.random.normal(key_z, x0.shape)
+    x_t = trigflow.interpolate(x0, z, t)
+    F = net.apply(params["net"], x_t / sigma_data, t, cond, key_net)
+    residual = F - trigflow.velocity(x0, z, t) / sigma_data
+    squared = jnp.mean(residual.reshape(len(x0), -1) ** 2, -1)
+    w = weighting.apply(params["weighting"], t)
+    value = jnp.mean(jnp.exp(w) * squared - w)
+    metrics = {
+      "loss": statistics.mean(value),
+      "weight_min": statistics.mean(jnp.min(w)),
+      "weight_max": statistics.mean(jnp.max(w)),
+      **statistics.by_time("F_error", squared, t),
+    }
+    return value, metrics
+
+  return loss_fn

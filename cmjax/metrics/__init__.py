@@ -1,0 +1,1 @@
+"""Metrics: features or points in, numbers out."""

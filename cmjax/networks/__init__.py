@@ -1,0 +1,5 @@
+"""Flax NNX modules, and the adapter which turns one into a `cmjax.types.Network`."""
+
+from cmjax.networks.adapter import as_network as as_network
+from cmjax.networks.ddpmpp import DDPMpp as DDPMpp
+from cmjax.networks.mlp import MLP as MLP

@@ -1,0 +1,186 @@
+"""What the networks are built of: linear maps, convolutions, norms, dropout.
+
+Images are [b, h, w, c] and kernels HWIO. Every layer works in the dtype of what it is given: which
+dtype that is, `adapter.as_network` decides.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from cmjax.types import Cond
+
+
+def xavier_uniform(key: Array, shape: tuple[int, ...], gain: float = 1.0) -> Array:
+  """gain * U(-a, a) with a = sqrt(6 / (fan_in + fan_out)), in float32; a gain of 0 gives zeros."""
+  *window, cin, cout = shape
+  limit = math.sqrt(6 / (math.prod(window) * (cin + cout)))
+  # Drawn flat: the same numbers, but XLA compiles a 4-D draw on CPU 10 to 50 times as slowly.
+  flat = jax.random.uniform(key, (math.prod(shape),), jnp.float32, -limit, limit)
+  return gain * flat.reshape(shape)
+
+
+def along_last(a: Array, like: Array) -> Array:
+  """A vector [c] with leading axes of size 1, so that it broadcasts against `like` [..., c]."""
+  return a.reshape((1,) * (like.ndim - 1) + a.shape)
+
+
+class Linear(nnx.Module):
+  """y = x W + b over the last axis, with W of shape [in, out].
+
+  Args:
+    cin: width of the input.
+    cout: width of the output.
+    use_bias: whether there is a b; it starts at 0.
+    gain: factor on the initial W; 0 makes the layer start as the zero map.
+    rngs: where the initial values come from.
+  """
+
+  def __init__(
+    self, cin: int, cout: int, *, use_bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs
+  ):
+    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (cin, cout), gain))
+    self.bias = nnx.Param(jnp.zeros(cout)) if use_bias else None
+
+  def __call__(self, x: Float[Array, "*b cin"]) -> Float[Array, "*b cout"]:
+    """Maps the last axis from `cin` to `cout`."""
+    y = jnp.matmul(x, self.kernel[...])
+    return y if self.bias is None else y + along_last(self.bias[...], y)
+
+
+def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  """The mean of each 2 x 2 square: the FIR filter [1, 1] with stride 2."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  """Each pixel becomes a 2 x 2 square: the transposed FIR filter [1, 1], nearest neighbour."""
+  b, h, w, c = x.shape
+  squares = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+  return squares.reshape(b, 2 * h, 2 * w, c)
+
+
+RESAMPLE = {"keep": lambda x: x, "down": downsample, "up": upsample}
+
+
+class Conv(nnx.Module):
+  """A square convolution with "same" padding, after an optional change of resolution by 2.
+
+  Args:
+    cin: channels of the input.
+    cout: channels of the output.
+    size: side of the kernel, odd.
+    resample: "keep", "down" (2 x 2 means) or "up" (nearest neighbour), before the convolution.
+    gain: factor on the initial kernel; 0 makes the layer start as the zero map.
+    rngs: where the initial values come from.
+  """
+
+  def __init__(
+    self,
+    cin: int,
+    cout: int,
+    size: int,
+    *,
+    resample: str = "keep",
+    gain: float = 1.0,
+    rngs: nnx.Rngs,
+  ):
+    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (size, size, cin, cout), gain))
+    self.bias = nnx.Param(jnp.zeros(cout))
+    self.resample = resample
+
+  def __call__(self, x: Float[Array, "b h w cin"]) -> Float[Array, "b h2 w2 cout"]:
+    """Resamples, convolves and adds the bias."""
+    x = RESAMPLE[self.resample](x)
+    kernel = self.kernel[...]
+    if kernel.shape[:2] == (1, 1):
+      y = jnp.matmul(x, kernel[0, 0])
+    else:
+      axes = ("NHWC", "HWIO", "NHWC")
+      y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+    return y + along_last(self.bias[...], y)
+
+
+class GroupNorm(nnx.Module):
+  """Group normalisation (Wu and He 2018) with min(32, c // 4) groups, and a scale and a bias.
+
+  The statistics are in float32 at least. eps stands inside the root, so that the derivative
+  exists where a group is constant.
+
+  Args:
+    channels: c.
+    eps: added to the variance.
+
+  Raises:
+    ValueError: if the channels do not divide into their groups.
+  """
+
+  def __init__(self, channels: int, *, eps: float = 1e-6):
+    self.groups, self.eps = min(32, channels // 4), eps
+    if self.groups == 0 or channels % self.groups:
+      raise ValueError(
+        f"GroupNorm cannot divide {channels} channels into min(32, {channels} // 4) groups: "
+        "take widths that are multiples of 4, and of 32 above 128."
+      )
+    self.scale = nnx.Param(jnp.ones(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises each sample's groups over pixels and the channels in the group."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = self._group_mean(wide.mean((1, 2)))[:, None, None, :]
+    var = self._group_mean(jnp.square(wide - mean).mean((1, 2)))[:, None, None, :]
+    # Sums over pixels keep the channels in the last axis, the fastest layout there is; that is
+    # why the groups are formed afterwards, on arrays of one number per channel.
+    factor = jax.lax.rsqrt(var + self.eps) * along_last(self.scale[...], wide)
+    return ((wide - mean) * factor + along_last(self.bias[...], wide)).astype(x.dtype)
+
+  def _group_mean(self, a: Array) -> Array:
+    """The mean over the channels of each group, written back to each channel: [b, c] -> [b, c]."""
+    per_group = a.reshape(a.shape[0], self.groups, -1)
+    mean = per_group.mean(-1, keepdims=True)
+    return jnp.broadcast_to(mean, per_group.shape).reshape(a.shape)
+
+
+def pnorm(a: Float[Array, "*b c"], *, eps: float = 1e-8) -> Float[Array, "*b c"]:
+  """a / sqrt(mean_c(a^2) + eps): pixel normalisation (Karras et al. 2018), over the last axis."""
+  return a * jax.lax.rsqrt(jnp.square(a).mean(-1, keepdims=True) + eps)
+
+
+def check_dropout(rate: float) -> None:
+  """Raises ValueError for a dropout rate outside [0, 1)."""
+  if not 0 <= rate < 1:
+    raise ValueError(f"dropout={rate} is the share of values set to 0: it must be in [0, 1).")
+
+
+def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
+  """Zeroes a share `rate` of x and divides the rest by 1 - rate; nothing without `rngs`."""
+  if rngs is None or rate == 0:
+    return x
+  # Flat for the sake of the compiler, as in `xavier_uniform`.
+  keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, (x.size,)).reshape(x.shape)
+  return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def label_rows(cond: Cond, num_classes: int) -> Float[Array, "b n"]:
+  """One-hot rows of cond["label"], times sqrt(num_classes) so that their mean square is 1.
+
+  A label of -1 (as any outside 0 .. num_classes - 1) gives a row of zeros: no condition.
+
+  Raises:
+    ValueError: while tracing, if there is no label or it is not a vector of integers.
+  """
+  if "label" not in cond:
+    raise ValueError(
+      f"A network with num_classes={num_classes} needs cond['label'], integers [b] with -1 for "
+      f"'no condition'; got cond with the keys {sorted(cond)}."
+    )
+  label = cond["label"]
+  if label.ndim != 1 or not jnp.issubdtype(label.dtype, jnp.integer):
+    raise ValueError(f"cond['label'] must be integers [b]; got {label.dtype}{list(label.shape)}.")
+  return math.sqrt(num_classes) * jax.nn.one_hot(label, num_classes, dtype=jnp.float32)

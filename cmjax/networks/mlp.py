@@ -1,0 +1,92 @@
+"""A residual network for points in the plane, or any data without pixels."""
+
+import jax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from cmjax import embeddings
+from cmjax.networks.layers import Linear, check_dropout, dropout, label_rows
+from cmjax.types import Cond, Time
+
+
+class MLPBlock(nnx.Module):
+  """x + fc1(SiLU(fc0(SiLU(x)) + affine(e))): two layers, with the embedding between them."""
+
+  def __init__(self, width: int, embed: int, *, dropout: float, rngs: nnx.Rngs):
+    self.dropout = dropout
+    self.fc0 = Linear(width, width, rngs=rngs)
+    self.affine = Linear(embed, width, rngs=rngs)
+    self.fc1 = Linear(width, width, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, "b n"], e: Float[Array, "b e"], rngs: nnx.Rngs | None
+  ) -> Float[Array, "b n"]:
+    """x and its residual branch, of the same shape."""
+    h = self.fc0(jax.nn.silu(x))
+    h = jax.nn.silu(h + self.affine(e).astype(h.dtype))
+    return x + self.fc1(dropout(h, self.dropout, rngs))
+
+
+class MLP(nnx.Module):
+  """F(x, t) for vectors: residual SiLU blocks, each of which sees the embedding of t.
+
+  F is exactly 0 at the start. Reads cond["label"] where `num_classes` is not 0; a label of -1 means
+  no condition.
+
+  Args:
+    dim: size of a point.
+    width: of the hidden layers.
+    depth: number of residual blocks.
+    embed_channels: width of the positional embedding of t, and of the two layers after it.
+    num_classes: 0 for a network without labels.
+    dropout: rate, in each block.
+    rngs: where the initial values come from.
+
+  Raises:
+    ValueError: for a dropout rate outside [0, 1); while tracing, for inputs of another shape, a
+      missing label, or an embedding width that `embeddings.positional` refuses.
+  """
+
+  float32_paths = (r"^map_", r"/affine/")
+
+  def __init__(
+    self,
+    dim: int,
+    width: int = 256,
+    depth: int = 4,
+    embed_channels: int = 64,
+    num_classes: int = 0,
+    dropout: float = 0.0,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    check_dropout(dropout)
+    self.dim, self.embed_channels, self.num_classes = dim, embed_channels, num_classes
+    if num_classes:
+      self.map_label = Linear(num_classes, embed_channels, rngs=rngs)
+    self.map_layer0 = Linear(embed_channels, embed_channels, rngs=rngs)
+    self.map_layer1 = Linear(embed_channels, embed_channels, rngs=rngs)
+    self.fc_in = Linear(dim, width, rngs=rngs)
+    self.block_names = tuple(f"block{i}" for i in range(depth))
+    self.blocks = nnx.Dict(
+      {n: MLPBlock(width, embed_channels, dropout=dropout, rngs=rngs) for n in self.block_names}
+    )
+    self.fc_out = Linear(width, dim, gain=0.0, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, "b d"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None
+  ) -> Float[Array, "b d"]:
+    """F for x [b, dim] and t [b]; dropout only with `rngs`."""
+    if x.shape != (*t.shape, self.dim):
+      raise ValueError(
+        f"The network is for x [b, {self.dim}] and t [b]; got x {x.shape} and t {t.shape}."
+      )
+    e = embeddings.positional(t, self.embed_channels)
+    if self.num_classes:
+      e = e + self.map_label(label_rows(cond, self.num_classes))
+    e = jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(e))))
+    h = self.fc_in(x)
+    for name in self.block_names:
+      h = self.blocks[name](h, e, rngs)
+    return self.fc_out(jax.nn.silu(h))

@@ -1,0 +1,53 @@
+"""Optimizers as optax chains, and learning rates as functions of the update, counted from 0."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def constant(lr: float, *, warmup_steps: int = 0) -> optax.Schedule:
+  """lr, after a linear ramp over `warmup_steps` (as EDM's: the first update has rate 0)."""
+  return lambda step: lr * _ramp(step, warmup_steps)
+
+
+def inverse_sqrt(lr: float, *, decay_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+  """lr / sqrt(max(step / decay_steps, 1)) after a linear ramp (EDM2, section B; t_ref in sCM)."""
+  if decay_steps <= 0:
+    raise ValueError(f"optim.decay_steps={decay_steps} must be positive.")
+
+  def schedule(step):
+    return lr * _ramp(step, warmup_steps) / jnp.sqrt(jnp.maximum(step / decay_steps, 1.0))
+
+  return schedule
+
+
+def _ramp(step: jax.typing.ArrayLike, warmup_steps: int) -> jax.Array:
+  return jnp.minimum(1.0, step / warmup_steps) if warmup_steps else jnp.ones(())
+
+
+def adam(
+  schedule: optax.Schedule,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Adam; `clip_norm` clips the global norm of the gradient first (None: off, as in the papers)."""
+  return optax.chain(*_clip(clip_norm), optax.adam(schedule, b1, b2, eps))
+
+
+def radam(
+  schedule: optax.Schedule,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Rectified Adam, which CM, iCT and sCM (CIFAR-10) train with; `clip_norm` as in `adam`."""
+  return optax.chain(*_clip(clip_norm), optax.radam(schedule, b1, b2, eps))
+
+
+def _clip(clip_norm: float | None) -> list[optax.GradientTransformation]:
+  return [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]

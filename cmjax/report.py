@@ -1,0 +1,509 @@
+"""A run read back: its history, and one HTML page that shows it (curves, scores, samples, config).
+
+The page is one file with inline CSS, SVG and pictures: no script, no network, light and dark.
+`reporting` writes what is read here.
+"""
+
+import base64
+import contextlib
+import datetime
+import html
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Series = tuple[np.ndarray, np.ndarray]  # steps [n], values [n]
+
+_PICTURE = re.compile(r"(.+)_(\d{8,})\.png")
+_MAX_PICTURES = 12  # of one name, and the last
+_MAX_POINTS = 300  # of one curve; more are drawn as means, and the range beside them
+_WIDTH, _HEIGHT = 560, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 548, 10, 204
+_COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#eab308", "#ef4444")
+# Charts in this order, then all others by name. A trailing "/" is a family, one line per member.
+_ORDER = (
+  *("loss", "fd", "swd", "tangent_norm", "tangent_norm/", "F_error", "F_error/", "lr"),
+  *("images_per_sec", "steps_per_sec", "grad_norm", "weight", "skipped"),
+)
+_TITLES = {
+  "loss": "Loss",
+  "fd": "Fréchet distance",
+  "swd": "Sliced Wasserstein distance",
+  "tangent_norm": "Tangent norm",
+  "tangent_norm/": "Tangent norm by time t",
+  "F_error": "F error",
+  "F_error/": "F error by time t",
+  "lr": "Learning rate",
+  "images_per_sec": "Images per second",
+  "steps_per_sec": "Steps per second",
+  "grad_norm": "Gradient norm",
+  "weight": "Loss weight",
+  "skipped": "Skipped steps",
+}
+_CSS = """
+:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1b1f27;--soft:#667085;--line:#e3e6ec;
+--bad:#c62828}
+@media (prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#181c22;--ink:#e7eaf0;--soft:#98a2b3;
+--line:#2b313b;--bad:#ff8a80}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1240px;margin:0 auto;padding:32px 24px 64px}
+h1{font-size:28px;line-height:1.2;margin:0 0 4px}h2{font-size:18px;margin:36px 0 12px}
+h3{font-size:14px;margin:0}p{margin:8px 0;max-width:80ch}
+.soft,figcaption{color:var(--soft);font-size:13px}.bad{color:var(--bad)}
+.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
+.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:20px 0 16px}
+.tiles .card{min-width:150px;flex:1}.tiles b{display:block;font-size:22px;line-height:1.3}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:14px}
+.head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline}
+.head h3{margin-right:auto}.key{font-size:12px;color:var(--soft);white-space:nowrap}
+.key.bad{color:var(--bad)}
+.key i{display:inline-block;width:12px;height:3px;margin-right:5px;vertical-align:middle}
+.charts .card{display:flex;flex-direction:column}
+svg{display:block;width:100%;height:auto;margin-top:auto;padding-top:8px}
+svg text{fill:var(--soft);font-size:11px}svg .axis{stroke:var(--line);stroke-width:1}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);
+vertical-align:top}
+th{color:var(--soft);font-weight:600;font-size:13px}tr:last-child td{border-bottom:0}
+.num{text-align:right}.config td{font:13px/1.5 ui-monospace,monospace;overflow-wrap:anywhere}
+.config td:first-child{color:var(--soft);white-space:nowrap}
+.samples{display:flex;flex-wrap:wrap;gap:18px;margin-top:10px;align-items:flex-start}
+.samples>figure{flex:0 1 auto;max-width:min(100%,490px)}
+.past{flex:1 1 420px;display:grid;gap:12px;
+grid-template-columns:repeat(auto-fill,minmax(150px,1fr))}
+figure{margin:0}figure img{display:block;max-width:100%;border-radius:4px}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px}
+.stack>*{margin-bottom:14px}
+"""
+
+
+def read_metrics(workdir: str | os.PathLike) -> dict[str, Series]:
+  """The history of a run, name -> (steps `[n]` int64, values `[n]` float64), by rising step.
+
+  Of several values with the same name and step the last written one counts. A half-written last
+  line is left out. A run without a history gives an empty dict.
+
+  Raises:
+    ValueError: for a line before the last that is no record: the file is damaged.
+  """
+  return _history(records(pathlib.Path(workdir) / "metrics.jsonl"))
+
+
+def _history(lines: list[dict[str, Any]]) -> dict[str, Series]:
+  found: dict[str, dict[int, float]] = {}
+  for line in lines:
+    for name, value in line.items():
+      if name not in ("step", "time"):
+        found.setdefault(name, {})[line["step"]] = float(value)
+  return {
+    name: (np.array(sorted(at), np.int64), np.array([at[s] for s in sorted(at)], np.float64))
+    for name, at in found.items()
+  }
+
+
+def report(
+  workdir: str | os.PathLike,
+  *,
+  title: str,
+  config: Mapping[str, Any],
+  scores: Sequence[Mapping[str, Any]],
+  notes: str | Sequence[str] = (),
+) -> pathlib.Path:
+  """Writes workdir/report.html: one file that needs nothing else, and no network, to be read.
+
+  Args:
+    workdir: of a `Reporter`; its history and samples may be short or missing.
+    title: the heading.
+    config: nested dicts; shown in full.
+    scores: the rows of a table; the columns are their keys, in order of appearance.
+    notes: paragraphs of plain text.
+
+  Returns:
+    The path of the page.
+  """
+  workdir = pathlib.Path(workdir)
+  lines = records(workdir / "metrics.jsonl")
+  last_step = max((line["step"] for line in lines), default=math.inf)
+  text = page(
+    title=title,
+    history=_history(lines),
+    pictures=_pictures(workdir / "samples", last_step),
+    times=[line["time"] for line in lines],
+    scores=scores,
+    config=config,
+    notes=[notes] if isinstance(notes, str) else notes,
+    versions=_versions(),
+  )
+  workdir.mkdir(parents=True, exist_ok=True)
+  with replacing(workdir / "report.html") as file:
+    file.write(text.encode())
+  return workdir / "report.html"
+
+
+def _pictures(folder: pathlib.Path, last_step: int | float) -> dict[str, list[tuple[int, bytes]]]:
+  found: dict[str, list[tuple[int, pathlib.Path]]] = {}
+  for path in folder.glob("*.png"):
+    match = _PICTURE.fullmatch(path.name)
+    if match and int(match[2]) <= last_step:
+      found.setdefault(match[1], []).append((int(match[2]), path))
+  return {
+    name: [(step, path.read_bytes()) for step, path in _spread(sorted(found[name]), _MAX_PICTURES)]
+    for name in sorted(found)
+  }
+
+
+def _spread(items: list, most: int) -> list:
+  """At most `most` of the items, evenly spread, and the last one."""
+  if len(items) <= most + 1:
+    return items
+  return [items[round(i * (len(items) - 1) / most)] for i in range(most + 1)]
+
+
+def _versions() -> dict[str, str]:
+  versions = {"python": platform.python_version(), "platform": platform.platform()}
+  for name in ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  return versions
+
+
+def records(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl as dicts, without a half-written last one; [] if it is missing.
+
+  Raises:
+    ValueError: for a line before the last that is no record.
+  """
+  lines = path.read_bytes().split(b"\n") if path.exists() else []
+  lines = [line for line in lines if line.strip()]
+  read = []
+  for i, line in enumerate(lines):
+    try:
+      record = json.loads(line)
+      int(record["step"]), float(record["time"])
+    except (ValueError, KeyError, TypeError) as error:
+      if i == len(lines) - 1:
+        break
+      raise ValueError(
+        f"{path}: record {i + 1} of {len(lines)} cannot be read ({error!r}). "
+        "The file is damaged: remove that line, or move the file away."
+      ) from error
+    read.append(record)
+  return read
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """A file that takes the place of `path` at the end, so that readers see the old or the new."""
+  partial = path.with_name(path.name + ".partial")
+  with open(partial, "wb") as file:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
+def page(
+  *,
+  title: str,
+  history: Mapping[str, Series],
+  pictures: Mapping[str, Sequence[tuple[int, bytes]]],
+  times: Sequence[float],
+  scores: Sequence[Mapping[str, Any]],
+  config: Mapping[str, Any],
+  notes: Sequence[str],
+  versions: Mapping[str, str],
+) -> str:
+  """The HTML text of `report`, from values alone: reads and writes no file.
+
+  Args:
+    title: the heading.
+    history: as from `read_metrics`.
+    pictures: name -> (step, PNG bytes), by rising step.
+    times: Unix seconds of the records, for the dates and the duration.
+    scores: rows of a table.
+    config: nested dicts.
+    notes: paragraphs.
+    versions: package -> version.
+  """
+  charts = "".join(_chart(*chart, _steps(history)) for chart in _charts(history))
+  table = f'<div class="card scroll">{_table(scores)}</div>' if scores else ""
+  sections = (
+    ("Scores", table),
+    ("Samples", "".join(_samples(name, shots) for name, shots in pictures.items())),
+    ("Curves", f'<div class="charts">{charts}</div>' if charts else ""),
+    ("Configuration", _config(config)),
+    ("Versions", f'<div class="card scroll config">{_rows(versions.items())}</div>'),
+  )
+  body = "".join(f"<section><h2>{name}</h2>{part}</section>" for name, part in sections if part)
+  empty = "" if history else "<p>No metrics have been recorded yet.</p>"
+  text = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+  # The policy makes the browser itself hold the promise of no script and no network.
+  return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none';img-src data:;style-src 'unsafe-inline'">
+<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><main>
+<header><h1>{html.escape(title)}</h1>{_summary(history, times, config)}{text}{empty}</header>
+{body}</main></body></html>
+"""
+
+
+def _steps(history: Mapping[str, Series]) -> tuple[int, int]:
+  """The first and the last step: all charts share them, so that they can be read side by side."""
+  ends = [int(steps[i]) for steps, _ in history.values() for i in (0, -1)]
+  return (min(ends), max(ends)) if ends else (0, 0)
+
+
+def _summary(history, times: Sequence[float], config: Mapping[str, Any]) -> str:
+  tiles = []
+  if history:
+    total = config.get("total_steps")
+    of = f"of {total:,}" if isinstance(total, int) else ""
+    tiles.append(("Steps", f"{_steps(history)[1]:,}", of))
+  when = ""
+  if times:
+    first, last = (
+      datetime.datetime.fromtimestamp(s, datetime.UTC) for s in (min(times), max(times))
+    )
+    when = f'<div class="soft">{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC</div>'
+    duration = datetime.timedelta(seconds=round(max(times) - min(times)))
+    tiles.append(("Time", str(duration), "first to last record"))
+  for name, label, pick, hint in (
+    ("images_per_sec", "Images per second", np.nanmedian, "median"),
+    ("loss", "Loss", lambda v: v[-1], "last"),
+    ("skipped", "Skipped steps", np.nanmax, "not finite"),
+  ):
+    if name in history and not np.isnan(history[name][1]).all():
+      tiles.append((label, _number(pick(history[name][1])), hint))
+  cells = "".join(
+    f'<div class="card"><span class="soft">{label}</span><b>{value}</b>'
+    f'<span class="soft">{hint}</span></div>'
+    for label, value, hint in tiles
+  )
+  return f'{when}<div class="tiles">{cells}</div>'
+
+
+def _number(value: Any) -> str:
+  """Text of a table cell: 4 digits for floats, a dash for what is missing."""
+  if value is None:
+    return "–"
+  if isinstance(value, bool | np.bool_):
+    return "yes" if value else "no"
+  if isinstance(value, int | np.integer):
+    return f"{value:,}"
+  if isinstance(value, float | np.floating):
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+  return html.escape(str(value))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+  columns = list(dict.fromkeys(key for row in rows for key in row))
+  kinds = {
+    c: "num" if all(isinstance(r.get(c, 0), int | float | np.number | None) for r in rows) else ""
+    for c in columns
+  }
+
+  def cell(row, column):
+    value = row.get(column)
+    bad = isinstance(value, float | np.floating) and not math.isfinite(value)
+    return f'<td class="{kinds[column]}{" bad" * bad}">{_number(value)}</td>'
+
+  head = "".join(f'<th class="{kinds[c]}">{html.escape(str(c))}</th>' for c in columns)
+  body = "".join("<tr>" + "".join(cell(r, c) for c in columns) + "</tr>" for r in rows)
+  return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _rows(items: Iterable[tuple[str, Any]]) -> str:
+  text = ((html.escape(str(k)), html.escape(str(v))) for k, v in items)
+  return f"<table>{''.join(f'<tr><td>{k}</td><td>{v}</td></tr>' for k, v in text)}</table>"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flat(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _config(config: Mapping[str, Any]) -> str:
+  if not config:
+    return ""
+  items = list(_flat(config))
+  half = (len(items) + 1) // 2
+  cards = (_rows(part) for part in (items[:half], items[half:]) if part)
+  return f'<div class="two config">{"".join(f"<div class=card>{c}</div>" for c in cards)}</div>'
+
+
+def _samples(name: str, shots: Sequence[tuple[int, bytes]]) -> str:
+  def figure(step, png):
+    data = base64.b64encode(png).decode()
+    label = f"{name}, step {step}"
+    return (
+      f'<figure><img alt="{html.escape(label)}" src="data:image/png;base64,{data}">'
+      f"<figcaption>step {step:,}</figcaption></figure>"
+    )
+
+  past = "".join(figure(*shot) for shot in shots[:-1])
+  return (
+    f'<div class="card stack"><h3>{html.escape(name)}</h3><div class="samples">'
+    f'{figure(*shots[-1])}<div class="past">{past}</div></div></div>'
+  )
+
+
+def _charts(history: Mapping[str, Series]) -> list[tuple[str, dict[str, Series], bool]]:
+  """(title, label -> series, whether the labels are a sequence), one for each chart.
+
+  `family/member` are lines of one chart, and so are `fd_1step`, `fd_2step` and `fd_floor`.
+  """
+  groups: dict[str, dict[str, Series]] = {}
+  for name, series in history.items():
+    family, slash, member = name.partition("/")
+    together = re.fullmatch(r"(.+)_(\d+step|floor|min|max)", name)
+    if slash:
+      groups.setdefault(family + "/", {})[member] = series
+    elif together:
+      groups.setdefault(together[1], {})[name] = series
+    else:
+      groups.setdefault(name, {})[name] = series
+  place = {name: i for i, name in enumerate(_ORDER)}
+  # Numbers inside a name count as numbers: 2step before 10step, t0.39 before t1.18.
+  natural = lambda name: [s.zfill(9) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
+  charts = []
+  for group in sorted(groups, key=lambda g: (place.get(g, len(place)), g)):
+    lines = {k: groups[group][k] for k in sorted(groups[group], key=natural)}
+    charts.append((_TITLES.get(group, group.rstrip("/")), lines, group.endswith("/")))
+  return charts
+
+
+def _colour(i: int, n: int, label: str, ordered: bool) -> str:
+  if label.endswith("floor"):
+    return "var(--soft)"
+  if ordered or n > len(_COLOURS):  # a sequence of times is a ramp, from blue through red to gold
+    return f"hsl({(215 + 190 * i / max(1, n - 1)) % 360:.0f} 75% 57%)"
+  return _COLOURS[i]
+
+
+def _range_of_t(label: str) -> str:
+  match = re.fullmatch(r"t?(\d+\.?\d*)-(\d+\.?\d*)", label)
+  return f"t {match[1]}–{match[2]}" if match else label
+
+
+def _chart(title: str, lines: Mapping[str, Series], ordered: bool, span: tuple[int, int]) -> str:
+  values = np.concatenate([v for _, v in lines.values()])
+  lost = np.count_nonzero(~np.isfinite(values))
+  from_zero = all(name.endswith("_per_sec") for name in lines)  # a steady pace should look steady
+  to_y, ticks, remark = _y_axis(values[np.isfinite(values)], from_zero)
+  first, last = span if span[0] < span[1] else (span[0] - 1, span[0] + 1)
+  x = lambda steps: np.interp(steps, (first, last), (_LEFT, _RIGHT))
+  marks, keys = [_axes(to_y, ticks, x, [s for s in _nice(*span, 6) if s == int(s)])], []
+  for i, (label, (steps, v)) in enumerate(lines.items()):
+    colour, name = _colour(i, len(lines), label, ordered), html.escape(_range_of_t(label))
+    marks.append(_curve(name, x(steps), v, to_y, colour, alone=len(lines) == 1))
+    swatch = f'<i style="background:{colour}"></i>{name}' if len(lines) > 1 else "last"
+    keys.append(f'<span class="key">{swatch} <b>{_number(v[-1])}</b></span>')
+  if remark:
+    keys.append(f'<span class="key">{remark}</span>')
+  if lost:
+    keys.append(f'<span class="key bad">{lost} not finite</span>')
+  return (
+    f'<div class="card"><div class="head"><h3>{html.escape(title)}</h3>{"".join(keys)}</div>'
+    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+    f"{''.join(marks)}</svg></div>"
+  )
+
+
+def _y_axis(values: np.ndarray, from_zero: bool) -> tuple[Callable, list[float], str]:
+  """Value -> pixel, the ticks, and what to tell the reader about the scale."""
+  low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+  low = min(low, 0.0) if from_zero else low
+  log = low > 0 and high / low > 30
+  remark = "log scale" if log else ""
+  if not log and not from_zero and len(values) > 100:
+    inner = np.percentile(values, (1, 99))
+    if high - low > 5 * (inner[1] - inner[0]) > 0:  # a few spikes would flatten all the rest
+      (low, high), remark = inner, "spikes cut off"
+  if high - low <= 1e-9 * abs(high):
+    low, high = (low - abs(low) / 10, high + abs(high) / 10) if high else (-1.0, 1.0)
+  scale = np.log10 if log else np.asarray
+  a, b = scale(low), scale(high)
+  a, b = a - 0.05 * (b - a), b + 0.05 * (b - a)
+  to_y = lambda v: np.interp(scale(v), (a, b), (_BOTTOM, _TOP))
+  if not log:
+    return to_y, _nice(a, b, 6), remark
+  decades = np.arange(math.ceil(a), math.floor(b) + 1)
+  factors = (1, 2, 5) if len(decades) < 3 else (1,)
+  decades = np.arange(math.floor(a), b + 1, max(1, len(decades) // 5))
+  ticks = [f * 10.0**d for d in decades for f in factors]
+  return to_y, [t for t in ticks if a <= math.log10(t) <= b], remark
+
+
+def _nice(low: int | float, high: int | float, most: int) -> list[float]:
+  """Round numbers in [low, high], about `most` of them."""
+  if high <= low:
+    return [float(low)]
+  rough = (high - low) / most
+  unit = 10.0 ** math.floor(math.log10(rough))
+  step = next(unit * f for f in (1, 2, 2.5, 5, 10) if unit * f >= rough * 0.999)
+  return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _short(value: int | float) -> str:
+  for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if abs(value) >= size:
+      return f"{value / size:g}{suffix}"
+  return re.sub(r"e-0", "e-", f"{value:g}")
+
+
+def _axes(to_y: Callable, y_ticks: list[float], to_x: Callable, x_ticks: list[float]) -> str:
+  parts = []
+  for tick in y_ticks:
+    y = float(to_y(tick))
+    parts.append(f'<path class="axis" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
+    parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
+  for tick in x_ticks:
+    x = float(to_x(tick))
+    parts.append(f'<path class="axis" d="M{x:.1f} {_BOTTOM}v4"/>')
+    parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 17}" text-anchor="middle">{_short(tick)}</text>')
+  parts.append(f'<path class="axis" d="M{_LEFT} {_BOTTOM}H{_RIGHT}"/>')
+  middle = (_LEFT + _RIGHT) // 2
+  parts.append(f'<text x="{middle}" y="{_BOTTOM + 33}" text-anchor="middle">step</text>')
+  return "".join(parts)
+
+
+def _curve(name: str, x: np.ndarray, v: np.ndarray, to_y: Callable, colour: str, *, alone) -> str:
+  """One line with gaps where values are not finite; long ones as means, with their range."""
+  band, finite = "", np.isfinite(v)
+  if len(v) > _MAX_POINTS:
+    edges = np.linspace(0, len(v), _MAX_POINTS, endpoint=False).astype(int)
+    count = np.add.reduceat(finite.astype(float), edges)
+    total = np.add.reduceat(np.where(finite, v, 0), edges)
+    low = np.minimum.reduceat(np.where(finite, v, np.inf), edges)
+    high = np.maximum.reduceat(np.where(finite, v, -np.inf), edges)
+    x, finite = x[edges], count > 0
+    v = total / np.maximum(count, 1)
+    if alone:
+      around = np.concatenate([high[finite], low[finite][::-1]])
+      across = np.concatenate([x[finite], x[finite][::-1]])
+      points = " ".join(f"{p:.1f},{to_y(q):.1f}" for p, q in zip(across, around, strict=True))
+      band = f'<polygon points="{points}" style="fill:{colour};opacity:.2"/>'
+  path, pen = "", "M"
+  for p, q, there in zip(x, v, finite, strict=True):
+    # h0 after a move: with round caps, a point between two gaps is still seen, as a dot.
+    path += f"{pen}{p:.1f} {to_y(q):.1f}{'h0' if pen == 'M' else ''}" if there else ""
+    pen = "L" if there else "M"
+  spots = [(p, to_y(q)) for p, q in zip(x[finite], v[finite], strict=True)] if len(v) <= 30 else []
+  dots = "".join(f'<circle cx="{p:.1f}" cy="{q:.1f}" r="3" fill="{colour}"/>' for p, q in spots)
+  style = f"fill:none;stroke:{colour};stroke-width:1.6;stroke-linecap:round;stroke-linejoin:round"
+  dash = ";stroke-dasharray:5 4" if name.endswith("floor") else ""
+  return f'{band}<path style="{style}{dash}" d="{path}"><title>{name}</title></path>{dots}'

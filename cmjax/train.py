@@ -1,0 +1,379 @@
+"""Training: from a config and a workdir to a trained model, in as many sittings as it takes."""
+
+import contextlib
+import functools
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmjax import build, checkpoint, reporting, sharding, statistics
+from cmjax.train_step import NONFINITE, TrainState, make_train_step
+from cmjax.types import Array, Metrics, Network, Params
+
+logger = logging.getLogger("cmjax")
+
+# EX_TEMPFAIL: the state is saved; start the same command again. Schedulers can requeue on it.
+INTERRUPTED = 75
+
+# What may differ between two sittings of one run: how long, how often, where; not what.
+FREE = ("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite")
+
+# One seed, one key for each.
+PURPOSES = ("initialise", "train", "evaluate")
+
+Teacher = tuple[Network, Params]
+
+
+class Interrupted(SystemExit):
+  """SIGTERM or SIGINT came: the state is saved, and the process exits with code 75."""
+
+  def __init__(self, step: int):
+    super().__init__(INTERRUPTED)
+    self.step = step
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+  """Trains, or goes on training, until config.total_steps.
+
+  The workdir then holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/,
+  scores.json and report.html. A run goes on from its newest good checkpoint; one that was killed
+  at any moment ends with the same state, bit for bit, as one that was not.
+
+  Args:
+    config: as in `configs/`.
+    workdir: of this run; made if it is not there.
+
+  Returns:
+    The last value of every evaluator.
+
+  Raises:
+    ValueError: the config, the data, the workdir or its checkpoints do not fit.
+    FloatingPointError: a loss or gradient was not finite and config.nonfinite is "stop".
+    Interrupted: on SIGTERM or SIGINT, after saving.
+  """
+  workdir = Path(workdir).absolute()
+
+  # --- devices and functions: all that can be wrong with the config is found here ---
+  build.pick(NONFINITE, config.nonfinite, "policy (nonfinite)")
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch_size(config.batch_size, mesh)
+  net, teacher = build.network(config), load_teacher(config, mesh)
+  init, lr = build.state_init(config, net), build.schedule(config)
+  step_fn = make_step_fn(config, net, teacher)
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  checkpoint.check_writable(workdir, (config.checkpoint.keep + 1) * checkpoint.num_bytes(abstract))
+  evaluators = build.evaluators(config, net, mesh)
+
+  # --- state: the newest good checkpoint, else config.init_from, else random weights ---
+  primary = sharding.process()[0] == 0
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, primary=primary)
+  restored = checkpoints.restore(functools.partial(_layout, config, abstract, mesh))
+  state = restored.state if restored else _fresh(config, net, init, mesh)
+  start = int(state.step)
+  logger.info("Starting at step %d of %d in %s.", start, config.total_steps, workdir)
+  batches = build.batches(config, mesh, start)
+  train_key = jax.device_put(_key(config, "train"), sharding.replicated(mesh))
+  reporter = reporting.Reporter(
+    workdir,
+    total_steps=config.total_steps,
+    batch_size=config.batch_size,
+    start_step=start,
+    enabled=primary,
+  )
+  if primary:
+    _write_json(workdir / "config.json", config.to_dict())
+
+  # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
+  compiled, scores, window = None, {}, _Window(config.nonfinite)
+  with interruption() as interrupted, reporter, contextlib.closing(checkpoints):
+    for step in range(start, config.total_steps + 1):
+      last, stop = step == config.total_steps, interrupted()
+      if last or stop or step % config.log_every_steps == 0:
+        if scalars := window.flush():
+          scalars["lr"] = float(lr(jnp.asarray(step - 1)))
+          reporter.write(step, scalars | reporter.throughput())
+
+      for label, (every, evaluate) in evaluators.items():
+        # The sitting before has evaluated the step of its checkpoint.
+        if last or (step % every == 0 and not stop and not (restored and step == start)):
+          with reporter.paused():
+            averages = {name: params["net"] for name, params in state.ema.items()}
+            scores |= _report(reporter, step, label, evaluate(averages, eval_key(config)))
+
+      if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
+        with reporter.paused():
+          checkpoints.save(step, state, config.to_dict())
+      if last:
+        break
+      if stop:
+        checkpoints.wait()
+        raise Interrupted(step)
+
+      batch = next(batches)
+      if compiled is None:
+        with reporter.paused():
+          compiled = _compile(step_fn, state, batch, train_key, teacher)
+      with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
+        state, metrics = compiled(state, batch, train_key, teacher and teacher[1])
+      window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
+      reporter.progress(step + 1, window.latest)
+
+    batches.close()
+    if primary:
+      finish(config, workdir, scores)
+  return scores
+
+
+def make_step_fn(config: ConfigDict, net: Network, teacher: Teacher | None) -> Callable[..., Any]:
+  """(state, batch, key, teacher_params) -> (state, metrics).
+
+  The teacher's weights are an argument: closed over, they would be constants of the program, kept
+  twice and compiled for minutes.
+  """
+  tx, decays = build.optimizer(config), build.ema_decays(config)
+
+  def step_fn(state, batch, key, teacher_params):
+    loss_fn = build.loss(config, net, (teacher[0], teacher_params) if teacher else None)
+    return make_train_step(loss_fn, tx, decays)(state, batch, key)
+
+  # Traced once without compiling, so that a wrong section of the config is found at the door.
+  build.loss(config, net, teacher)
+  return step_fn
+
+
+class Trained(NamedTuple):
+  """What another run left: its config, network and averages, at the step of its checkpoint."""
+
+  config: ConfigDict
+  net: Network
+  averages: dict[str, Params]  # {ema name: params of the network}
+  step: int
+
+
+def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
+  """The networks of a run, from its newest good checkpoint; the run is not changed by it."""
+  restored = checkpoint.read(
+    Path(workdir).expanduser(), lambda meta: _abstract_of(ConfigDict(meta["config"]), mesh)
+  )
+  config = ConfigDict(restored.meta["config"])
+  averages = {name: params["net"] for name, params in restored.state.ema.items()}
+  return Trained(config, build.network(config), averages, restored.step)
+
+
+def _abstract_of(config: ConfigDict, mesh: Mesh) -> TrainState:
+  init = build.state_init(config, build.network(config))
+  return _sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
+
+
+def _load_relative(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Teacher:
+  """The network and the average that `config.teacher` or `config.init_from` names."""
+  trained = load_network(section.workdir, mesh)
+  _check_relative(config, trained.config, section.workdir)
+  params = build.pick(trained.averages, section.ema, f"average (ema) of {section.workdir}")
+  return trained.net, params
+
+
+def load_teacher(config: ConfigDict, mesh: Mesh) -> Teacher | None:
+  """The frozen network of `config.teacher`, or None where its workdir is empty."""
+  return _load_relative(config, config.teacher, mesh) if config.teacher.workdir else None
+
+
+def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None:
+  """Raises if a teacher's data scale or shape are others than this run's."""
+  for key in ("resolution", "in_channels", "dim", "num_classes"):
+    if config.net.get(key) != other.net.get(key):
+      raise ValueError(
+        f"The network in {workdir} has net.{key}={other.net.get(key)}, this run has "
+        f"{config.net.get(key)}. Take a teacher of the same data."
+      )
+  if config.sigma_data != other.sigma_data:
+    raise ValueError(
+      f"The network in {workdir} was trained with sigma_data={other.sigma_data}, this run has "
+      f"{config.sigma_data}. Set sigma_data={other.sigma_data}."
+    )
+
+
+def _key(config: ConfigDict, purpose: str) -> Array:
+  """The key of one purpose; the seed itself is that of the initial weights."""
+  return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
+
+
+def eval_key(config: ConfigDict) -> Array:
+  """The key of all evaluations: the same noise at every step."""
+  return _key(config, "evaluate")
+
+
+def _fresh(config: ConfigDict, net: Network, init, mesh: Mesh) -> TrainState:
+  """The state of step 0: random weights, or those that config.init_from names."""
+  key = _key(config, "initialise")
+  if not config.init_from.workdir:
+    return sharding.create(init, mesh, key)[0]
+  _, params = _load_relative(config, config.init_from, mesh)
+  ours, theirs = _shapes(jax.eval_shape(net.init, key)), _shapes(params)
+  if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
+    name = differ[0]
+    raise ValueError(
+      f"init_from: {config.init_from.workdir} does not fit this network in {len(differ)} tensors, "
+      f"{name} first: got {theirs.get(name)}, expected {ours.get(name)}. Use the same net section."
+    )
+  return sharding.create(init, mesh, key, params)[0]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+
+
+def _sharded(abstract: Any, mesh: Mesh) -> Any:
+  """Shapes with the shardings that the arrays are to have."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    sharding.shard_params(abstract, mesh),
+  )
+
+
+def _layout(config: ConfigDict, abstract: TrainState, mesh: Mesh, meta: dict[str, Any]) -> Any:
+  """How the state of this run is to be restored, if the stored config is that of this run."""
+  ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(meta["config"])
+  differ = [
+    f"{key}: {theirs.get(key, 'not set')} in the checkpoint, {ours.get(key, 'not set')} now"
+    for key in sorted(ours.keys() | theirs.keys())
+    if ours.get(key) != theirs.get(key) and key.split(".")[0] not in FREE
+  ]
+  if differ:
+    raise ValueError(
+      "The config does not fit the checkpoints in the workdir:\n  "
+      + "\n  ".join(differ)
+      + "\nTake the old values, or another --workdir."
+    )
+  return _sharded(abstract, mesh)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dicts as {a.b.c: value}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+class _Window:
+  """The metrics of the steps since the last record; those of the newest step are not waited for."""
+
+  def __init__(self, policy: str):
+    self.latest: dict[str, float] = {}  # of the last record, for the live line
+    self._policy = policy
+    self._pending: tuple[int, Metrics] | None = None
+    self._read: list[dict[str, Any]] = []
+    self._skipped = 0
+
+  def add(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a step, and reads those of the step before."""
+    self._drain()
+    self._pending = (step, metrics)
+
+  def flush(self) -> dict[str, float]:
+    """The means since the last flush, which waits for the newest step; empty if there was none."""
+    self._drain()
+    if not self._read:
+      return {}
+    self.latest = statistics.merge(self._read) | {"skipped": self._skipped}
+    self._read = []
+    return dict(self.latest)
+
+  def _drain(self) -> None:
+    if self._pending is None:
+      return
+    step, metrics = self._pending[0], jax.device_get(self._pending[1])
+    self._pending = None
+    if not metrics["nonfinite"].total:
+      self._read.append(metrics)
+      return
+    what = (
+      f"The loss or a gradient of step {step} is not finite (loss {metrics['loss'].total:.4g}, "
+      f"gradient norm {metrics['grad_norm'].total:.4g})."
+    )
+    if self._policy == "stop":
+      raise FloatingPointError(
+        f"{what} nonfinite='stop': parameters and checkpoints are as they were before that step. "
+        "Look at tangent_norm in metrics.jsonl; --config.nonfinite=skip goes on without it."
+      )
+    self._skipped += 1
+    logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self._skipped)
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+  """Yields a function: has SIGTERM or SIGINT come? A second SIGINT ends the program at once."""
+  received = []
+
+  def handle(number, frame):
+    if received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    logger.warning("%s: saving, then exiting.", signal.Signals(number).name)
+    received.append(number)
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  old = {number: signal.signal(number, handle) for number in numbers}
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def _compile(step_fn, state: TrainState, batch, key, teacher: Teacher | None):
+  """The step, compiled ahead of time once, with its price in the log."""
+  start = time.perf_counter()
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+  compiled = jitted.lower(state, batch, key, teacher and teacher[1]).compile()
+  cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+  logger.info(
+    "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "
+    "%.2f M parameters.",
+    time.perf_counter() - start,
+    cost.get("flops", 0) / 1e9,
+    memory.temp_size_in_bytes / 1e6 if memory else 0,
+    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+  )
+  return compiled
+
+
+def _report(
+  reporter: reporting.Reporter, step: int, label: str, values: Iterator[tuple[str, Any]]
+) -> dict[str, float]:
+  """Passes what an evaluator yields to the reporter; returns the scalars."""
+  scalars = {}
+  for name, value in values:
+    if jnp.ndim(value):
+      reporter.images(step, name, value)
+    else:
+      scalars[f"{label}/{name}"] = float(value)
+  if scalars:
+    reporter.write(step, scalars)
+  return scalars
+
+
+def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:
+  """Writes scores.json and the run's page."""
+  _write_json(workdir / "scores.json", dict(scores))
+  rows = [{"score": name, "value": f"{value:.4g}"} for name, value in scores.items()]
+  reporting.report(workdir, title=workdir.name, config=config.to_dict(), scores=rows)
+
+
+def _write_json(path: Path, content: Any) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n")

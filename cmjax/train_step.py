@@ -1,0 +1,84 @@
+"""The train state, how it starts, and one step of it: pure functions, jitted by the caller."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from cmjax import ema, statistics
+from cmjax.types import Array, Batch, LossFn, Metrics, Params
+
+NONFINITE = ("stop", "skip")
+
+
+@struct.dataclass
+class TrainState:
+  """Everything a checkpoint holds, and nothing else."""
+
+  step: Any  # updates so far, int32
+  params: Any  # {net: ..., weighting: ...}
+  ema: Any  # {name: params}
+  opt_state: Any
+
+
+def make_init(
+  init_params: Callable[[Array], Params],
+  tx: optax.GradientTransformation,
+  ema_names: tuple[str, ...],
+) -> Callable[[Array], TrainState]:
+  """init(key) -> TrainState. Call it under `jit`: outside, averages share buffers with params."""
+
+  def init(key):
+    params = init_params(key)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      ema={name: jax.tree.map(jnp.copy, params) for name in ema_names},
+      opt_state=tx.init(params),
+    )
+
+  return init
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  ema_decays: Mapping[str, ema.Decay],
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+  """train_step(state, batch, key) -> (state, metrics): pure; the caller jits and shards it.
+
+  All randomness is a function of (key, state.step), so a resumed run repeats itself. A step whose
+  loss or gradient is not finite changes nothing but the step count, whatever the policy that the
+  train loop then follows; metrics["nonfinite"] counts it.
+
+  Metrics: the loss function's, and grad_norm, nonfinite.
+  """
+
+  def train_step(state, batch, key):
+    key = jax.random.fold_in(key, state.step)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (value, metrics), grads = grad_fn(state.params, batch, key, state.step)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averages = ema.update(state.ema, params, state.step, ema_decays)
+
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    state = TrainState(
+      step=state.step + 1,
+      params=keep(params, state.params),
+      ema=keep(averages, state.ema),
+      opt_state=keep(opt_state, state.opt_state),
+    )
+    metrics |= {
+      "grad_norm": statistics.mean(grad_norm),
+      "nonfinite": statistics.mean(1.0 - finite.astype(jnp.float32)),
+    }
+    return state, metrics
+
+  return train_step

@@ -1,0 +1,73 @@
+"""TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3 and appendix B).
+
+The process is x_t = cos(t) x_0 + sin(t) z with t in [0, pi/2] and z ~ N(0, sigma_data^2 I). A
+network F(x_t / sigma_data, t) of unit scale gives the velocity v = sigma_data F: the PF-ODE of a
+diffusion model is dx_t/dt = v (eq. 3), and a step along it from t to s is a rotation. Every
+function works for points, images and latents alike: `t` has one entry per sample.
+"""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cmjax.types import Array, Data, Time
+
+
+def cos_sin(t: Time, like: Data) -> tuple[Array, Array]:
+  """cos(t) and sin(t), with trailing axes added so that they broadcast against `like`."""
+  t = t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+  return jnp.cos(t), jnp.sin(t)
+
+
+def interpolate(x0: Data, z: Data, t: Time) -> Data:
+  """x_t of a known pair (x_0, z)."""
+  c, s = cos_sin(t, x0)
+  return c * x0 + s * z
+
+
+def velocity(x0: Data, z: Data, t: Time) -> Data:
+  """dx_t/dt of a known pair (x_0, z): the target of v-prediction (eq. 4)."""
+  c, s = cos_sin(t, x0)
+  return c * z - s * x0
+
+
+def step(x_t: Data, v: Data, t: Time, s: Time) -> Data:
+  """The DDIM step from t to s along the circle through x_t with velocity v (eq. 26)."""
+  c, s = cos_sin(t - s, x_t)
+  return c * x_t - s * v
+
+
+def denoise(x_t: Data, v: Data, t: Time) -> Data:
+  """The step to 0: E[x_0 | x_t] of a diffusion model (eq. 23), f of a consistency model (eq. 5)."""
+  return step(x_t, v, t, jnp.zeros_like(t))
+
+
+def predict_noise(x_t: Data, v: Data, t: Time) -> Data:
+  """The estimate of z, of std sigma_data: sin(t) x_t + cos(t) v (below eq. 27)."""
+  c, s = cos_sin(t, x_t)
+  return s * x_t + c * v
+
+
+def score(x_t: Data, v: Data, t: Time, *, sigma_data: float) -> Data:
+  """grad log p_t(x_t) of a diffusion model with velocity v; infinite at t = 0."""
+  _, s = cos_sin(t, x_t)
+  return -predict_noise(x_t, v, t) / (sigma_data**2 * s)
+
+
+def sigma_to_t(sigma: ArrayLike, *, sigma_data: float) -> Array:
+  """The angle with the signal-to-noise ratio of EDM's noise level: arctan(sigma / sigma_data).
+
+  x_t is then cos(t) times EDM's x_0 + sigma eps (eq. 30).
+
+  >>> round(float(sigma_to_t(80.0, sigma_data=0.5)), 6)
+  1.564546
+  """
+  return jnp.arctan2(sigma, sigma_data)
+
+
+def t_to_sigma(t: ArrayLike, *, sigma_data: float) -> Array:
+  """EDM's noise level of an angle: sigma_data tan(t), the inverse of `sigma_to_t`.
+
+  >>> round(float(t_to_sigma(1.1, sigma_data=0.5)), 4)
+  0.9824
+  """
+  return sigma_data * jnp.tan(t)

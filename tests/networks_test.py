@@ -1,0 +1,454 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cmjax import embeddings
+from cmjax.networks import MLP, DDPMpp, as_network, layers
+from cmjax.networks.attention import attend, split_heads
+from cmjax.networks.ddpmpp import BlockSpec, UNetBlock, decoder_specs, encoder_specs
+
+SMALL = dict(
+  resolution=8,
+  in_channels=1,
+  channels=8,
+  channel_mult=(1, 2),
+  num_blocks=1,
+  attn_resolutions=(4,),
+  dropout=0.2,
+  num_classes=3,
+  augment_dim=2,
+)
+NUM_BLOCKS = 10  # enc: block0, down, block0; dec: in0, in1, block0-1, up, block0-1
+unet = functools.partial(DDPMpp, **SMALL)
+mlp = functools.partial(MLP, dim=2, width=16, depth=2, embed_channels=8, num_classes=3, dropout=0.2)
+MODULES = pytest.mark.parametrize("make", [mlp, unet], ids=["mlp", "ddpmpp"])
+
+
+def shake(params, scale=0.2):
+  """Parameters that are all different from 0, as after some training."""
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(
+    tree, [a + scale * rng.normal(size=a.shape).astype("f") for a in leaves]
+  )
+
+
+def inputs(make, b=3, dtype=np.float32):
+  shape = (8, 8, 1) if make is unet else (2,)
+  rng = np.random.default_rng(1)
+  x = jnp.asarray(rng.normal(size=(b, *shape)), dtype)
+  return x, jnp.linspace(0.1, 1.5, b, dtype=dtype), {"label": jnp.arange(b) % 3}
+
+
+@functools.cache
+def built(make):
+  """The network in float32 with its apply compiled, fresh parameters and shaken ones."""
+  net = as_network(make)
+  params = jax.jit(net.init)(jax.random.key(0))
+  return net._replace(apply=jax.jit(net.apply)), params, shake(params)
+
+
+def count(**kwargs):
+  net = as_network(functools.partial(DDPMpp, **kwargs))
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  return sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)), len(jax.tree.leaves(shapes))
+
+
+# --- the published networks ---------------------------------------------------------------------
+
+
+# The number of arrays is the published number of entries less the constant resampling filters.
+@pytest.mark.parametrize(
+  ("kwargs", "params", "arrays"),
+  [
+    (dict(modulation="additive"), 55_733_891, 417),
+    (dict(modulation="pnorm_scale_shift"), 60_067_715, 417),
+    (dict(modulation="additive", num_classes=10), 55_735_299, 419),
+    (dict(modulation="additive", resolution=64, channel_mult=(1, 2, 2, 2)), 61_805_571, 541),
+  ],
+)
+def test_ddpmpp_has_as_many_parameters_as_published(kwargs, params, arrays):
+  assert count(**kwargs) == (params, arrays)
+
+
+def test_unet_walks_through_the_channels_of_edm():
+  plan = ((32, 16, 8), (128, 256, 256, 256), 4, (16,))
+  enc, dec = encoder_specs(*plan), decoder_specs(*plan)
+  assert [s.cin for s in enc] == [128] + 13 * [256]
+  assert [s.cin for s in dec if s.joins] == 14 * [512] + [384]
+  assert {s.cout for s in enc + dec} == {256} and len(enc + dec) == 33
+  assert [s.name for s in dec if s.attention] == ["8x8_in0", "16x16_block4"]
+  assert [s.name for s in enc if s.attention] == [f"16x16_block{i}" for i in range(4)]
+
+
+def test_parameter_paths_follow_the_names_of_edm():
+  make = functools.partial(DDPMpp, num_classes=10)
+  shapes = jax.eval_shape(as_network(make).init, jax.random.key(0))
+  flat = jax.tree_util.tree_leaves_with_path(shapes)
+  paths = {jax.tree_util.keystr(p, simple=True, separator="/"): a.shape for p, a in flat}
+  assert all(type(k.key) is str for p, _ in flat for k in p)
+  assert paths["map_label/kernel"] == (10, 128) and paths["map_augment/kernel"] == (9, 128)
+  assert paths["map_layer0/kernel"] == (128, 512) and paths["map_layer1/bias"] == (512,)
+  assert paths["enc/32x32_conv/kernel"] == (3, 3, 3, 128)
+  assert paths["enc/32x32_block0/skip/kernel"] == (1, 1, 128, 256)
+  assert paths["enc/16x16_down/conv0/kernel"] == (3, 3, 256, 256)
+  assert paths["enc/16x16_block0/qkv/kernel"] == (1, 1, 256, 768)
+  assert paths["dec/16x16_block4/norm2/scale"] == (256,)
+  assert paths["dec/8x8_in0/affine/kernel"] == (512, 512)
+  assert paths["dec/32x32_aux_conv/kernel"] == (3, 3, 256, 3)
+
+
+@pytest.mark.parametrize("size", [(8, 1), (28, 1), (32, 3)])
+def test_ddpmpp_keeps_the_shape_of_the_image(size):
+  resolution, in_channels = size
+  make = functools.partial(
+    DDPMpp, resolution, in_channels, 32, (1, 2), num_blocks=2, attn_resolutions=(resolution // 2,)
+  )
+  net = as_network(make)
+  x = jnp.zeros((5, resolution, resolution, in_channels))
+  params = jax.eval_shape(net.init, jax.random.key(0))
+  F = jax.eval_shape(net.apply, params, x, jnp.zeros(5), {}, jax.random.key(1))
+  assert F.shape == x.shape and F.dtype == jnp.float32
+
+
+# --- laws of every network ----------------------------------------------------------------------
+
+
+@MODULES
+def test_output_is_zero_at_the_start_and_not_later(make):
+  net, fresh, shaken = built(make)
+  assert not np.any(net.apply(fresh, *inputs(make), None))
+  assert np.std(net.apply(shaken, *inputs(make), None)) > 0.01
+
+
+@MODULES
+def test_dropout_is_a_function_of_the_key(make):
+  net, _, params = built(make)
+  F = lambda key: np.asarray(net.apply(params, *inputs(make), key))
+  np.testing.assert_array_equal(F(None), F(None))
+  np.testing.assert_array_equal(F(jax.random.key(1)), F(jax.random.key(1)))
+  assert np.any(F(jax.random.key(1)) != F(jax.random.key(2)))
+  assert np.any(F(jax.random.key(1)) != F(None))
+
+
+@MODULES
+def test_label_changes_the_output(make):
+  net, _, params = built(make)
+  x, t, _ = inputs(make)
+  F = [np.asarray(net.apply(params, x, t, {"label": jnp.full(3, i)}, None)) for i in (-1, 0, 1, 7)]
+  assert np.abs(F[0] - F[1]).max() > 1e-3 and np.abs(F[1] - F[2]).max() > 1e-3
+  np.testing.assert_array_equal(F[0], F[3])  # -1 and beyond the classes: no condition
+
+
+@MODULES
+def test_samples_of_a_batch_do_not_see_each_other(make):
+  net, _, params = built(make)
+  x, t, cond = inputs(make)
+  order = jnp.array([2, 0, 1])
+  F = net.apply(params, x, t, cond, None)
+  moved = net.apply(params, x[order], t[order], {"label": cond["label"][order]}, None)
+  np.testing.assert_allclose(moved, F[order], rtol=1e-4, atol=1e-5)
+
+
+@MODULES
+def test_jvp_agrees_with_finite_differences(make):
+  with jax.enable_x64(True):
+    net = as_network(make, dtype=jnp.float64)
+    params = shake(net.init(jax.random.key(0)))
+    x, t, cond = inputs(make, dtype=np.float64)
+    dx, dt = jnp.sin(3 * x), jnp.cos(t)
+    # With a key: the finite difference shares one dropout mask, so the tangent has to as well.
+    F_fn = jax.jit(lambda x, t: net.apply(params, x, t, cond, jax.random.key(3)))
+    F, dF = jax.jit(lambda *a: jax.jvp(F_fn, a, (dx, dt)))(x, t)
+    h = 1e-5
+    expected = (F_fn(x + h * dx, t + h * dt) - F_fn(x - h * dx, t - h * dt)) / (2 * h)
+    assert F.dtype == dF.dtype == jnp.float64
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(dF, expected, rtol=1e-6, atol=1e-7)
+
+
+@MODULES
+def test_gradient_runs_through_the_primal_of_a_jvp(make):
+  net, _, params = built(make)
+  x, t, cond = inputs(make)
+  key = jax.random.key(5)
+
+  @jax.jit
+  def both(params):
+    def loss(params):
+      F, dF = jax.jvp(lambda x, t: net.apply(params, x, t, cond, key), (x, t), (x, t))
+      target = jax.lax.stop_gradient(F - dF)
+      return jnp.sum((F - target) ** 2) / 2, dF
+
+    grads, dF = jax.grad(loss, has_aux=True)(params)
+    _, pull = jax.vjp(lambda params: net.apply(params, x, t, cond, key), params)
+    return grads, pull(dF)[0]
+
+  grads, expected = both(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), grads, expected)
+  assert all(np.any(g) for g in jax.tree.leaves(grads["map_layer0"]))
+  if make is unet:
+    assert np.abs(grads["enc"]["4x4_block0"]["qkv"]["kernel"]).max() > 1e-6
+
+
+@MODULES
+def test_tangent_is_finite_on_a_constant_image_and_at_both_ends(make):
+  net, _, params = built(make)
+  x, _, cond = inputs(make)
+  t = jnp.array([0.0, math.pi / 2 - 1e-6, math.pi / 2])
+  F_fn = lambda x, t: net.apply(params, x, t, cond, None)
+  F, dF = jax.jit(lambda x: jax.jvp(F_fn, (x, t), (x, jnp.ones(3))))(jnp.zeros_like(x))
+  assert np.all(np.isfinite(F)) and np.all(np.isfinite(dF)) and np.any(dF)
+
+
+def dot_dtypes(jaxpr):
+  """(primitive, dtypes of its two operands) of every product in a jaxpr and those inside it."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+      yield eqn.primitive.name, {v.aval.dtype.name for v in eqn.invars}
+    for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+      sub = getattr(sub, "jaxpr", sub)
+      if hasattr(sub, "eqns"):
+        yield from dot_dtypes(sub)
+
+
+@pytest.mark.parametrize(("make", "mapping"), [(mlp, 3 + 2), (unet, 3 + NUM_BLOCKS)])
+def test_body_runs_in_bfloat16_and_embeddings_in_float32(make, mapping):
+  net = as_network(make, dtype="bfloat16")
+  params = jax.eval_shape(net.init, jax.random.key(0))
+  jaxpr = jax.make_jaxpr(net.apply)(params, *inputs(make), jax.random.key(0))
+  found = list(dot_dtypes(jaxpr.jaxpr))
+  assert all(len(dtypes) == 1 for _, dtypes in found)
+  assert sum(dtypes == {"float32"} for _, dtypes in found) == mapping  # map_* and affine
+  assert sum(dtypes == {"bfloat16"} for _, dtypes in found) == len(found) - mapping
+  assert not any("float32" in dtypes for name, dtypes in found if name != "dot_general")
+  assert jaxpr.out_avals[0].dtype == jnp.float32
+
+
+# --- the adapter --------------------------------------------------------------------------------
+
+
+def test_init_is_a_function_of_the_key_and_gives_float32():
+  net = as_network(mlp)
+  a, b, c = (net.init(jax.random.key(i)) for i in (0, 0, 1))
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(a))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  assert np.any(a["fc_in"]["kernel"] != c["fc_in"]["kernel"])
+  assert np.any(a["blocks"]["block0"]["fc0"]["kernel"] != a["blocks"]["block1"]["fc0"]["kernel"])
+
+
+def test_adapter_refuses_what_it_cannot_carry():
+  with pytest.raises(ValueError, match="int32 is not floating-point"):
+    as_network(mlp, dtype="int32")
+  with pytest.raises(ValueError, match="'mapp' .*found in no parameter.*blocks/block0"):
+    as_network(mlp, float32_paths=("mapp",))
+
+  class Counter(nnx.Module):
+    float32_paths = ()
+
+    def __init__(self, *, rngs):
+      self.calls = nnx.Variable(jnp.zeros(()))
+
+  with pytest.raises(ValueError, match="(?i)variable"):
+    as_network(Counter)
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def test_positional_embedding_has_its_endpoint_frequencies():
+  # d/dt sin(t f) at 0 is f.
+  _, slopes = jax.jvp(lambda t: embeddings.positional(t, 128), (jnp.zeros(1),), (jnp.ones(1),))
+  np.testing.assert_array_equal(slopes[0, :64], 0)
+  freqs = slopes[0, 64:]
+  np.testing.assert_allclose([freqs[0], freqs[63]], [1, 1e-4], rtol=1e-6)
+  np.testing.assert_allclose(freqs[1:] / freqs[:-1], 10_000 ** (-1 / 63), rtol=1e-5)
+  np.testing.assert_allclose(freqs.mean(), 0.1149, atol=5e-5)
+
+
+def test_positional_embedding_is_cosines_then_sines_of_t_itself():
+  t = jnp.array([0.3, 1.5])
+  emb = embeddings.positional(t, 6, max_period=100.0)
+  f = np.array([1.0, 0.1, 0.01])
+  expected = np.concatenate([np.cos(t[:, None] * f), np.sin(t[:, None] * f)], axis=1)
+  np.testing.assert_allclose(emb, expected, rtol=1e-6)
+  assert embeddings.positional(t.astype(jnp.bfloat16), 4).dtype == jnp.float32
+  with jax.enable_x64(True):
+    assert embeddings.positional(jnp.ones(2, jnp.float64), 4).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(("channels", "nearest"), [(7, 8), (2, 4), (0, 4)])
+def test_positional_embedding_needs_an_even_width(channels, nearest):
+  with pytest.raises(ValueError, match=f"got {channels}.*Nearest: {nearest}"):
+    embeddings.positional(jnp.zeros(1), channels)
+
+
+def test_downsampling_is_the_mean_of_squares_and_upsampling_its_right_inverse():
+  x = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 4, 3)
+  small = layers.downsample(x)
+  np.testing.assert_allclose(small[1, 0, 1, 2], x[1, :2, 2:, 2].mean())
+  large = layers.upsample(small)
+  assert large.shape == x.shape
+  np.testing.assert_allclose(large[1, :2, 2:, 2], np.full((2, 2), small[1, 0, 1, 2]))
+  np.testing.assert_allclose(layers.downsample(large), small)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_convolution_is_the_sum_of_shifted_products(size):
+  conv = layers.Conv(2, 4, size, rngs=nnx.Rngs(0))
+  conv.bias[...] = jnp.arange(4.0)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 2)), jnp.float32)
+  pad = size // 2
+  padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  expected = np.arange(4.0) + sum(
+    padded[:, i : i + 5, j : j + 5] @ np.asarray(conv.kernel[...])[i, j]
+    for i in range(size)
+    for j in range(size)
+  )
+  np.testing.assert_allclose(conv(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_group_norm_has_unit_groups_and_float32_statistics():
+  norm = layers.GroupNorm(16)  # four groups of four
+  x = 100 + np.random.default_rng(0).normal(size=(2, 8, 8, 16))
+  groups = np.asarray(norm(jnp.asarray(x, jnp.float32))).reshape(2, 64, 4, 4)
+  np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-4)
+  np.testing.assert_allclose(groups.std((1, 3)), 1, rtol=1e-4)
+  half = jnp.asarray(x, jnp.bfloat16)
+  exact = norm(half.astype(jnp.float32))
+  assert norm(half).dtype == jnp.bfloat16
+  np.testing.assert_allclose(norm(half).astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_group_norm_applies_its_scale_and_bias_per_channel():
+  norm = layers.GroupNorm(8)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 8)), jnp.float32)
+  plain = norm(x)
+  norm.scale[...], norm.bias[...] = jnp.arange(8.0), -jnp.arange(8.0)
+  np.testing.assert_allclose(norm(x), plain * np.arange(8.0) - np.arange(8.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 10 * 4 + 2, 136])
+def test_group_norm_explains_widths_it_cannot_divide(channels):
+  with pytest.raises(ValueError, match=f"cannot divide {channels} channels"):
+    layers.GroupNorm(channels)
+
+
+def test_pnorm_divides_by_the_root_mean_square():
+  np.testing.assert_allclose(
+    layers.pnorm(jnp.array([[3.0, 4.0]])), [[3 / 12.5**0.5, 4 / 12.5**0.5]]
+  )
+  # eps = 1e-8 is inside the root: at 0 the derivative is 1e4, not infinite.
+  y, dy = jax.jvp(layers.pnorm, (jnp.zeros(4),), (jnp.ones(4),))
+  np.testing.assert_allclose([y, dy], [4 * [0.0], 4 * [1e4]], rtol=1e-5)
+
+
+def test_xavier_uniform_has_its_width():
+  w = layers.xavier_uniform(jax.random.key(0), (3, 3, 20, 40), gain=0.5)
+  limit = 0.5 * math.sqrt(6 / (9 * 60))
+  assert np.abs(w).max() <= limit
+  np.testing.assert_allclose(np.std(w), limit / math.sqrt(3), rtol=0.02)
+  assert not np.any(layers.xavier_uniform(jax.random.key(0), (4, 4), gain=0.0))
+
+
+def test_dropout_keeps_the_mean_and_the_share():
+  y = layers.dropout(jnp.full(100_000, 3.0), 0.25, nnx.Rngs(dropout=0))
+  np.testing.assert_allclose(np.unique(y), [0, 4])
+  np.testing.assert_allclose(y.mean(), 3, rtol=0.01)
+
+
+def test_label_rows_have_unit_mean_square_and_none_for_no_condition():
+  rows = layers.label_rows({"label": jnp.array([2, -1, 0])}, 4)
+  np.testing.assert_array_equal(rows, [[0, 0, 2, 0], [0, 0, 0, 0], [2, 0, 0, 0]])
+
+
+def test_attention_equals_a_handwritten_softmax():
+  b, h, w, heads, c = 2, 2, 3, 2, 4
+  qkv = np.random.default_rng(0).normal(size=(b, h, w, heads * c * 3)).astype("f")
+  expected = np.zeros((b, h * w, heads * c))
+  for n in range(heads):
+    # Channel (head, channel, {q, k, v}): q, k and v are neighbours.
+    q, k, v = (
+      qkv.reshape(b, h * w, -1)[..., n * c * 3 + i : (n + 1) * c * 3 : 3] for i in range(3)
+    )
+    scores = np.einsum("bpc,bsc->bps", q, k) / math.sqrt(c)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    expected[..., n * c : (n + 1) * c] = p / p.sum(-1, keepdims=True) @ v
+  np.testing.assert_allclose(attend(split_heads(jnp.asarray(qkv), heads)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("modulation", ["additive", "pnorm_scale_shift"])
+def test_block_modulates_as_its_formula_says(modulation):
+  spec = BlockSpec("block", 8, 8)
+  block = UNetBlock(spec, 16, modulation=modulation, dropout=0.5, rngs=nnx.Rngs(0))
+  block.conv1.kernel[...] = block.conv0.kernel[...] + 0.1
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)
+  e = jnp.asarray(rng.normal(size=(2, 16)), jnp.float32)
+  h = block.conv0(jax.nn.silu(block.norm0(x)))
+  a = np.asarray(e @ block.affine.kernel[...])[:, None, None]
+  if modulation == "additive":
+    h = block.norm1(h + a)
+  else:
+    s, b = a[..., :8], a[..., 8:]
+    rms = lambda a: np.sqrt(np.mean(a**2, -1, keepdims=True))
+    h = block.norm1(h) * (s / rms(s)) + b / rms(b)
+  expected = (x + block.conv1(jax.nn.silu(h))) / math.sqrt(2)
+  np.testing.assert_allclose(block(x, e, None), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    (dict(resolution=30), "resolution=30 cannot be halved 2 times.*Nearest: 32"),
+    (dict(resolution=1), "Nearest: 4"),
+    (dict(channel_mult=()), "channel_mult is empty"),
+    (dict(attn_resolutions=(7, 16)), r"attn_resolutions has \[7\].*\[32, 16, 8\]"),
+    (dict(modulation="adagn"), "modulation 'adagn'. Choose from: additive, pnorm_scale_shift"),
+    (dict(dropout=1.0), "dropout=1.0"),
+  ],
+)
+def test_ddpmpp_explains_bad_options(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    as_network(functools.partial(DDPMpp, **kwargs))
+
+
+@MODULES
+def test_bad_inputs_are_explained_while_tracing(make):
+  net, params, _ = built(make)
+  x, t, cond = inputs(make)
+  call = lambda *args: jax.eval_shape(net.apply, params, *args, None)
+  with pytest.raises(ValueError, match=r"num_classes=3 needs cond\['label'\].*\['augmented'\]"):
+    call(x, t, {"augmented": t})
+  with pytest.raises(ValueError, match=r"integers \[b\]; got float32\[3\]"):
+    call(x, t, {"label": t})
+  with pytest.raises(ValueError, match="The network is for x"):
+    call(x[:, :1], t, cond)
+
+
+def test_augmentation_is_told_to_the_network_or_refused():
+  net, _, params = built(unet)
+  x, t, cond = inputs(unet)
+  told = cond | {"augment": jnp.ones((3, 2))}
+  assert (
+    np.abs(net.apply(params, x, t, told, None) - net.apply(params, x, t, cond, None)).max() > 1e-3
+  )
+  with pytest.raises(ValueError, match="augment_dim=2: leave it out"):
+    jax.eval_shape(net.apply, params, x, t, cond | {"augment": jnp.ones((3, 9))}, None)
+
+
+def test_a_network_without_classes_ignores_labels():
+  net = as_network(functools.partial(MLP, 2, 8, 1, 4))
+  params = shake(net.init(jax.random.key(0)))
+  x, t, cond = inputs(mlp)
+  np.testing.assert_array_equal(
+    net.apply(params, x, t, cond, None), net.apply(params, x, t, {}, None)
+  )
