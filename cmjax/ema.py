@@ -13,7 +13,7 @@ Decay = Callable[[ArrayLike], Array]
 
 
 def half_life(
-  half_life_images: float, *, batch_size: int, rampup_ratio: float | None = 0.05
+  half_life_images: int | float, *, batch_size: int, rampup_ratio: float | None = 0.05
 ) -> Decay:
   """beta = 0.5^(batch / h) with h = min(half_life, rampup_ratio * images seen) (EDM, section 4.1).
 
@@ -37,7 +37,7 @@ def half_life(
 
 
 def update(
-  averages: dict[str, Params], params: Params, step: Array, decays: Mapping[str, Decay]
+  averages: dict[str, Params], params: Params, step: ArrayLike, decays: Mapping[str, Decay]
 ) -> dict[str, Params]:
   """All averages after the update that `step` counts from 0: ema + (1 - beta) (params - ema)."""
 
