@@ -43,7 +43,7 @@ SAMPLERS = {
   "ddim": samplers.ddim,
 }
 FEATURES = {"pixels": metrics.pixels}
-EVALUATORS = ("samples", "frechet", "sliced_wasserstein")
+EVALUATORS = ("samples", "frechet", "sliced_wasserstein", "throughput")
 
 
 def pick(table: Any, name: str, what: str) -> Any:
@@ -69,16 +69,17 @@ def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> A
   return factory(*args, **kwargs)
 
 
-def _section(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-  """The name and the keyword arguments of a section."""
-  kwargs = dict(section)
-  return kwargs.pop("name"), kwargs
+def _section(section: ConfigDict, what: str, *own: str) -> list[Any]:
+  """[name, *values of `own`, the keyword arguments of what the section names]."""
+  kwargs, own = dict(section), ("name", *own)
+  if missing := [key for key in own if key not in kwargs]:
+    raise ValueError(f"config.{what} needs {', '.join(own)}; not there: {', '.join(missing)}.")
+  return [*map(kwargs.pop, own), kwargs]
 
 
 def network(config: ConfigDict) -> Network:
   """The network of `config.net`; `dtype` is that of its body."""
-  name, kwargs = _section(config.net)
-  dtype = kwargs.pop("dtype")
+  name, dtype, kwargs = _section(config.net, "net", "dtype")
   module = pick(NETWORKS, name, "network (net.name)")
   make = lambda rngs: call(module, f"net ({name})", rngs=rngs, **kwargs)
   return networks.as_network(make, dtype=dtype)
@@ -90,9 +91,9 @@ def source(config: ConfigDict, split: str = "train") -> sources.Source:
   `config.data[name]`, where it is there, holds the arguments of that source: a config can have
   several ready, to be chosen by `--config.data.name`.
   """
-  name = config.data.name
+  name, _, sections = _section(config.data, "data", "flip")
   factory = pick(SOURCES, name, "data set (data.name)")
-  data = call(factory, f"data.{name}", split=split, **dict(config.data.get(name, {})))
+  data = call(factory, f"data.{name}", split=split, **dict(sections.get(name, {})))
   expected = _sample_shape(config)
   if tuple(data.shape) != expected:
     raise ValueError(
@@ -132,7 +133,7 @@ def batches(config: ConfigDict, mesh: Mesh, start: int) -> Generator[Batch]:
 
 
 def _weighting(config: ConfigDict) -> weighting.Weighting:
-  name = pick(WEIGHTINGS, config.loss.weighting, "weighting (loss.weighting)")
+  name = pick(WEIGHTINGS, config.loss.get("weighting"), "weighting (loss.weighting)")
   if name == "constant":
     return weighting.constant()
   if name == "inverse_sigma":
@@ -150,11 +151,10 @@ def _sample_shape(config: ConfigDict) -> tuple[int, ...]:
 
 def loss(config: ConfigDict, net: Network, teacher: tuple[Network, Params] | None = None) -> LossFn:
   """The loss of `config.loss`; `teacher` is the frozen diffusion model that scd distils."""
-  name, kwargs = _section(config.loss)
+  name, P_mean, P_std, _, kwargs = _section(config.loss, "loss", "P_mean", "P_std", "weighting")
   pick(METHODS, name, "method (loss.name)")
   sigma_data, weight = config.sigma_data, _weighting(config)
-  kwargs.pop("weighting")
-  sample_t = times.lognormal(kwargs.pop("P_mean"), kwargs.pop("P_std"), sigma_data=sigma_data)
+  sample_t = times.lognormal(P_mean, P_std, sigma_data=sigma_data)
   if name == "diffusion":
     return call(
       diffusion.loss, "loss (diffusion)", net, sample_t, weight, sigma_data=sigma_data, **kwargs
@@ -180,15 +180,14 @@ def loss(config: ConfigDict, net: Network, teacher: tuple[Network, Params] | Non
 
 def schedule(config: ConfigDict) -> optax.Schedule:
   """The learning rate by step."""
-  name, kwargs = _section(config.optim.schedule)
+  name, kwargs = _section(config.optim.schedule, "optim.schedule")
   factory = pick(SCHEDULES, name, "schedule (optim.schedule.name)")
   return call(factory, f"optim.schedule ({name})", config.optim.lr, **kwargs)
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """The optax chain of `config.optim`."""
-  name, kwargs = _section(config.optim)
-  kwargs.pop("lr"), kwargs.pop("schedule")
+  name, _, _, kwargs = _section(config.optim, "optim", "lr", "schedule")
   factory = pick(OPTIMIZERS, name, "optimizer (optim.name)")
   return call(factory, f"optim ({name})", schedule(config), **kwargs)
 
@@ -234,10 +233,10 @@ def _sampler_times(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> np.
 
 def sampler(config: ConfigDict, key: str, net: Network, mesh: Mesh) -> metrics.Sampler:
   """The sampler `config.samplers[key]`, compiled once per number of samples."""
-  name, kwargs = _section(pick(dict(config.samplers), key, "sampler (of config.samplers)"))
+  section = pick(dict(config.samplers), key, "sampler (of config.samplers)")
+  name, kwargs = _section(section, f"samplers.{key}")
   factory = pick(SAMPLERS, name, f"sampler (samplers.{key}.name)")
   grid = _sampler_times(config, name, kwargs)
-  nfe = {"consistency": len(grid), "ddim": len(grid) - 1, "heun": 2 * len(grid) - 3}[name]
   shape, num_classes = _sample_shape(config), config.net.get("num_classes", 0)
 
   @functools.partial(jax.jit, static_argnums=2)
@@ -249,7 +248,14 @@ def sampler(config: ConfigDict, key: str, net: Network, mesh: Mesh) -> metrics.S
       x0 = jax.lax.with_sharding_constraint(x0, sharding.batch_sharding(mesh))
     return jax.lax.with_sharding_constraint(x0, sharding.replicated(mesh))
 
-  return metrics.Sampler(lambda params, key, n: np.asarray(draw(params, key, n)), nfe)
+  return lambda params, key, n: np.asarray(draw(params, key, n))
+
+
+def sampler_nfe(config: ConfigDict, key: str) -> int:
+  """Network evaluations per sample of the sampler `config.samplers[key]`."""
+  name, kwargs = _section(config.samplers[key])
+  num_times = len(_sampler_times(config, name, kwargs))
+  return {"consistency": num_times, "ddim": num_times - 1, "heun": 2 * num_times - 3}[name]
 
 
 def _image_batches(data: sources.Source, batch_size: int = 4096) -> Iterator[np.ndarray]:
@@ -265,18 +271,21 @@ def evaluators(
   """{name: (every so many steps, evaluator)} of `config.evals`."""
   made, by_name = {}, functools.cache(lambda key: sampler(config, key, net, mesh))
   for label, section in config.evals.items():
-    name, kwargs = _section(section)
+    name, every, keys, emas, kwargs = _section(
+      section, f"evals.{label}", "every_steps", "samplers", "emas"
+    )
     pick(EVALUATORS, name, f"evaluator (evals.{label}.name)")
-    every, drawn = kwargs.pop("every_steps"), {key: by_name(key) for key in kwargs.pop("samplers")}
-    for key in kwargs["emas"]:
+    drawn, kwargs = {key: by_name(key) for key in keys}, kwargs | {"emas": emas}
+    for key in emas:
       pick(dict(config.ema), key, f"average (evals.{label}.emas)")
     what = f"evals.{label} ({name})"
-    if name == "samples":
-      made[label] = every, call(metrics.samples, what, drawn, **kwargs)
+    if name in ("samples", "throughput"):
+      make = metrics.samples if name == "samples" else metrics.throughput
+      made[label] = every, call(make, what, drawn, **kwargs)
       continue
     train, held_out = (_image_batches(source(config, split)) for split in ("train", "test"))
     if name == "frechet":
-      features = pick(FEATURES, kwargs.pop("features"), f"features (evals.{label}.features)")
+      features = pick(FEATURES, kwargs.pop("features", None), f"features (evals.{label}.features)")
       moments = [frechet.streaming(map(features, batches)) for batches in (train, held_out)]
       made[label] = every, call(metrics.frechet_distance, what, drawn, features, *moments, **kwargs)
     else:

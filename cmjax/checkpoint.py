@@ -5,6 +5,7 @@ was made with. Orbax writes it under a temporary name and renames it, so a kill 
 one; `seals/<step>.json` then lists the sha256 of its files, so that damage done later is found.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,12 @@ def versions() -> dict[str, str]:
 
 
 def check_writable(directory: Path, num_bytes: int) -> None:
-  """Fails before training, not after hours of it, if `directory` cannot take `num_bytes`."""
+  """Fails before training, not after hours of it, if the checkpoints of a run do not fit.
+
+  Args:
+    directory: the run's workdir; made if missing.
+    num_bytes: of all its checkpoints, those that are there already among them.
+  """
   probe = directory / ".write_probe"
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -43,12 +49,17 @@ def check_writable(directory: Path, num_bytes: int) -> None:
     raise ValueError(
       f"Cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir."
     ) from error
-  free = shutil.disk_usage(directory).free
-  if free < num_bytes:
+  free, there = shutil.disk_usage(directory).free, _folder_bytes(directory / "checkpoints")
+  if free + there < num_bytes:
     raise ValueError(
-      f"The workdir {directory} has {free / 1e6:.0f} MB free, but its checkpoints need "
-      f"{num_bytes / 1e6:.0f} MB. Free some, choose another --workdir, or lower checkpoint.keep."
+      f"The workdir {directory} has {free / 1e6:.1f} MB free, but its checkpoints need "
+      f"{(num_bytes - there) / 1e6:.1f} MB more. Free some, choose another --workdir, or lower "
+      "checkpoint.keep."
     )
+
+
+def _folder_bytes(folder: Path) -> int:
+  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 class Restored(NamedTuple):
@@ -98,36 +109,53 @@ class Checkpoints:
     """The steps that have a complete checkpoint, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:
-    """Starts saving and returns once the state is copied; an earlier save that failed raises."""
+  def save(self, step: int, state: Any, config: Mapping[str, Any], **meta: Any) -> None:
+    """Starts saving and returns once the state is copied; an earlier save that failed raises.
+
+    Args:
+      step: to save it as; one that is there already is left as it is.
+      state: a pytree of arrays.
+      config: of the run.
+      **meta: whatever else JSON can hold, to be found in `Restored.meta`.
+    """
     self.wait()
     if step in self.steps():
       return
-    meta = {"config": dict(config), "versions": versions()}
+    meta |= {"config": dict(config), "versions": versions()}
     self._unsealed = step
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-    )
+    with self._explained():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+      )
 
   def wait(self) -> None:
     """Waits for the save under way, and seals it."""
-    try:
+    with self._explained():
       self._manager.wait_until_finished()
+      if self._unsealed is not None:
+        self._seal(self._unsealed)
+    self._unsealed = None
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    try:
+      yield
     except Exception as error:  # orbax passes on whatever its thread met
+      good = max((step for step in self.steps() if step != self._unsealed), default="none")
+      failed, self._unsealed = self._unsealed, None
       raise OSError(
-        f"The checkpoint of step {self._unsealed} could not be written to {self.directory}: "
-        f"{error}. The last good one is that of step {max(self.steps(), default='none')}: start "
-        "the same command again to go on from it; if the disk is full, free some space first."
+        f"The checkpoint of step {failed} could not be written to {self.directory}: {error}. "
+        f"The last good one is that of step {good}: start the same command again to go on from it; "
+        "if the disk is full, free some space first."
       ) from error
-    if self._unsealed is not None:
-      self._seal(self._unsealed)
-      self._unsealed = None
 
   def close(self) -> None:
     """Waits for the save under way and lets go of the directory."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def restore(self, layout: Callable[[dict[str, Any]], Any]) -> Restored | None:
     """The newest good checkpoint, or None in a directory that never had one.
@@ -139,13 +167,13 @@ class Checkpoints:
         is to be laid out. It raises if the stored config does not fit.
 
     Raises:
-      ValueError: there are checkpoints, and not one can be read. (Starting anew would lose a run
-        silently.)
+      ValueError: there are checkpoints, and not one can be read (starting anew would lose a run
+        silently); or the newest is whole, but not of this state.
     """
     existed = self.steps()
     for step in existed:
       try:
-        self._verify(step)
+        whole = self._verify(step)
         meta = self._read(step, meta=ocp.args.JsonRestore())
       except BROKEN as error:
         self._set_aside(step, error)
@@ -154,15 +182,22 @@ class Checkpoints:
       try:
         state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
       except BROKEN as error:
+        if whole:
+          raise ValueError(
+            f"The checkpoint of step {step} in {self.directory} is undamaged, but is not of this "
+            f"program's state: {error}\nIt was made with {meta['versions']}; take these versions, "
+            "or another --workdir."
+          ) from error
         self._set_aside(step, error)
         continue
       self._seal(step)
       return Restored(step, state, meta)
     broken = self.workdir / "broken"
     if existed or broken.exists():
+      where = "" if self.read_only else f"; those that were there are in {broken}"
       raise ValueError(
-        f"No checkpoint in {self.directory} can be read; those that were there are in {broken}. "
-        "Start anew in another --workdir, or remove that folder to start anew in this one."
+        f"No checkpoint in {self.directory} can be read{where}. Start anew in another --workdir, "
+        "or remove what is broken to start anew in this one."
       )
     return None
 
@@ -185,16 +220,17 @@ class Checkpoints:
       if int(other.stem) not in self.steps():
         other.unlink()
 
-  def _verify(self, step: int) -> None:
-    """Raises if a step's files are not as they were sealed; one never sealed is left to orbax."""
+  def _verify(self, step: int) -> bool:
+    """Raises if a step's files are not as they were sealed; False for one that never was."""
     seal = self.workdir / "seals" / f"{step}.json"
     if not seal.exists():
-      return
+      return False
     expected, found = json.loads(seal.read_text()), _digests(self.directory / str(step))
     missing = sorted(set(expected) - set(found))
     changed = sorted(name for name in expected if name in found and expected[name] != found[name])
     if missing or changed:
       raise ValueError(f"missing files: {missing}, changed files: {changed}")
+    return True
 
   def _set_aside(self, step: int, why: Exception) -> None:
     message = "The checkpoint of step %d in %s is broken (%s). Taking the one before it."

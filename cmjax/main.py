@@ -4,14 +4,31 @@ r"""The program: trains, samples, evaluates, or measures a data set.
 
 Every value of the config can be set: --config.optim.lr=3e-4. The same command goes on with a run
 that was interrupted. Exit codes: 0 done; 75 interrupted by SIGTERM or SIGINT, state saved, start
-the same command again; 1 an error, 2 a wrong flag.
+the same command again; 1 an error.
 """
 
+import ast
 import logging
+import re
 import sys
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
+
+
+class _AnyValue(flags.ArgumentParser):
+  """A Python literal, or else a string."""
+
+  def parse(self, argument: Any) -> Any:
+    try:
+      return ast.literal_eval(argument)
+    except (ValueError, SyntaxError):
+      return argument
+
+
+# Without it a value that is None in the config (clip_norm, a switched-off part) could not be set.
+config_flags.register_flag_parser_for_type(type(None), _AnyValue())
 
 MODES = ("train", "sample", "evaluate", "measure")
 
@@ -52,10 +69,45 @@ def main(argv: list[str]) -> None:
         print(path)  # noqa: T201
   except (ValueError, OSError, FloatingPointError) as error:
     logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
-    sys.exit(1)
+    _exit(error)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, but for errors in the config: those are one message, and exit code 1."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except OSError as error:  # of ml_collections: no such config
+    _exit(error)
+  except (AttributeError, KeyError):
+    if wrong := _wrong_key(argv):
+      _exit(wrong)
+    raise  # the config file itself is at fault
+
+
+def _wrong_key(argv: list[str]) -> str | None:
+  """What is wrong with the first --config.key that the config does not have."""
+  override = re.compile(r"--?(?:no)?config\.([^=]+)")
+  plain = [arg for arg in argv if not override.match(arg)]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=plain)
+  values(plain, known_only=True)
+  for path in (match[1] for match in map(override.match, argv) if match):
+    section, above = holder.value, []
+    for key in path.split("."):
+      if not hasattr(section, "keys"):
+        return f"--config.{path}: config.{'.'.join(above)} is a value, it has no keys."
+      if key not in section:
+        where = ".".join(["config", *above])
+        return f"--config.{path}: {where} has no {key!r}. It has: {', '.join(sorted(section))}."
+      section, above = section[key], [*above, key]
+  return None
+
+
+def _exit(message: object) -> NoReturn:
+  print(f"cmjax: {message}", file=sys.stderr)  # noqa: T201
+  sys.exit(1)
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -160,7 +160,7 @@ class Reporter:
         f"Picture name {name!r} becomes a file name: use letters, digits, '_', '-' and '.' only."
       )
     with self.paused():
-      pixels = density(samples) if np.ndim(samples) == 2 else grid(samples[:MAX_IMAGES])
+      pixels = picture(samples)
       save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", pixels)
       self._tensorboard.add_image(name, pixels, int(step), dataformats="HWC")
       # An empty record: the report leaves out pictures of steps that the history has not reached,
@@ -246,14 +246,20 @@ class Reporter:
     self._stream.flush()
 
 
-def grid(images: Any) -> np.ndarray:
-  """Images side by side, row by row, in a near-square grid with lines of 1 pixel between them.
+def picture(samples: Any) -> np.ndarray:
+  """Samples as pixels: the `grid` of at most 100 images, or the `density` of points."""
+  return density(samples) if np.ndim(samples) == 2 else grid(samples[:MAX_IMAGES])
+
+
+def grid(images: Any, *, columns: int | None = None) -> np.ndarray:
+  """Images side by side, row by row, with lines of 1 pixel between them.
 
   Small images are enlarged by repeating pixels: 8x8 six times, 32x32 twice, 64x64 not at all.
   Values a little outside [-1, 1], as networks produce them, are clipped.
 
   Args:
     images: `[n, h, w, c]` floats in [-1, 1]; c is 1 (grey) or 3 (RGB).
+    columns: images in a row; None for a near-square grid.
 
   Returns:
     uint8 `[H, W, 3]`.
@@ -273,7 +279,7 @@ def grid(images: Any) -> np.ndarray:
       "Use pixels / 127.5 - 1; clip the samples if a model that diverged is to be drawn."
     )
   n, h, w, c = images.shape
-  columns = math.ceil(math.sqrt(n))
+  columns = columns or math.ceil(math.sqrt(n))
   rows = math.ceil(n / columns)
   scale = max(1, round(48 / max(h, w)))
   pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)

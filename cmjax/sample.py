@@ -37,7 +37,7 @@ def sample(
   paths = []
   for key in [name] if name else list(config.samplers):
     sampler = build.sampler(config, key, net, mesh)
-    x0 = sampler.sample(averages[ema], jax.random.key(seed), num_samples)
+    x0 = sampler(averages[ema], jax.random.key(seed), num_samples)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     reporting.save_png(picture, reporting.picture(x0))

@@ -74,7 +74,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   if batch_size % num_devices:
     nearest = num_devices * max(1, round(batch_size / num_devices))
     raise ValueError(
-      f"data.batch_size={batch_size} must be a multiple of the {num_devices} devices. "
+      f"batch_size={batch_size} must be a multiple of the {num_devices} devices. "
       f"Nearest: {nearest}."
     )
 

@@ -27,6 +27,12 @@ INTERRUPTED = 75
 # What may differ between two sittings of one run: how long, how often, where; not what.
 FREE = ("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite")
 
+KEYS = (
+  *("seed", "total_steps", "batch_size", "sigma_data", "data", "net", "loss", "optim", "ema"),
+  *("init_from", "teacher", "samplers", "evals", "log_every_steps", "checkpoint", "mesh"),
+  "nonfinite",
+)
+
 # One seed, one key for each.
 PURPOSES = ("initialise", "train", "evaluate")
 
@@ -63,8 +69,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   workdir = Path(workdir).absolute()
 
   # --- devices and functions: all that can be wrong with the config is found here ---
-  build.pick(NONFINITE, config.nonfinite, "policy (nonfinite)")
-  mesh = sharding.make_mesh(**config.mesh)
+  _check(config)
+  mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
   net, teacher = build.network(config), load_teacher(config, mesh)
   init, lr = build.state_init(config, net), build.schedule(config)
@@ -79,6 +85,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   restored = checkpoints.restore(functools.partial(_layout, config, abstract, mesh))
   state = restored.state if restored else _fresh(config, net, init, mesh)
   start = int(state.step)
+  if start > config.total_steps:
+    raise ValueError(
+      f"{workdir} is at step {start} already, but total_steps={config.total_steps}. Raise it, or "
+      "take another --workdir."
+    )
   logger.info("Starting at step %d of %d in %s.", start, config.total_steps, workdir)
   batches = build.batches(config, mesh, start)
   train_key = jax.device_put(_key(config, "train"), sharding.replicated(mesh))
@@ -93,8 +104,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     _write_json(workdir / "config.json", config.to_dict())
 
   # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
-  compiled, scores, window = None, {}, _Window(config.nonfinite)
-  with interruption() as interrupted, reporter, contextlib.closing(checkpoints):
+  before = restored.meta if restored else {}
+  compiled, scores, window = None, {}, _Window(config.nonfinite, before.get("skipped", 0))
+  evaluated = start if before.get("evaluated") else None
+  with (
+    interruption() as interrupted,
+    reporter,
+    contextlib.closing(checkpoints),
+    contextlib.closing(batches),
+  ):
     for step in range(start, config.total_steps + 1):
       last, stop = step == config.total_steps, interrupted()
       if last or stop or step % config.log_every_steps == 0:
@@ -103,18 +121,21 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
           reporter.write(step, scalars | reporter.throughput())
 
       for label, (every, evaluate) in evaluators.items():
-        # The sitting before has evaluated the step of its checkpoint.
-        if last or (step % every == 0 and not stop and not (restored and step == start)):
+        if last or (step % every == 0 and not stop and step != evaluated):
           with reporter.paused():
             averages = {name: params["net"] for name, params in state.ema.items()}
             scores |= _report(reporter, step, label, evaluate(averages, eval_key(config)))
 
       if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
+        window.read()  # a step to stop at must not become a checkpoint
         with reporter.paused():
-          checkpoints.save(step, state, config.to_dict())
+          checkpoints.save(
+            step, state, config.to_dict(), evaluated=not stop, skipped=window.skipped
+          )
       if last:
         break
       if stop:
+        logger.warning("%s: saving step %d, then exiting.", stop.name, step)
         checkpoints.wait()
         raise Interrupted(step)
 
@@ -127,10 +148,22 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
       reporter.progress(step + 1, window.latest)
 
-    batches.close()
-    if primary:
-      finish(config, workdir, scores)
+  if primary:
+    finish(config, workdir, scores)
   return scores
+
+
+def _check(config: ConfigDict) -> None:
+  """Raises for a config that is not whole, and for numbers of the loop itself that cannot be."""
+  if missing := [key for key in KEYS if key not in config]:
+    raise ValueError(f"The config needs {', '.join(KEYS)}; not there: {', '.join(missing)}.")
+  build.pick(NONFINITE, config.nonfinite, "policy (nonfinite)")
+  counts = {key: config[key] for key in ("total_steps", "batch_size", "log_every_steps")}
+  counts |= {f"checkpoint.{key}": config.checkpoint[key] for key in ("every_steps", "keep")}
+  counts |= {f"evals.{k}.every_steps": e.get("every_steps", 1) for k, e in config.evals.items()}
+  for key, value in counts.items():
+    if value < 1:
+      raise ValueError(f"{key}={value} must be at least 1.")
 
 
 def make_step_fn(config: ConfigDict, net: Network, teacher: Teacher | None) -> Callable[..., Any]:
@@ -145,7 +178,7 @@ def make_step_fn(config: ConfigDict, net: Network, teacher: Teacher | None) -> C
     loss_fn = build.loss(config, net, (teacher[0], teacher_params) if teacher else None)
     return make_train_step(loss_fn, tx, decays)(state, batch, key)
 
-  # Traced once without compiling, so that a wrong section of the config is found at the door.
+  # Built once for nothing, so that a wrong section of the config is found at the door.
   build.loss(config, net, teacher)
   return step_fn
 
@@ -159,19 +192,23 @@ class Trained(NamedTuple):
   step: int
 
 
+def load_state(workdir: str | Path, mesh: Mesh) -> checkpoint.Restored:
+  """The newest good checkpoint of a run, laid out on `mesh`; the run is not changed by it."""
+
+  def layout(meta):
+    config = ConfigDict(meta["config"])
+    init = build.state_init(config, build.network(config))
+    return _sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
+
+  return checkpoint.read(Path(workdir).expanduser(), layout)
+
+
 def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
   """The networks of a run, from its newest good checkpoint; the run is not changed by it."""
-  restored = checkpoint.read(
-    Path(workdir).expanduser(), lambda meta: _abstract_of(ConfigDict(meta["config"]), mesh)
-  )
+  restored = load_state(workdir, mesh)
   config = ConfigDict(restored.meta["config"])
   averages = {name: params["net"] for name, params in restored.state.ema.items()}
   return Trained(config, build.network(config), averages, restored.step)
-
-
-def _abstract_of(config: ConfigDict, mesh: Mesh) -> TrainState:
-  init = build.state_init(config, build.network(config))
-  return _sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
 
 
 def _load_relative(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Teacher:
@@ -273,34 +310,40 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 class _Window:
   """The metrics of the steps since the last record; those of the newest step are not waited for."""
 
-  def __init__(self, policy: str):
+  def __init__(self, policy: str, skipped: int = 0):
     self.latest: dict[str, float] = {}  # of the last record, for the live line
+    self.skipped = skipped  # in the whole run
     self._policy = policy
     self._pending: tuple[int, Metrics] | None = None
-    self._read: list[dict[str, Any]] = []
-    self._skipped = 0
+    self._metrics: list[dict[str, Any]] = []
+    self._steps = 0  # since the last record, skipped ones among them
 
   def add(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a step, and reads those of the step before."""
-    self._drain()
+    self.read()
     self._pending = (step, metrics)
 
   def flush(self) -> dict[str, float]:
-    """The means since the last flush, which waits for the newest step; empty if there was none."""
-    self._drain()
-    if not self._read:
+    """The means since the last flush, and how many steps of the run were skipped.
+
+    Waits for the newest step; empty if there was none.
+    """
+    self.read()
+    if not self._steps:
       return {}
-    self.latest = statistics.merge(self._read) | {"skipped": self._skipped}
-    self._read = []
+    self.latest = statistics.merge(self._metrics) | {"skipped": self.skipped}
+    self._metrics, self._steps = [], 0
     return dict(self.latest)
 
-  def _drain(self) -> None:
+  def read(self) -> None:
+    """Waits for the metrics of the newest step; raises if it is one to stop at."""
     if self._pending is None:
       return
     step, metrics = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
+    self._steps += 1
     if not metrics["nonfinite"].total:
-      self._read.append(metrics)
+      self._metrics.append(metrics)
       return
     what = (
       f"The loss or a gradient of step {step} is not finite (loss {metrics['loss'].total:.4g}, "
@@ -311,25 +354,26 @@ class _Window:
         f"{what} nonfinite='stop': parameters and checkpoints are as they were before that step. "
         "Look at tangent_norm in metrics.jsonl; --config.nonfinite=skip goes on without it."
       )
-    self._skipped += 1
-    logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self._skipped)
+    self.skipped += 1
+    logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self.skipped)
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-  """Yields a function: has SIGTERM or SIGINT come? A second SIGINT ends the program at once."""
+def interruption() -> Iterator[Callable[[], signal.Signals | None]]:
+  """Yields a function: which of SIGTERM and SIGINT has come? A second SIGINT ends it at once."""
   received = []
 
+  # It prints nothing: the signal may have come in the middle of a print, which must not be entered
+  # twice.
   def handle(number, frame):
     if received and number == signal.SIGINT:
       raise KeyboardInterrupt
-    logger.warning("%s: saving, then exiting.", signal.Signals(number).name)
-    received.append(number)
+    received.append(signal.Signals(number))
 
   numbers = (signal.SIGTERM, signal.SIGINT)
   old = {number: signal.signal(number, handle) for number in numbers}
   try:
-    yield lambda: bool(received)
+    yield lambda: received[0] if received else None
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
@@ -371,8 +415,28 @@ def _report(
 def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:
   """Writes scores.json and the run's page."""
   _write_json(workdir / "scores.json", dict(scores))
-  rows = [{"score": name, "value": f"{value:.4g}"} for name, value in scores.items()]
-  reporting.report(workdir, title=workdir.name, config=config.to_dict(), scores=rows)
+  title = f"{workdir.name}: {config.loss.name} on {config.data.name}"
+  reporting.report(workdir, title=title, config=config.to_dict(), scores=score_rows(config, scores))
+
+
+def score_rows(config: ConfigDict, scores: Mapping[str, float]) -> list[dict[str, Any]]:
+  """The scores as a table: a row for each sampler and average, its price and the floor beside."""
+  rows = []
+  for name, value in scores.items():
+    label, _, member = name.partition("/")
+    sampler, slash, ema = member.partition("/")
+    if not slash:
+      continue
+    row = {"score": label, "sampler": sampler, "average": ema}
+    row |= {"NFE": build.sampler_nfe(config, sampler), "value": value}
+    row |= {"floor": scores.get(f"{label}/floor")}
+    speeds = [
+      scores[f"{other}/{sampler}"]
+      for other, section in config.evals.items()
+      if section.name == "throughput" and f"{other}/{sampler}" in scores
+    ]
+    rows.append(row | {"images/s": speeds[0] if speeds else None})
+  return rows
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -61,7 +61,7 @@ def make_train_step(
     key = jax.random.fold_in(key, state.step)
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (value, metrics), grads = grad_fn(state.params, batch, key, state.step)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

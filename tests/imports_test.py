@@ -32,6 +32,7 @@ ROOMS = {
   "sharding": (1, "machinery"),
   "checkpoint": (1, "machinery"),
   "optim": (1, "machinery"),
+  "charts": (0, "machinery"),
   "report": (1, "machinery"),
   "reporting": (1, "machinery"),
   "data": (1, "machinery"),

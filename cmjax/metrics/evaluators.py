@@ -9,7 +9,7 @@ different steps differ by the parameters alone.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,13 +18,8 @@ from cmjax.metrics import frechet, wasserstein
 from cmjax.types import Array, Params
 
 Evaluator = Callable[[Mapping[str, Params], Array], Iterator[tuple[str, Any]]]
-
-
-class Sampler(NamedTuple):
-  """How to draw samples, with its price."""
-
-  sample: Callable[[Params, Array, int], np.ndarray]  # params, key, n -> [n, *d] on the host
-  nfe: int  # network evaluations per sample
+# params, key, n -> n samples [n, *d] on the host.
+Sampler = Callable[[Params, Array, int], np.ndarray]
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -33,12 +28,11 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _draw(sampler: Sampler, params: Params, key: Array, num: int, batch_size: int):
-  """Batches of samples, `num` in all: (batch, seconds it took)."""
+  """Batches of samples, `num` in all."""
   for i in range(-(-num // batch_size)):
-    start = time.perf_counter()
     # Whole batches always, so that the sampler is compiled for one shape.
-    batch = sampler.sample(params, jax.random.fold_in(key, i), batch_size)
-    yield batch[: num - i * batch_size], time.perf_counter() - start
+    batch = sampler(params, jax.random.fold_in(key, i), batch_size)
+    yield batch[: num - i * batch_size]
 
 
 def samples(
@@ -49,7 +43,9 @@ def samples(
   def evaluate(averages, key):
     for ema in emas:
       for name, sampler in samplers.items():
-        yield f"{name}_{ema}", sampler.sample(averages[ema], key, num_samples)
+        drawn = sampler(averages[ema], key, num_samples)
+        # Images are pixels here; what a diverging model puts beyond them is not to be drawn.
+        yield f"{name}_{ema}", np.clip(drawn, -1, 1) if drawn.ndim == 4 else drawn
 
   return evaluate
 
@@ -66,9 +62,8 @@ def frechet_distance(
 ) -> Evaluator:
   """Frechet distance of `num_samples` samples to all training images, in any features.
 
-  Yields `{sampler}/{ema}` for each, `floor` (the distance of the held-out images to the training
-  images, which has the bias of *their* number) and `{sampler}/images_per_sec` (without the first
-  batch, which may compile).
+  Yields `{sampler}/{ema}` for each, and `floor`: the distance of the held-out images to the
+  training images, which has the bias of *their* number.
 
   Args:
     samplers: by name.
@@ -84,14 +79,9 @@ def frechet_distance(
   def evaluate(averages, key):
     yield "floor", floor
     for name, sampler in samplers.items():
-      seconds = []
       for ema in emas:
-        drawn = list(_draw(sampler, averages[ema], key, num_samples, batch_size))
-        seconds += [spent for _, spent in drawn]
-        moments = frechet.streaming(features(batch) for batch, _ in drawn)
-        yield f"{name}/{ema}", frechet.distance(moments, train)
-      if len(seconds) > 1:
-        yield f"{name}/images_per_sec", batch_size / float(np.median(seconds[1:]))
+        draws = _draw(sampler, averages[ema], key, num_samples, batch_size)
+        yield f"{name}/{ema}", frechet.distance(frechet.streaming(map(features, draws)), train)
 
   return evaluate
 
@@ -114,7 +104,24 @@ def sliced_wasserstein(
     for name, sampler in samplers.items():
       for ema in emas:
         draws = _draw(sampler, averages[ema], key, num_samples, batch_size)
-        points = np.concatenate([batch for batch, _ in draws])
+        points = np.concatenate(list(draws))
         yield f"{name}/{ema}", wasserstein.sliced(points, reference)
+
+  return evaluate
+
+
+def throughput(
+  samplers: Mapping[str, Sampler], *, emas: Sequence[str], batch_size: int, num_batches: int = 3
+) -> Evaluator:
+  """Images per second of each sampler: the median over batches, after one that may compile."""
+
+  def evaluate(averages, key):
+    for name, sampler in samplers.items():
+      seconds = []
+      for _ in range(num_batches + 1):
+        start = time.perf_counter()
+        sampler(averages[emas[0]], key, batch_size)
+        seconds.append(time.perf_counter() - start)
+      yield name, batch_size / float(np.median(seconds[1:]))
 
   return evaluate

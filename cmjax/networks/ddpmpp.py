@@ -233,7 +233,7 @@ class DDPMpp(nnx.Module):
     if self.num_classes:
       e = e + self.map_label(label_rows(cond, self.num_classes))
     if "augment" in cond:
-      if cond["augment"].shape != (*t.shape, self.augment_dim) or not self.augment_dim:
+      if cond["augment"].shape != (*t.shape, self.augment_dim):
         raise ValueError(
           f"cond['augment'] has the shape {cond['augment'].shape}, but the network was built with "
           f"augment_dim={self.augment_dim}: leave it out, or build with augment_dim to match."

@@ -1,0 +1,51 @@
+r"""Real digits, 8x8: consistency distillation (sCD) of the teacher.
+
+  python -m cmjax.main --config=configs/digits_scd.py --workdir=runs/digits_scd
+
+Train digits_teacher.py in runs/digits_teacher first.
+"""
+
+import ml_collections as mlc
+
+
+def get_config(variant: str = "") -> mlc.ConfigDict:
+  smoke = variant == "smoke"
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.total_steps = 10 if smoke else 1_000
+  c.batch_size = 16 if smoke else 256
+  c.sigma_data = 0.75  # --mode=measure says 0.752
+
+  c.data = dict(name="digits", flip=False)
+  c.net = dict(
+    name="ddpmpp", resolution=8, in_channels=1, channels=32, channel_mult=(1, 2), num_blocks=1,
+    attn_resolutions=(4,), dropout=0.0, num_classes=0, augment_dim=0,
+    modulation="pnorm_scale_shift", dtype="float32",
+  )  # fmt: skip
+  c.loss = dict(
+    name="scd", P_mean=-0.6, P_std=1.6, c=0.1, warmup_steps=300, norm="l2", weighting="learned",
+  )  # fmt: skip
+  c.optim = dict(
+    name="adam", lr=2e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+    schedule=dict(name="constant", warmup_steps=100),
+  )  # fmt: skip
+  c.ema = dict(main=dict(half_life_images=50_000, rampup_ratio=0.05))
+  c.init_from = dict(workdir="runs/digits_teacher", ema="main")
+  c.teacher = dict(workdir="runs/digits_teacher", ema="main")
+
+  c.samplers = dict(
+    one_step=dict(name="consistency", mid_times=()),
+    two_step=dict(name="consistency", mid_times=(1.1,)),
+  )
+  both = ("one_step", "two_step")
+  c.evals = dict(
+    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=250),
+    fd=dict(name="frechet", features="pixels", samplers=both, emas=("main",),
+            num_samples=32 if smoke else 2_000, batch_size=16 if smoke else 1_000,
+            every_steps=1_000),
+  )  # fmt: skip
+  c.log_every_steps = 50
+  c.checkpoint = dict(every_steps=250, keep=2)
+  c.mesh = dict(data=-1, fsdp=1)
+  c.nonfinite = "stop"
+  return c

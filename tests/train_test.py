@@ -1,0 +1,282 @@
+"""Training in as many sittings as it takes: each ends with the state of one that was never cut."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from cmjax import build, report, train
+
+NAN = float("nan")
+
+
+@pytest.fixture(name="whole", scope="module")
+def _whole(tmp_path_factory):
+  """A run of 12 steps that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("whole")
+  scores = train.train(tiny.config(), workdir)
+  return workdir, scores
+
+
+def history(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def at_step(monkeypatch, step, action):
+  """Calls action(batch) -> batch on the batch that update number `step` (from 0) is made of."""
+  original = build.batches
+
+  def batches(config, mesh, start):
+    for i, batch in enumerate(original(config, mesh, start), start):
+      yield action(batch) if i == step else batch
+
+  monkeypatch.setattr(build, "batches", batches)
+
+
+def poison(batch):
+  return {name: x * NAN for name, x in batch.items()}
+
+
+def terminate(batch):
+  os.kill(os.getpid(), signal.SIGTERM)
+  return batch
+
+
+def test_a_run_leaves_all_that_it_promises(whole):
+  workdir, scores = whole
+  for name in ("config.json", "metrics.jsonl", "scores.json", "report.html", "tensorboard"):
+    assert (workdir / name).exists(), name
+  assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 1e-2
+  assert json.loads((workdir / "scores.json").read_text()) == scores
+  assert scores["swd/one_step/main"] > scores["swd/floor"] > 0
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["12", "8"]
+  pictures = [f"two_steps_main_{step:08d}.png" for step in (0, 6, 12)]
+  assert sorted(p.name for p in (workdir / "samples").iterdir()) == pictures
+  losses = [(r["step"], r["nonfinite"], r["skipped"]) for r in history(workdir) if "loss" in r]
+  assert losses == [(step, 0, 0) for step in (2, 4, 6, 8, 10, 12)]
+  assert [r["step"] for r in history(workdir) if "swd/floor" in r] == [0, 6, 12]
+
+
+def test_golden_losses_of_the_first_steps(whole):
+  losses = [r["loss"] for r in history(whole[0]) if "loss" in r][:3]
+  golden = [1.0, 1.0, 1.0]
+  np.testing.assert_allclose(
+    losses,
+    golden,
+    rtol=1e-5,
+    err_msg="The numbers of training have moved. If that was meant (another default, another draw "
+    "of noise, another order of batches), say so in CHANGELOG.md, since no old run can be repeated, "
+    "and put the new numbers here. If not, find out which change did it.",
+  )
+
+
+def test_a_finished_run_started_again_only_evaluates_and_reports(whole, monkeypatch):
+  workdir, scores = whole
+  before, lines = tiny.state(workdir), history(workdir)
+  (workdir / "report.html").unlink()
+  monkeypatch.setattr(train, "_compile", None)  # not one step is made
+  again = train.train(tiny.config(), workdir)
+  assert again == scores
+  assert (workdir / "report.html").exists()
+  assert [r for r in history(workdir) if "loss" in r] == [r for r in lines if "loss" in r]
+  tiny.assert_same(tiny.state(workdir), before)
+
+
+def test_more_steps_go_on_and_fewer_are_refused(whole, tmp_path):
+  config = tiny.config(total_steps=4)
+  train.train(config, tmp_path)
+  with pytest.raises(ValueError, match="at step 4 already, but total_steps=2. Raise it"):
+    train.train(tiny.config(total_steps=2), tmp_path)
+  train.train(tiny.config(total_steps=12), tmp_path)
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+
+
+@pytest.mark.parametrize("step", [5, 2])  # the next one has an evaluation due; is odd
+def test_sigterm_saves_that_very_step_and_starting_again_ends_the_same(
+  whole, tmp_path, monkeypatch, step
+):
+  with monkeypatch.context() as patch:
+    at_step(patch, step, terminate)
+    with pytest.raises(train.Interrupted) as caught:
+      train.train(tiny.config(), tmp_path)
+  assert caught.value.code == train.INTERRUPTED == 75
+  assert caught.value.step == step + 1
+  assert tiny.state(tmp_path)["step"] == step + 1
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+  assert train.train(tiny.config(), tmp_path) == whole[1]
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+  # Every record once; what was due at the step of the interruption is there, too.
+  assert [r["step"] for r in history(tmp_path) if "loss" in r] == sorted(
+    {2, 4, 6, 8, 10, 12, step + 1}
+  )
+  assert [r["step"] for r in history(tmp_path) if "swd/floor" in r] == [0, 6, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoints(
+  tmp_path, monkeypatch
+):
+  # Update 8 (counted from 1) is at once one after which a checkpoint is due.
+  config = tiny.config(log_every_steps=12)
+  at_step(monkeypatch, 7, poison)
+  with pytest.raises(FloatingPointError, match="step 8 is not finite .loss nan.*nonfinite='stop'"):
+    train.train(config, tmp_path)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
+  seen = []
+  original = train.make_step_fn
+
+  def make_step_fn(*args):
+    step_fn = original(*args)
+
+    def step(*args):
+      state, metrics = step_fn(*args)
+      jax.debug.callback(lambda *a: seen.append(a), state.step, state.params["net"])
+      return state, metrics
+
+    return step
+
+  monkeypatch.setattr(train, "make_step_fn", make_step_fn)
+  at_step(monkeypatch, 4, poison)
+  config = tiny.config(nonfinite="skip", log_every_steps=1, total_steps=8)
+  with monkeypatch.context() as patch:
+    at_step(patch, 5, terminate)
+    with pytest.raises(train.Interrupted):
+      train.train(config, tmp_path)
+  train.train(config, tmp_path)
+
+  assert "step 5 is not finite" in caplog.text and "Skipped it" in caplog.text
+  lines = [r for r in history(tmp_path) if "skipped" in r]
+  assert [(r["step"], r["skipped"]) for r in lines] == [
+    *((step, 0) for step in range(1, 5)),
+    *((step, 1) for step in range(5, 9)),  # over the interruption, too
+  ]
+  assert [r["step"] for r in lines if "loss" not in r] == [5]
+  assert "Skipped steps" in (tmp_path / "report.html").read_text()
+  params = {int(step): tiny.leaves(p) for step, p in seen}
+  tiny.assert_same(params[4], params[5])
+  assert not np.array_equal(params[5]["fc_out/kernel"], params[6]["fc_out/kernel"])
+
+
+def test_the_step_is_traced_once_a_sitting(tmp_path, monkeypatch):
+  traces = []
+  original = build.loss
+
+  def loss(*args):
+    loss_fn = original(*args)
+
+    def counted(*args):
+      traces.append(1)
+      return loss_fn(*args)
+
+    return counted
+
+  monkeypatch.setattr(build, "loss", loss)
+  train.train(tiny.config(total_steps=5, evals={}), tmp_path)
+  assert len(traces) == 1
+  train.train(tiny.config(total_steps=10, evals={}), tmp_path)
+  assert len(traces) == 2
+
+
+def test_a_copy_between_host_and_device_inside_the_step_is_an_error(tmp_path, monkeypatch):
+  at_step(monkeypatch, 1, lambda batch: jax.device_get(batch))
+  with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+    train.train(tiny.config(evals={}), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"batch_size": 12}, "batch_size=12 must be a multiple of the 8 devices. Nearest: 16"),
+    ({"nonfinite": "ignore"}, r"policy .nonfinite. 'ignore'. Choose from: skip, stop"),
+    ({"loss.name": "scd"}, "distils a teacher: set teacher.workdir"),
+    ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 must be at least 1"),
+    ({"evals.swd.every_steps": 0}, "evals.swd.every_steps=0 must be at least 1"),
+    ({"mesh.data": 3}, "mesh=.* does not fit 8 devices"),
+    ({"teacher.workdir": "nowhere"}, "No checkpoints in nowhere: train that run first"),
+    ({"init_from.workdir": "nowhere"}, "No checkpoints in nowhere: train that run first"),
+  ],
+)
+def test_what_cannot_be_fails_before_training(tmp_path, values, message):
+  with pytest.raises(ValueError, match=message):
+    train.train(tiny.config(**values), tmp_path)
+  assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_config_that_is_not_whole_lists_what_it_needs(tmp_path):
+  config = tiny.config()
+  del config.nonfinite
+  with pytest.raises(ValueError, match="The config needs seed, .*; not there: nonfinite"):
+    train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("section", ["teacher", "init_from"])
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"sigma_data": 0.4}, r"was trained with sigma_data=0.5, this run has 0.4. Set sigma_data=0.5"),
+    ({"net.dim": 3}, r"has net.dim=2, this run has 3"),
+    ({"net.num_classes": 3}, r"has net.num_classes=None, this run has 3"),
+    ({"$.ema": "fast"}, r"Unknown average .ema. of .* 'fast'. Choose from: main, short"),
+  ],
+)
+def test_a_relative_of_other_data_is_refused(whole, tmp_path, section, values, message):
+  config = tiny.config(**{f"{section}.workdir": str(whole[0])})
+  with config.unlocked():
+    config.update_from_flattened_dict({k.replace("$", section): v for k, v in values.items()})
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+
+
+def test_initial_weights_of_another_network_are_refused(whole, tmp_path):
+  config = tiny.config(**{"init_from.workdir": str(whole[0]), "net.width": 24})
+  message = r"init_from: .* 9 tensors, blocks/block0/affine/bias first: got \(16,\), expected \(24,"
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+
+
+def test_a_run_can_start_from_an_average_of_another(whole, tmp_path):
+  values = {"init_from.workdir": str(whole[0]), "init_from.ema": "short", "optim.lr": 0.0}
+  train.train(tiny.config(evals={}, total_steps=1, **values), tmp_path)
+  state, source = tiny.state(tmp_path), tiny.state(whole[0])
+  for name, x in source.items():
+    if name.startswith("ema/short/net"):
+      np.testing.assert_array_equal(state[name.replace("ema/short", "params")], x)
+
+
+def test_distilling_reads_the_teacher_and_changes_nothing_in_its_workdir(whole, tmp_path):
+  def fingerprint():
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(whole[0].rglob("*"))}
+
+  before = fingerprint()
+  values = {"loss.name": "scd", "teacher.workdir": str(whole[0]), "teacher.ema": "main"}
+  train.train(tiny.config(evals={}, total_steps=2, **values), tmp_path)
+  assert fingerprint() == before
+  # The teacher's velocity is not the data's: another run than sct's.
+  assert history(tmp_path)[-1]["loss"] != history(whole[0])[1]["loss"]
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_says_where(whole):
+  values = {"optim.lr": 2e-2, "loss.c": 0.2, "log_every_steps": 1, "samplers.one_step.sigma_max": 9.0}
+  config = tiny.config()
+  with config.unlocked():
+    config.update_from_flattened_dict(values)
+  with pytest.raises(ValueError) as caught:
+    train.train(config, whole[0])
+  assert str(caught.value).splitlines() == [
+    "The config does not fit the checkpoints in the workdir:",
+    "  loss.c: 0.1 in the checkpoint, 0.2 now",
+    "  optim.lr: 0.01 in the checkpoint, 0.02 now",
+    "Take the old values, or another --workdir.",
+  ]
