@@ -133,7 +133,7 @@ def batches(config: ConfigDict, mesh: Mesh, start: int) -> Generator[Batch]:
 
 
 def _weighting(config: ConfigDict) -> weighting.Weighting:
-  name = pick(WEIGHTINGS, config.loss.get("weighting"), "weighting (loss.weighting)")
+  name = pick(WEIGHTINGS, config.loss.get("weighting", ""), "weighting (loss.weighting)")
   if name == "constant":
     return weighting.constant()
   if name == "inverse_sigma":
@@ -253,7 +253,7 @@ def sampler(config: ConfigDict, key: str, net: Network, mesh: Mesh) -> metrics.S
 
 def sampler_nfe(config: ConfigDict, key: str) -> int:
   """Network evaluations per sample of the sampler `config.samplers[key]`."""
-  name, kwargs = _section(config.samplers[key])
+  name, kwargs = _section(config.samplers[key], f"samplers.{key}")
   num_times = len(_sampler_times(config, name, kwargs))
   return {"consistency": num_times, "ddim": num_times - 1, "heun": 2 * num_times - 3}[name]
 

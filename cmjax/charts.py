@@ -127,6 +127,7 @@ def _y_axis(values: np.ndarray, from_zero: bool) -> tuple[Callable, list[float],
   scale = np.log10 if log else np.asarray
   a, b = scale(low), scale(high)
   a, b = a - 0.05 * (b - a), b + 0.05 * (b - a)
+  a, b = float(a), float(b)
   to_y = lambda v: np.interp(scale(v), (a, b), (_BOTTOM, _TOP))
   if not log:
     return to_y, _nice(a, b, 6), remark

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-# What orbax, tensorstore and json raise on damaged files.
-BROKEN = (OSError, ValueError, KeyError, TypeError)
 logger = logging.getLogger("cmjax")
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -137,6 +135,11 @@ class Checkpoints:
         self._seal(self._unsealed)
     self._unsealed = None
 
+  def poll(self) -> None:
+    """Seals the save under way if it has ended by now: a run may be killed long before the next."""
+    if self._unsealed is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
     try:
@@ -175,13 +178,13 @@ class Checkpoints:
       try:
         whole = self._verify(step)
         meta = self._read(step, meta=ocp.args.JsonRestore())
-      except BROKEN as error:
+      except Exception as error:  # orbax has no type for damage: tensorstore's is bare
         self._set_aside(step, error)
         continue
       abstract_state = layout(meta)
       try:
         state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
-      except BROKEN as error:
+      except Exception as error:
         if whole:
           raise ValueError(
             f"The checkpoint of step {step} in {self.directory} is undamaged, but is not of this "

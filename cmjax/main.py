@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"Unknown arguments {argv[1:]}: options begin with --.")
   # Ours only: the libraries underneath write dozens of lines for each checkpoint.
   logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help and a misspelt flag need not wait for jax.
   from cmjax import sample, train

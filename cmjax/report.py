@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmjax.charts import Series, groups, number
+from cmjax.charts import Series, chart, groups, number
 
 _PICTURE = re.compile(r"(.+)_(\d{8,})\.png")
 _MAX_PICTURES = 12  # of one name, and the last
@@ -210,7 +210,7 @@ def page(
     notes: paragraphs.
     versions: package -> version.
   """
-  charts = "".join(chart(*chart, _steps(history)) for chart in groups(history))
+  charts = "".join(chart(*group, _steps(history)) for group in groups(history))
   table = f'<div class="card scroll">{_table(scores)}</div>' if scores else ""
   sections = (
     ("Scores", table),

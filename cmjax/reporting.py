@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from cmjax.report import read_metrics as read_metrics
 from cmjax.report import records, replacing
@@ -139,6 +139,7 @@ class Reporter:
     self._append(step, values)
     # One event for all of them: an event for each takes 9 times as long (4.3 ms for 25 names).
     pairs = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    assert self._tensorboard.file_writer is not None, "the writer is open until close()"
     self._tensorboard.file_writer.add_summary(Summary(value=pairs), int(step))
 
   def images(self, step: int, name: str, samples: Any) -> None:

@@ -72,7 +72,7 @@ def consistency(
 
   def step(x0, inputs):
     t, key = inputs
-    z = sigma_data * jax.random.normal(key, shape, x0.dtype)
+    z = trigflow.noise(key, shape, sigma_data=sigma_data, dtype=x0.dtype)
     t_batch = jnp.full(len(x0), t, x0.dtype)
     x_t = trigflow.interpolate(x0, z, t_batch)
     return trigflow.denoise(x_t, v(x_t, t), t_batch), None
@@ -102,7 +102,7 @@ def ddim(
     t, s = jnp.full((2, len(x)), ts[:, None], x.dtype)
     return trigflow.step(x, v(x, ts[0]), t, s), None
 
-  x = sigma_data * jax.random.normal(key, shape, angles.dtype)
+  x = trigflow.noise(key, shape, sigma_data=sigma_data, dtype=angles.dtype)
   return jax.lax.scan(step, x, jnp.stack([angles[:-1], angles[1:]], -1))[0]
 
 
@@ -146,7 +146,7 @@ def heun(
     eps_s = trigflow.predict_noise(x_p, v(x_p, ts[1]), s)
     return x_p - jnp.sin(ts[0] - ts[1]) / (2 * jnp.cos(ts[0])) * (eps_s - eps_t), None
 
-  x = sigma_data * jax.random.normal(key, shape, angles.dtype)
+  x = trigflow.noise(key, shape, sigma_data=sigma_data, dtype=angles.dtype)
   x, _ = jax.lax.scan(step, x, jnp.stack([angles[:-2], angles[1:-1]], -1))
   last = jnp.full(len(x), angles[-2], x.dtype)
   return trigflow.denoise(x, v(x, angles[-2]), last)

@@ -147,6 +147,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         state, metrics = compiled(state, batch, train_key, teacher and teacher[1])
       window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
       reporter.progress(step + 1, window.latest)
+      checkpoints.poll()
 
   if primary:
     finish(config, workdir, scores)
@@ -230,7 +231,7 @@ def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None
     if config.net.get(key) != other.net.get(key):
       raise ValueError(
         f"The network in {workdir} has net.{key}={other.net.get(key)}, this run has "
-        f"{config.net.get(key)}. Take a teacher of the same data."
+        f"{config.net.get(key)}. Take one that was trained on the same data."
       )
   if config.sigma_data != other.sigma_data:
     raise ValueError(
@@ -331,7 +332,7 @@ class _Window:
     self.read()
     if not self._steps:
       return {}
-    self.latest = statistics.merge(self._metrics) | {"skipped": self.skipped}
+    self.latest = statistics.merge(self._metrics) | {"skipped": float(self.skipped)}
     self._metrics, self._steps = [], 0
     return dict(self.latest)
 

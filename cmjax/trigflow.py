@@ -6,6 +6,10 @@ diffusion model is dx_t/dt = v (eq. 3), and a step along it from t to s is a rot
 function works for points, images and latents alike: `t` has one entry per sample.
 """
 
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -16,6 +20,14 @@ def cos_sin(t: Time, like: Data) -> tuple[Array, Array]:
   """cos(t) and sin(t), with trailing axes added so that they broadcast against `like`."""
   t = t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
   return jnp.cos(t), jnp.sin(t)
+
+
+def noise(
+  key: Array, shape: tuple[int, ...], *, sigma_data: float, dtype: Any = jnp.float32
+) -> Array:
+  """z ~ N(0, sigma_data^2 I), which is also x_t at t = pi/2."""
+  # Drawn flat: the numbers are the same, and on a CPU XLA takes seconds to compile a draw in 4-D.
+  return sigma_data * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def interpolate(x0: Data, z: Data, t: Time) -> Data:

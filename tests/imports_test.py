@@ -47,8 +47,8 @@ ROOMS = {
   "plan": (5, "program"),
   "main": (7, "program"),
 }
-# Two files that are one room: what runs write, and the page made of it.
-SAME_FOLDER = {"report": "reporting"}
+# Files that are one room: what runs write, the page made of it, and its curves.
+SAME_FOLDER = {"charts": "reporting", "report": "reporting"}
 
 LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
   "base": {"jax", "numpy", "jaxtyping"},

@@ -476,3 +476,15 @@ def test_a_network_without_classes_ignores_labels():
   np.testing.assert_array_equal(
     net.apply(params, x, t, cond, None), net.apply(params, x, t, {}, None)
   )
+
+
+def test_mlp_that_sees_only_waves_is_periodic():
+  net, params = built(functools.partial(MLP, 2, 8, 1, 4, frequencies=(2.0, 4.0)))
+  x, t, _ = inputs(mlp)
+  kernel = params["fc_in"]["kernel"]
+  assert kernel.shape == (2 + 8, 8)  # x itself, and a sine and a cosine of each
+  blind = params | {"fc_in": params["fc_in"] | {"kernel": kernel.at[:2].set(0.0)}}
+  F = net.apply(blind, x, t, {}, None)
+  np.testing.assert_allclose(net.apply(blind, x + np.pi, t, {}, None), F, rtol=1e-5, atol=1e-5)
+  assert np.abs(net.apply(blind, x + 1.0, t, {}, None) - F).max() > 0.01
+  assert np.abs(net.apply(params, x + np.pi, t, {}, None) - F).max() > 0.01

@@ -10,7 +10,7 @@ from cmjax import sharding, train
 def get_config(variant: str = "") -> mlc.ConfigDict:
   c = mlc.ConfigDict()
   c.seed = 0
-  c.total_steps = 400 if variant == "long" else 12
+  c.total_steps = 200 if variant == "long" else 12
   c.batch_size = 16
   c.sigma_data = 0.5
   c.data = dict(
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.log_every_steps = 2
   c.checkpoint = dict(every_steps=4, keep=2)
   if variant == "long":
-    c.evals, c.log_every_steps, c.checkpoint.every_steps = {}, 100, 20
+    c.evals, c.log_every_steps, c.checkpoint.every_steps = {}, 20, 20
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
   return c

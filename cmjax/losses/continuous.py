@@ -67,7 +67,7 @@ def loss(
     x0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
     key_t, key_z, key_net = jax.random.split(key, 3)
     t = sample_t(key_t, (len(x0),))
-    z = sigma_data * jax.random.normal(key_z, x0.shape)
+    z = trigflow.noise(key_z, x0.shape, sigma_data=sigma_data)
     x_t = trigflow.interpolate(x0, z, t)
     dxdt = jax.lax.stop_gradient(velocity(x0, z, x_t, t, cond))
 

@@ -25,7 +25,7 @@ def loss(net: Network, sample_t: SampleT, weighting: Weighting, *, sigma_data: f
     x0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
     key_t, key_z, key_net = jax.random.split(key, 3)
     t = sample_t(key_t, (len(x0),))
-    z = sigma_data * jax.random.normal(key_z, x0.shape)
+    z = trigflow.noise(key_z, x0.shape, sigma_data=sigma_data)
     x_t = trigflow.interpolate(x0, z, t)
     F = net.apply(params["net"], x_t / sigma_data, t, cond, key_net)
     residual = F - trigflow.velocity(x0, z, t) / sigma_data

@@ -51,7 +51,7 @@ def as_network(
   module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
   # Naming nnx.Param makes split refuse a module with other state (RNG counters, batch statistics).
   graphdef, shapes = nnx.split(module, nnx.Param)
-  patterns = module.float32_paths if float32_paths is None else tuple(float32_paths)
+  patterns = tuple(getattr(module, "float32_paths", ()) if float32_paths is None else float32_paths)
   _check_patterns(patterns, nnx.to_pure_dict(shapes))
 
   def init(key):

@@ -17,13 +17,14 @@ def split_heads(qkv: Float[Array, "b h w m"], num_heads: int) -> Float[Array, "b
 def attend(qkv: Float[Array, "b p n c 3"]) -> Float[Array, "b p m"]:
   """softmax(q k^T / sqrt(c)) v over all pixels p, the heads n side by side: m = n c.
 
-  Scores and softmax are in float32 at least. Written out because the fused kernels have no rule
-  for `jax.jvp`, which the tangent of a consistency model needs, and because
-  `jax.nn.dot_product_attention` takes its softmax in float32 where the network is in float64.
+  Scores and softmax are in float32 at least. XLA's own implementation, on every platform: the fused
+  kernels have no rule for `jax.jvp`, which the tangent of a consistency model needs.
   """
   q, k, v = (qkv[..., i] for i in range(3))
-  wide = jnp.promote_types(q.dtype, jnp.float32)
-  scores = jnp.einsum("bpnc,bsnc->bnps", q, k, preferred_element_type=wide)
-  weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
-  y = jnp.einsum("bnps,bsnc->bpnc", weights, v)
+  if q.dtype == jnp.float64:
+    # There dot_product_attention's softmax is in float32, too coarse for finite differences.
+    scores = jnp.einsum("bpnc,bsnc->bnps", q, k) / math.sqrt(q.shape[-1])
+    y = jnp.einsum("bnps,bsnc->bpnc", jax.nn.softmax(scores, axis=-1), v)
+  else:
+    y = jax.nn.dot_product_attention(q, k, v, implementation="xla")
   return y.reshape(*y.shape[:2], -1)

@@ -1,0 +1,168 @@
+"""The program as its user meets it: the four modes, and every way to mistype a command."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from cmjax import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = "--config=tests/tiny.py"
+QUICK = "--config=configs/digits_teacher.py"  # it need not import jax
+
+# ml_collections loads a config file by a method that Python means to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def run(*args):
+  """The program in a process of its own: exit code, stdout, stderr."""
+  command = [sys.executable, "-m", "cmjax.main", *args]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (
+      [CONFIG, "--config.optim.lrr=1"],
+      "--config.optim.lrr: config.optim has no 'lrr'. It has: b1, ",
+    ),
+    (
+      [CONFIG, "--config.optm.lr=1"],
+      "--config.optm.lr: config has no 'optm'. It has: batch_size, ",
+    ),
+    (
+      [CONFIG, "--config.optim.schedule.warmup=1"],
+      "config.optim.schedule has no 'warmup'. It has:",
+    ),
+    ([QUICK, "--config.seed.x=1"], "--config.seed.x: config.seed is a value, it has no keys."),
+    (
+      [CONFIG, "--config.optim.lr=fast"],
+      "--config.optim.lr=fast: could not convert string to float",
+    ),
+    (
+      ["--config=tests/none.py", "--config.optim.lr=1"],
+      "No such file or directory: 'tests/none.py'",
+    ),
+    (["--workdir=x"], "Flag --config must have a value other than None"),
+    ([QUICK, "--mode=fly"], "--mode=fly: value should be one of <train|sample|evaluate|measure>"),
+    ([QUICK, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+    ([QUICK, "workdir=x"], "Unknown arguments ['workdir=x']: options begin with --."),
+  ],
+)
+def test_a_mistyped_command_says_what_is_right(args, message):
+  code, out, err = run(*args)
+  assert code == 1
+  assert message in err + out
+  assert "Traceback" not in err
+
+
+@pytest.fixture(name="program")
+def _program(monkeypatch, capsys):
+  """The program in this process: exit code, stdout, stderr; without --config.key flags."""
+
+  def program(*args):
+    argv = ["cmjax", CONFIG, *args]
+    monkeypatch.setattr(sys, "argv", argv)
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS.mode, flags.FLAGS.workdir = "train", None
+    capsys.readouterr()
+    try:
+      main.main(main.parse_flags(argv))
+      code = 0
+    except SystemExit as stop:
+      code = stop.code
+    return code, *capsys.readouterr()
+
+  yield program
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture(name="workdir", scope="module")
+def _workdir(tmp_path_factory):
+  """Of a run that another process made, with two values of the config set."""
+  workdir = tmp_path_factory.mktemp("run")
+  code, _, err = run(
+    *(CONFIG, f"--workdir={workdir}", "--config.optim.lr=3e-4", "--config.optim.clip_norm=0.5"),
+    *("--config.total_steps=6", "--config.samplers.two_steps.mid_times=(0.9,)"),
+  )
+  assert code == 0, err
+  return workdir
+
+
+def test_values_of_the_config_are_set_by_flags(workdir):
+  config = json.loads((workdir / "config.json").read_text())
+  assert (config["optim"]["lr"], config["total_steps"]) == (3e-4, 6)
+  assert config["optim"]["clip_norm"] == 0.5  # None in the file
+  assert config["samplers"]["two_steps"]["mid_times"] == [0.9]
+  assert (workdir / "report.html").exists()
+
+
+def test_the_same_command_with_another_value_says_which(workdir, program):
+  code, _, err = program(f"--workdir={workdir}")
+  assert code == 1
+  assert err.startswith("cmjax: The config does not fit the checkpoints in the workdir:")
+  assert "optim.lr: 0.0003 in the checkpoint, 0.01 now" in err
+
+
+def test_samples_are_drawn_from_a_run_the_same_for_the_same_seed(workdir, program):
+  drawn = []
+  for seed in (1, 1, 2):
+    args = ("--mode=sample", "--num_samples=5", "--sampler=one_step", f"--seed={seed}")
+    code, out, _ = program(f"--workdir={workdir}", *args)
+    picture, arrays = map(pathlib.Path, out.split())
+    assert code == 0 and picture.read_bytes().startswith(b"\x89PNG")
+    drawn.append(np.load(arrays)["samples"])
+    assert arrays.name == f"one_step_main_step6_seed{seed}.npz"
+  assert drawn[0].shape == (5, 2) and np.isfinite(drawn[0]).all()
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+  assert not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (("--num_samples=0",), "--num_samples=0 must be at least 1"),
+    (("--num_samples=4", "--sampler=heun"), "'heun'. Choose from: one_step, two_steps"),
+  ],
+)
+def test_samples_that_cannot_be_drawn_say_why(workdir, program, args, message):
+  code, _, err = program(f"--workdir={workdir}", "--mode=sample", *args)
+  assert code == 1 and message in err
+
+
+def test_evaluating_a_run_prints_its_scores_and_rewrites_the_report(workdir, program):
+  trained = json.loads((workdir / "scores.json").read_text())
+  (workdir / "report.html").unlink()
+  code, out, _ = program(f"--workdir={workdir}", "--mode=evaluate")
+  assert code == 0 and out.startswith("step 6\n")
+  assert f"swd/one_step/main: {trained['swd/one_step/main']:.5g}" in out
+  assert json.loads((workdir / "scores.json").read_text()).keys() == trained.keys()
+  assert (workdir / "report.html").exists()
+
+
+def test_measuring_the_data_needs_no_workdir(program):
+  code, out, _ = program("--mode=measure")
+  found = json.loads(out.splitlines()[0])
+  assert code == 0 and found["num"] == 512 and found["shape"] == [2]
+  assert 0.45 < found["std"] < 0.55  # of the distribution: 0.5
+  assert "config.sigma_data is 0.5; the std of the data is 0." in out
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_the_other_modes_do(program, mode):
+  code, _, err = program(f"--mode={mode}")
+  assert code == 1 and err == f"cmjax: --mode={mode} needs --workdir, the folder of the run.\n"
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_a_workdir_without_a_run_is_one_message(program, tmp_path, mode):
+  code, _, err = program(f"--mode={mode}", f"--workdir={tmp_path / 'none'}")
+  assert code == 1 and "train that run first" in err and "Traceback" not in err
+  assert not (tmp_path / "none").exists()
