@@ -14,20 +14,22 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c = mlc.ConfigDict()
   c.seed = 0
   c.total_steps = 10 if smoke else 5_000
-  c.batch_size = 64 if smoke else 1_024
+  c.batch_size = 64 if smoke else 512
   c.sigma_data = 0.5  # the points are scaled to it
 
   c.data = dict(name="toy2d", flip=False, toy2d=dict(distribution="checkerboard"))
-  c.net = dict(name="mlp", dim=2, width=16 if smoke else 256, depth=1 if smoke else 4,
-               num_classes=0, dropout=0.0, dtype="float32")  # fmt: skip
+  c.net = dict(
+    name="mlp", dim=2, width=16 if smoke else 128, depth=1 if smoke else 4,
+    frequencies=(1.0, 2.0, 4.0), num_classes=0, dropout=0.0, dtype="float32",
+  )  # fmt: skip
   c.loss = dict(
-    name="sct", P_mean=-1.0, P_std=1.4, c=0.1, warmup_steps=1_000, norm="l2", weighting="learned",
+    name="sct", P_mean=-2.0, P_std=1.6, c=1.0, warmup_steps=500, norm="l2", weighting="learned",
   )  # fmt: skip
   c.optim = dict(
-    name="adam", lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
-    schedule=dict(name="inverse_sqrt", decay_steps=1_000, warmup_steps=100),
+    name="adam", lr=2e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+    schedule=dict(name="inverse_sqrt", decay_steps=200, warmup_steps=100),
   )  # fmt: skip
-  c.ema = dict(main=dict(half_life_images=500_000, rampup_ratio=0.05))
+  c.ema = dict(main=dict(half_life_images=500_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")
 

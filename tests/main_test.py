@@ -30,20 +30,20 @@ def run(*args):
   ("args", "message"),
   [
     (
-      [CONFIG, "--config.optim.lrr=1"],
+      [QUICK, "--config.optim.lrr=1"],
       "--config.optim.lrr: config.optim has no 'lrr'. It has: b1, ",
     ),
     (
-      [CONFIG, "--config.optm.lr=1"],
+      [QUICK, "--config.optm.lr=1"],
       "--config.optm.lr: config has no 'optm'. It has: batch_size, ",
     ),
     (
-      [CONFIG, "--config.optim.schedule.warmup=1"],
+      [QUICK, "--config.optim.schedule.warmup=1"],
       "config.optim.schedule has no 'warmup'. It has:",
     ),
     ([QUICK, "--config.seed.x=1"], "--config.seed.x: config.seed is a value, it has no keys."),
     (
-      [CONFIG, "--config.optim.lr=fast"],
+      [QUICK, "--config.optim.lr=fast"],
       "--config.optim.lr=fast: could not convert string to float",
     ),
     (
