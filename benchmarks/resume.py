@@ -14,6 +14,7 @@ This program can itself be stopped and started again. Exit code 1: a state diffe
 
 import argparse
 import json
+import logging
 import random
 import signal
 import subprocess
@@ -205,6 +206,7 @@ def main():
   parser.add_argument("--num_runs", type=int, default=20)
   parser.add_argument("--workdir", type=Path, default=Path("runs/resume"))
   args = parser.parse_args()
+  logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of reading what it may not write
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
   try:
     benchmark(args)

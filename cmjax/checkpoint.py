@@ -26,9 +26,14 @@ PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nump
 
 def versions() -> dict[str, str]:
   """The versions that decide whether a run can be repeated bit for bit."""
-  return {"python": platform.python_version()} | {
-    name: importlib.metadata.version(name) for name in PACKAGES
-  }
+  return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:  # cmjax itself, used from its source folder
+    return "not installed"
 
 
 def check_writable(directory: Path, num_bytes: int) -> None:

@@ -12,7 +12,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   smoke = variant == "smoke"
   c = mlc.ConfigDict()
   c.seed = 0
-  c.total_steps = 10 if smoke else 600
+  c.total_steps = 10 if smoke else 500
   c.batch_size = 16 if smoke else 128
   c.sigma_data = 0.75  # --mode=measure says 0.752
 
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   )
   both = ("one_step", "two_step")
   c.evals = dict(
-    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=200,
+    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=250,
               num_samples=64),
     fd=dict(name="frechet", features="pixels", samplers=both, emas=("main",),
             num_samples=32 if smoke else 2_000, batch_size=16 if smoke else 500,

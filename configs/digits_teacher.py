@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
 
   c.samplers = dict(heun=dict(name="heun", num_steps=3 if smoke else 18))
   c.evals = dict(
-    grid=dict(name="samples", samplers=("heun",), emas=("main",), every_steps=200,
+    grid=dict(name="samples", samplers=("heun",), emas=("main",), every_steps=400,
               num_samples=64),
     fd=dict(name="frechet", features="pixels", samplers=("heun",), emas=("main",),
             num_samples=32 if smoke else 2_000, batch_size=16 if smoke else 500,

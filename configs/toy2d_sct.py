@@ -2,8 +2,21 @@ r"""The plane: continuous-time consistency training (sCT) from scratch on a chec
 
   python -m cmjax.main --config=configs/toy2d_sct.py --workdir=runs/toy2d_sct
 
-Also --config.data.toy2d.distribution=two_spirals (or gaussian_mixture). See docs/RESULTS.md for the
-time it takes and the sliced Wasserstein distance to expect.
+Costs 110 CPU-seconds, start, compilation and evaluations included: about a minute on two quiet
+cores. Measured on CPU with jax 0.12, seed 0, 20,000 samples:
+
+                    sliced Wasserstein   on black squares
+  1 step                        0.0099               90 %
+  2 steps                       0.0132               92 %
+  two real draws                0.0065              100 %
+
+Where it departs from the paper's settings for images, after 3,000 steps of 512 points:
+  c = 1 and not 0.1: in two dimensions the norm of a tangent varies from pair to pair, and dividing
+    by it biases the mean. Distance 0.017 against 0.023. At c = 10, nearly raw, training is slow.
+  P_mean, P_std = -2, 1.6 and not -1, 1.4: 88 % on black squares against 86 %; -0.5, 1.2 diverged.
+  lr = 2e-3 with an early decay; the same rate held longer raised the distance to 0.034.
+
+Also --config.data.toy2d.distribution=two_spirals (or gaussian_mixture).
 """
 
 import ml_collections as mlc
