@@ -15,6 +15,7 @@ This program can itself be stopped and started again. Exit code 1: a state diffe
 import argparse
 import json
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -51,7 +52,9 @@ def start(args, workdir, seed=0):
   with open(workdir / "log", "a") as log:
     command = [sys.executable, "-m", "cmjax.main", f"--config={args.config}", *flags]
     command.append(f"--workdir={workdir}")
-    STARTED.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+    # One cache of compiled programs for all of them, as on a cluster that starts runs again.
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent.absolute() / "cache")}
+    STARTED.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env))
   return STARTED[-1]
 
 

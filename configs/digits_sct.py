@@ -4,6 +4,10 @@ r"""Real digits, 8x8: consistency training (sCT) from the teacher's average.
 
 Train digits_teacher.py in runs/digits_teacher first, or start from random weights:
 --config.init_from.workdir=
+
+Two minutes on 2 CPU cores. Pixel-space Frechet distance in two steps and in one: at most 2 and 4
+times the teacher's is expected; got 0.096 and 0.110, 1.8 and 2.1 times (`make quickstart`). The
+optimizer is that of digits_scd.py.
 """
 
 import ml_collections as mlc
@@ -13,7 +17,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   smoke = variant == "smoke"
   c = mlc.ConfigDict()
   c.seed = 0
-  c.total_steps = 10 if smoke else 500
+  c.total_steps = 10 if smoke else 600
   c.batch_size = 16 if smoke else 128
   c.sigma_data = 0.75  # --mode=measure says 0.752
 
@@ -40,7 +44,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   )
   both = ("one_step", "two_step")
   c.evals = dict(
-    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=250,
+    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=300,
               num_samples=64),
     fd=dict(name="frechet", features="pixels", samplers=both, emas=("main",),
             num_samples=32 if smoke else 2_000, batch_size=16 if smoke else 500,

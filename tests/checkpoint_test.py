@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was saved, or an error; never something in between."""
 
 import collections
+import gc
 import os
 import shutil
 import subprocess
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 
 from cmjax import checkpoint
+
+# A read or write that fails leaves others behind in orbax, which are never awaited or report to an
+# event loop that is closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CONFIG = {"seed": 3, "net": {"name": "mlp", "sizes": [1, 2]}, "clip": None}
 STEPS = (10, 20)
@@ -41,6 +46,13 @@ def save(directory, *steps, keep=2):
   for step in steps:
     checkpoints.save(step, state(step), CONFIG, note=f"at {step}")
   checkpoints.close()
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+  """What is left behind is found here, not in a test of something else."""
+  yield
+  gc.collect()
 
 
 @pytest.fixture(name="workdir")

@@ -586,3 +586,9 @@ def test_toy_sources_are_seeded_and_their_splits_independent():
   assert (len(source), source.shape, source.num_classes) == (65_536, (2,), 0)
   with pytest.raises(ValueError, match="'moons'. Choose from: checkerboard, gaussian_mixture, two"):
     sources.toy2d("moons")
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  np.savez(tmp_path / "a.npz", train_images=np.full((3, 4, 4, 1), 7, np.uint8))
+  assert sources.npz("~/a.npz")[0]["image"].max() == 7

@@ -103,7 +103,7 @@ def npz(path: str | os.PathLike[str], *, split: str = "train") -> Source:
     ValueError: if the file is missing or damaged, or its arrays are not those above.
   """
   _check_split(split)
-  arrays = _read_npz(Path(path), f"{split}_images")
+  arrays = _read_npz(Path(path).expanduser(), f"{split}_images")
   images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
   if images.dtype != np.uint8 or images.ndim not in (3, 4):
     raise ValueError(
@@ -173,7 +173,7 @@ def folder(
     raise ValueError(f"channels={channels}: use 3 (RGB), 1 (grayscale) or None (as the files are).")
   if not 0.0 <= held_out < 1.0:
     raise ValueError(f"held_out={held_out} must be a fraction from 0 up to, but not, 1.")
-  files, labels, num_classes = image_files.find(Path(path))
+  files, labels, num_classes = image_files.find(Path(path).expanduser())
   size, gray = image_files.read_headers(files)
   steps = np.floor(np.arange(len(files) + 1) * held_out)
   chosen = np.flatnonzero((np.diff(steps) > 0) == (split == "test"))
