@@ -164,7 +164,7 @@ def records(path: pathlib.Path) -> list[dict[str, Any]]:
   for i, line in enumerate(lines):
     try:
       record = json.loads(line)
-      int(record["step"]), float(record["time"])
+      _ = int(record["step"]), float(record["time"])
     except (ValueError, KeyError, TypeError) as error:
       if i == len(lines) - 1:
         break

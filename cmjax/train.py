@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       last, stop = step == config.total_steps, interrupted()
       if last or stop or step % config.log_every_steps == 0:
         if scalars := window.flush():
-          scalars["lr"] = float(lr(jnp.asarray(step - 1)))
+          scalars["lr"] = float(jnp.asarray(lr(jnp.asarray(step - 1))))
           reporter.write(step, scalars | reporter.throughput())
 
       for label, (every, evaluate) in evaluators.items():

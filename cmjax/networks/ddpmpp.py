@@ -8,7 +8,7 @@ with positional frequencies; the blocks can be modulated by sCM's adaptive doubl
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,9 +200,9 @@ class DDPMpp(nnx.Module):
     block = lambda s: UNetBlock(s, embed, modulation=modulation, dropout=dropout, rngs=rngs)
     self.first = f"{resolution}x{resolution}_conv"
     self.enc_specs, self.dec_specs = tuple(encoder_specs(*plan)), tuple(decoder_specs(*plan))
-    self.enc = nnx.Dict({s.name: block(s) for s in self.enc_specs})
+    self.enc: Any = nnx.Dict({s.name: block(s) for s in self.enc_specs})
     self.enc[self.first] = Conv(in_channels, channels, 3, rngs=rngs)
-    self.dec = nnx.Dict({s.name: block(s) for s in self.dec_specs})
+    self.dec: Any = nnx.Dict({s.name: block(s) for s in self.dec_specs})
     self.last = f"{resolution}x{resolution}_aux"
     self.dec[f"{self.last}_norm"] = GroupNorm(widths[1])
     self.dec[f"{self.last}_conv"] = Conv(widths[1], in_channels, 3, gain=0.0, rngs=rngs)
