@@ -181,10 +181,11 @@ def test_what_an_interrupted_save_left_behind_is_cleared_away(workdir, caplog):
   largest(workdir, half.name).unlink()
   checkpoints = checkpoint.Checkpoints(workdir)
   assert_is_state_of(checkpoints.restore(layout), 20)
-  assert not half.exists()
   checkpoints.save(30, state(30), CONFIG)
-  checkpoints.close()
+  checkpoints.wait()
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["20", "30"]
+  assert_is_state_of(checkpoints.restore(layout), 30)
+  checkpoints.close()
   assert "broken" not in caplog.text
 
 

@@ -1,0 +1,76 @@
+"""Every page of configs/ is whole, builds, and takes its smoke steps."""
+
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tensorflow_datasets as tfds
+
+from cmjax import build, sharding, train
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def load(name, variant=""):
+  config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
+  config.mesh = dict(data=1, fsdp=1)
+  return config.lock()
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
+
+
+@pytest.fixture
+def images():
+  with tfds.testing.mock_data(num_examples=16):
+    yield
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_builds_all_its_parts(name, variant, one_device, images):
+  config = load(name, variant)
+  net = build.network(config)
+  state = jax.eval_shape(build.state_init(config, net), jax.random.key(0))
+  assert set(state.ema) == set(config.ema)
+  assert len(build.source(config)) > 0
+  assert float(build.schedule(config)(jnp.int32(10**6))) > 0
+  evaluators = build.evaluators(config, net, sharding.make_mesh(1, 1))
+  assert set(evaluators) == set(config.evals)
+  needs_teacher = config.loss.name == "scd"
+  assert bool(config.teacher.workdir) == needs_teacher
+  teacher = (net, state.params["net"]) if needs_teacher else None
+  assert callable(build.loss(config, net, teacher))
+
+
+def test_the_cifar10_networks_are_the_published_ones(images):
+  for name in ("cifar10_teacher", "cifar10_sct", "cifar10_scd"):
+    config = load(name)
+    params = jax.eval_shape(build.network(config).init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(params)) == 60_067_715
+    assert config.batch_size == 512 and config.total_steps == 400_000
+
+
+def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, images):
+  config = load("cifar10_sct", "smoke")
+  train.train(config, tmp_path)
+  assert (tmp_path / "checkpoints" / str(config.total_steps)).is_dir()
+  assert (tmp_path / "samples" / f"two_step_main_{config.total_steps:08d}.png").exists()
+  assert (tmp_path / "report.html").exists()
+
+
+def test_the_plane_and_the_digits_take_their_smoke_steps(tmp_path, one_device):
+  scores = train.train(load("toy2d_sct", "smoke"), tmp_path / "toy2d")
+  assert scores["swd/two_step/main"] > scores["swd/floor"] > 0  # ten steps do not make a model
+  teacher = load("digits_teacher", "smoke")
+  scores = train.train(teacher, tmp_path / "teacher")
+  assert scores["fd/heun/main"] > scores["fd/floor"] > 0 and scores["speed/heun"] > 0
+  config = load("digits_scd", "smoke")
+  config.teacher.workdir = config.init_from.workdir = str(tmp_path / "teacher")
+  scores = train.train(config, tmp_path / "scd")
+  assert scores["fd/one_step/main"] > scores["fd/floor"] > 0
