@@ -1,6 +1,6 @@
 r"""Is a killed run the same run? Trainings of the digits sCT, killed and started again, bit by bit.
 
-  python benchmarks/resume.py                  # 20 runs, about 40 minutes on 2 cores
+  python benchmarks/resume.py                  # 20 runs, about 20 minutes on 2 cores
   python benchmarks/resume.py --num_runs=2
 
 One run goes through undisturbed. Each of the others gets SIGKILL one to three times, at seeded
@@ -144,10 +144,11 @@ def run_whole(args, records):
 
 def run_killed(args, records, name, seed):
   """One run: killed, started again, finished, compared."""
+  # The time of a run that found its program compiled, as these do.
   workdir, kills = args.workdir / name, []
   if workdir.exists():  # from a benchmark that was stopped in the middle of this run
     workdir = workdir.with_name(f"{name}_{time.time_ns()}")
-  for moment in draw_moments(random.Random(seed), records["whole"]["seconds"]):
+  for moment in draw_moments(random.Random(seed), records["other_seed"]["seconds"]):
     if (killed := kill(start(args, workdir), workdir, moment)) is None:
       break
     kills.append(killed)

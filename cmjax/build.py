@@ -71,7 +71,9 @@ def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> A
 
 def _section(section: ConfigDict, what: str, *own: str) -> list[Any]:
   """[name, *values of `own`, the keyword arguments of what the section names]."""
-  kwargs, own = dict(section), ("name", *own)
+  # A config that was stored beside a checkpoint has lists for tuples: JSON knows no other.
+  kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items()}
+  own = ("name", *own)
   if missing := [key for key in own if key not in kwargs]:
     raise ValueError(f"config.{what} needs {', '.join(own)}; not there: {', '.join(missing)}.")
   return [*map(kwargs.pop, own), kwargs]
