@@ -16,7 +16,6 @@ CORE = [
   "optax>=0.2.6",
   "orbax-checkpoint>=0.11.30",
   "pillow>=11.0",
-  "rich>=13.9",
   "scikit-learn>=1.5",
   "scipy>=1.14",
   "tensorboardX>=2.6.2",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -50,8 +51,8 @@ class Interrupted(SystemExit):
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   """Trains, or goes on training, until config.total_steps.
 
-  The workdir then holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/,
-  scores.json and report.html. A run goes on from its newest good checkpoint; one that was killed
+  The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
+  samples/, scores.json and report.html. A run goes on from its newest good checkpoint; one that was killed
   at any moment ends with the same state, bit for bit, as one that was not.
 
   Args:
@@ -102,6 +103,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   )
   if primary:
     _write_json(workdir / "config.json", config.to_dict())
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    (workdir / "parameters.txt").write_text(overview + "\n")
 
   # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
   before = restored.meta if restored else {}

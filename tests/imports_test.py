@@ -65,7 +65,6 @@ OWNERS = {  # what is known in few places -> the rooms that may
   "grain": {"data"},
   "tensorflow_datasets": {"data"},
   "tensorboardX": {"reporting"},
-  "rich": {"reporting"},
   "tensorflow": set(),
   "torch": set(),
   **{

@@ -89,6 +89,8 @@ def test_a_run_leaves_all_that_it_promises(whole):
   assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 1e-2
   assert json.loads((workdir / "scores.json").read_text()) == scores
   assert scores["swd/one_step/main"] > scores["swd/floor"] > 0
+  table = (workdir / "parameters.txt").read_text()
+  assert "net/fc_in/kernel" in table and "weighting/bias" in table
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["12", "8"]
   pictures = [f"two_steps_main_{step:08d}.png" for step in (0, 6, 12)]
   assert sorted(p.name for p in (workdir / "samples").iterdir()) == pictures
