@@ -52,8 +52,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   """Trains, or goes on training, until config.total_steps.
 
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
-  samples/, scores.json and report.html. A run goes on from its newest good checkpoint; one that was killed
-  at any moment ends with the same state, bit for bit, as one that was not.
+  samples/, scores.json and report.html. A run goes on from its newest good checkpoint; one that was
+  killed at any moment ends with the same state, bit for bit, as one that was not.
 
   Args:
     config: as in `configs/`.
