@@ -126,8 +126,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       for label, (every, evaluate) in evaluators.items():
         if last or (step % every == 0 and not stop and step != evaluated):
           with reporter.paused():
-            averages = {name: params["net"] for name, params in state.ema.items()}
-            scores |= _report(reporter, step, label, evaluate(averages, eval_key(config)))
+            scores |= _report(reporter, step, label, evaluate(state.ema, eval_key(config)))
 
       if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
         window.read()  # a step to stop at must not become a checkpoint
@@ -211,8 +210,7 @@ def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
   """The networks of a run, from its newest good checkpoint; the run is not changed by it."""
   restored = load_state(workdir, mesh)
   config = ConfigDict(restored.meta["config"])
-  averages = {name: params["net"] for name, params in restored.state.ema.items()}
-  return Trained(config, build.network(config), averages, restored.step)
+  return Trained(config, build.network(config), restored.state.ema, restored.step)
 
 
 def _load_relative(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Teacher:

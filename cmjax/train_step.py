@@ -19,8 +19,8 @@ class TrainState:
   """Everything a checkpoint holds, and nothing else."""
 
   step: Any  # updates so far, int32
-  params: Any  # {net: ..., weighting: ...}
-  ema: Any  # {name: params}
+  params: Any  # {net: ..., weighting: ..., and what else the method trains}
+  ema: Any  # {name: params of the network}
   opt_state: Any
 
 
@@ -36,7 +36,7 @@ def make_init(
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      ema={name: jax.tree.map(jnp.copy, params) for name in ema_names},
+      ema={name: jax.tree.map(jnp.copy, params["net"]) for name in ema_names},
       opt_state=tx.init(params),
     )
 
@@ -47,8 +47,13 @@ def make_train_step(
   loss_fn: LossFn,
   tx: optax.GradientTransformation,
   ema_decays: Mapping[str, ema.Decay],
+  *,
+  target: str | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """train_step(state, batch, key) -> (state, metrics): pure; the caller jits and shards it.
+
+  With `target`, the average of that name is the target network of a loss that has one: the loss
+  finds it in params["target"], and no gradient goes there.
 
   All randomness is a function of (key, state.step), so a resumed run repeats itself. A step whose
   loss or gradient is not finite changes nothing but the step count, whatever the policy that the
@@ -59,14 +64,15 @@ def make_train_step(
 
   def train_step(state, batch, key):
     key = jax.random.fold_in(key, state.step)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    fixed = {} if target is None else {"target": state.ema[target]}
+    grad_fn = jax.value_and_grad(lambda params, *args: loss_fn(params | fixed, *args), has_aux=True)
     (value, metrics), grads = grad_fn(state.params, batch, key, state.step)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    averages = ema.update(state.ema, params, state.step, ema_decays)
+    averages = ema.update(state.ema, params["net"], state.step, ema_decays)
 
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     state = TrainState(

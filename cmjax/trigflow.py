@@ -7,6 +7,7 @@ function works for points, images and latents alike: `t` has one entry per sampl
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +52,26 @@ def step(x_t: Data, v: Data, t: Time, s: Time) -> Data:
 def denoise(x_t: Data, v: Data, t: Time) -> Data:
   """The step to 0: E[x_0 | x_t] of a diffusion model (eq. 23), f of a consistency model (eq. 5)."""
   return step(x_t, v, t, jnp.zeros_like(t))
+
+
+def heun_step(v: Callable[[Data, Time], Data], x_t: Data, t: Time, s: Time) -> Data:
+  """EDM's Heun step from t to s > 0, which is DPM-Solver-2S on TrigFlow (sCM, appendix B.1).
+
+    x_p = step(x_t, v, t, s),   x_s = x_p - sin(t - s) / (2 cos t) (eps(x_p, s) - eps(x_t, t))
+
+  It equals EDM's step on x_t / cos(t); Heun directly on dx/dt in t is a different one.
+
+  Args:
+    v: x, t -> velocity.
+    x_t: noisy data [b, *d].
+    t: where it is [b]; below pi/2.
+    s: where to go [b].
+  """
+  v_t = v(x_t, t)
+  x_p = step(x_t, v_t, t, s)
+  change = predict_noise(x_p, v(x_p, s), s) - predict_noise(x_t, v_t, t)
+  _, sine = cos_sin(t - s, x_t)
+  return x_p - sine / (2 * cos_sin(t, x_t)[0]) * change
 
 
 def predict_noise(x_t: Data, v: Data, t: Time) -> Data:

@@ -80,7 +80,7 @@ def test_one_device_and_a_mesh_of_two_by_four_train_the_same_parameters():
   assert kernel.sharding.spec == P(None, "fsdp") and not kernel.sharding.is_fully_replicated
   assert {shard.data.shape for shard in kernel.addressable_shards} == {(128, 32)}
   moments = [x for x in jax.tree.leaves(eight.opt_state) if x.shape == kernel.shape]
-  averages = [eight.ema[name]["net"]["blocks"]["block0"]["fc0"]["kernel"] for name in config.ema]
+  averages = [eight.ema[name]["blocks"]["block0"]["fc0"]["kernel"] for name in config.ema]
   assert {x.sharding for x in moments + averages} == {kernel.sharding}
 
   # Tensor by tensor: 7e-7 at most, where the sums over the batch were added in another order.

@@ -15,7 +15,7 @@ P0 = np.array([1.0, -2.0, 3.0], np.float32)
 
 def loss_fn(params, batch, key, step):
   c = batch["image"].mean(0)
-  value = jnp.sum(c * params["p"])
+  value = jnp.sum(c * params["net"]["p"])
   return value, {"loss": statistics.mean(value), "noise": statistics.mean(jax.random.normal(key))}
 
 
@@ -24,7 +24,7 @@ def _run():
   tx = optax.trace(0.9)  # momentum: an optimizer with a state
   tx = optax.chain(tx, optax.scale(-LR))
   decays = {"slow": ema.half_life(8, batch_size=4), "fast": ema.half_life(4, batch_size=4)}
-  init = jax.jit(train_step.make_init(lambda key: {"p": jnp.asarray(P0)}, tx, tuple(decays)))
+  init = jax.jit(train_step.make_init(lambda key: {"net": {"p": jnp.asarray(P0)}}, tx, tuple(decays)))
   step = jax.jit(train_step.make_train_step(loss_fn, tx, decays), donate_argnums=0)
   return init, lambda state, c: step(state, {"image": jnp.tile(c, (4, 1))}, jax.random.key(1))
 
@@ -33,9 +33,9 @@ def test_a_step_follows_the_gradient_and_counts(run):
   init, step = run
   c = np.array([3.0, 4.0, 0.0], np.float32)
   state, metrics = step(init(jax.random.key(0)), c)
-  np.testing.assert_allclose(state.params["p"], P0 - LR * c, rtol=1e-6)
+  np.testing.assert_allclose(state.params["net"]["p"], P0 - LR * c, rtol=1e-6)
   state, _ = step(state, c)
-  np.testing.assert_allclose(state.params["p"], P0 - LR * c - LR * 1.9 * c, rtol=1e-6)
+  np.testing.assert_allclose(state.params["net"]["p"], P0 - LR * c - LR * 1.9 * c, rtol=1e-6)
   assert state.step == 2
   assert metrics["grad_norm"].total == 5.0
   assert metrics["nonfinite"].total == 0
@@ -48,7 +48,7 @@ def test_averages_start_as_copies_and_the_first_update_forgets_the_initial_weigh
     np.testing.assert_array_equal(state.ema[name]["p"], P0)
   state, _ = step(state, np.ones(3, np.float32))
   for name in ("slow", "fast"):
-    np.testing.assert_array_equal(state.ema[name]["p"], state.params["p"])
+    np.testing.assert_array_equal(state.ema[name]["p"], state.params["net"]["p"])
 
 
 def test_averages_share_no_buffer_with_the_parameters_so_the_state_can_be_donated(run):
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(run, bad):
   assert (before.pop("step"), after.pop("step")) == (1, 2)
   tiny.assert_same(before, after)
   state, metrics = step(state, np.ones(3, np.float32))
-  assert metrics["nonfinite"].total == 0 and np.isfinite(state.params["p"]).all()
+  assert metrics["nonfinite"].total == 0 and np.isfinite(state.params["net"]["p"]).all()
 
 
 def test_randomness_is_a_function_of_the_step(run):
@@ -84,3 +84,20 @@ def test_randomness_is_a_function_of_the_step(run):
       noise.append(float(metrics["noise"].total))
   assert noise[:3] == noise[3:]
   assert len(set(noise)) == 3
+
+
+def test_the_target_is_the_average_of_that_name_and_gets_no_gradient():
+  seen = lambda params, batch, key, step: (
+    jnp.sum(params["net"]["p"] * params["target"]["p"]),
+    {"loss": statistics.mean(params["target"]["p"])},
+  )
+  decays = {"main": lambda step: jnp.asarray(0.5), "target": lambda step: jnp.asarray(0.75)}
+  tx = optax.sgd(LR)
+  init = train_step.make_init(lambda key: {"net": {"p": jnp.asarray(P0)}}, tx, tuple(decays))
+  step = jax.jit(train_step.make_train_step(seen, tx, decays, target="target"))
+  state, _ = step(jax.jit(init)(jax.random.key(0)), {}, jax.random.key(1))
+  # The gradient of p . target in p alone is target: with it in both it would be twice that.
+  np.testing.assert_allclose(state.params["net"]["p"], P0 - LR * P0, rtol=1e-6)
+  np.testing.assert_allclose(state.ema["target"]["p"], P0 - 0.25 * LR * P0, rtol=1e-6)
+  _, metrics = step(state, {}, jax.random.key(1))
+  assert metrics["loss"].total == pytest.approx(float(np.sum(P0 - 0.25 * LR * P0)), rel=1e-5)
