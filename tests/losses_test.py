@@ -196,3 +196,147 @@ def test_an_unknown_norm_is_refused():
       DIFFUSION, continuous.data_velocity(), SAMPLE_T, weighting.constant(),
       sigma_data=SIGMA_DATA, norm="L2",
     )  # fmt: skip
+
+
+def below(gap):
+  return lambda t: (1 - gap) * t
+
+
+ESTIMATORS = {
+  "exact": tangent.exact(),
+  "central": tangent.central(1e-3),
+  "semi_continuous": tangent.semi_continuous(1e-2),
+  "discrete": tangent.discrete(below(0.002)),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_pulls_back_to_the_exact_solution_with_one_dropout_key(name):
+  keys = []
+
+  def apply(p, x, t, cond, key):
+    keys.append(key)
+    return CONSISTENCY.apply(p, x, t, cond, key)
+
+  loss_fn = continuous.loss(
+    Network(CONSISTENCY.init, apply),
+    continuous.teacher_velocity(DIFFUSION, jnp.ones(()), sigma_data=SIGMA_DATA),
+    SAMPLE_T,
+    weighting.constant(),
+    sigma_data=SIGMA_DATA,
+    warmup_steps=0,
+    estimator=ESTIMATORS[name],
+  )
+  grad = jax.jit(jax.grad(lambda p: loss_fn(p, batch(), jax.random.key(1), 0)[0]))
+  at_rest, moved = grad(params(weighting.constant())), grad(params(weighting.constant(), 1.1))
+  assert abs(float(at_rest["net"])) < 0.03 * float(moved["net"])
+  assert all(key is keys[0] for key in keys[: {"exact": 1, "discrete": 2}.get(name, 3)])
+  assert keys[0] is not None
+
+
+def test_segments_begin_at_uniform_times_and_the_last_one_holds_what_is_beyond():
+  t_max = np.arctan(80 / SIGMA_DATA)
+  width = np.float32(t_max / 4)
+  t = jnp.array([1e-6, 0.1, width, 0.4, 0.8, 1.3, t_max, np.pi / 2])
+  starts = continuous.segment_starts(t, 4, sigma_data=SIGMA_DATA)
+  np.testing.assert_allclose(starts, t_max / 4 * np.array([0, 0, 0, 1, 2, 3, 3, 3]), rtol=1e-6)
+  assert bool(jnp.all(starts < t))
+  assert not np.any(continuous.segment_starts(t, 1, sigma_data=SIGMA_DATA))
+
+
+def segmented():
+  """The true multistep consistency model of Gaussian data: the ODE's solution at t_k."""
+
+  def apply(p, x, t, cond, key):
+    s = cond["segment"]
+    x_t = SIGMA_DATA * x
+    cosine, sine = trigflow.cos_sin(t - s, x)
+    return p * (cosine * x_t - exact.flow(x_t, t, s)) / (SIGMA_DATA * sine)
+
+  return Network(lambda key: jnp.ones(()), apply)
+
+
+def test_multistep_scd_leaves_the_true_solution_of_each_segment_at_rest():
+  def make(num_segments, estimator=tangent.tangent):
+    return continuous.loss(
+      segmented(),
+      continuous.teacher_velocity(DIFFUSION, jnp.ones(()), sigma_data=SIGMA_DATA),
+      times.lognormal(-1.0, 0.5, sigma_data=SIGMA_DATA),
+      weighting.constant(),
+      sigma_data=SIGMA_DATA,
+      warmup_steps=0,
+      num_segments=num_segments,
+      estimator=estimator,
+    )
+
+  value = jax.jit(lambda p: make(3)(p, batch(), jax.random.key(1), 0))
+  norm = lambda factor: value(params(weighting.constant(), factor))[1]["tangent_norm"].total / 256
+  assert float(norm(1.0)) < 1e-3 and float(norm(1.1)) > 1e-2
+
+
+def test_one_segment_and_no_guidance_are_the_plain_loss_bit_for_bit():
+  options = dict(guidance=None, num_segments=1, estimator=tangent.exact())
+  make = lambda **options: continuous.loss(
+    CONSISTENCY, continuous.data_velocity(), SAMPLE_T, weighting.constant(),
+    sigma_data=SIGMA_DATA, **options,
+  )  # fmt: skip
+  grad = lambda loss_fn: jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
+    params(weighting.constant(), 1.2), batch(), jax.random.key(1), jnp.int32(7)
+  )
+  jax.tree.map(np.testing.assert_array_equal, grad(make()), grad(make(**options)))
+  # These very numbers were those of the loss before it had the options.
+  value = float(grad(make())[0][0])
+  assert value == pytest.approx(0.09343515336513519, rel=1e-5)
+
+
+def test_student_and_teacher_get_the_same_guidance_and_the_other_draws_stay():
+  seen = {}
+
+  def apply(name):
+    def apply(p, x, t, cond, key):
+      seen[name] = (np.asarray(x), np.asarray(t), cond)
+      return x
+
+    return apply
+
+  def run(guidance):
+    loss_fn = continuous.loss(
+      Network(lambda key: {}, apply("student")),
+      continuous.teacher_velocity(
+        Network(lambda key: {}, apply("teacher")), {}, sigma_data=SIGMA_DATA
+      ),
+      SAMPLE_T,
+      weighting.constant(),
+      sigma_data=SIGMA_DATA,
+      guidance=guidance,
+      # Two network calls without a jvp, whose tracers could not be looked at.
+      estimator=lambda net, x, t, dxdt, **_: (net(x / SIGMA_DATA, t), x),
+    )
+    loss_fn({"net": {}, "weighting": {}}, batch(512), jax.random.key(0), 0)
+    return dict(seen)
+
+  plain, guided = run(None), run((1.0, 3.0))
+  assert "guidance" not in plain["student"][2] and "guidance" not in plain["teacher"][2]
+  scale = np.asarray(guided["student"][2]["guidance"])
+  np.testing.assert_array_equal(scale, guided["teacher"][2]["guidance"])
+  assert scale.min() >= 1 and scale.max() < 3 and scale.mean() == pytest.approx(2, abs=0.1)
+  # Independent of t (a key used twice would correlate them), and t and x are as before.
+  assert abs(np.corrcoef(scale, guided["student"][1])[0, 1]) < 0.15
+  for name in ("student", "teacher"):
+    for before, after in zip(plain[name][:2], guided[name][:2], strict=True):
+      np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (dict(guidance=(2.0, 1.0)), r"guidance=\(2.0, 1.0\) must be a pair \(low, high\)"),
+    (dict(num_segments=0), "num_segments=0 must be at least 1"),
+  ],
+)
+def test_wrong_guidance_and_segments_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    continuous.loss(
+      DIFFUSION, continuous.data_velocity(), SAMPLE_T, weighting.constant(),
+      sigma_data=SIGMA_DATA, **options,
+    )  # fmt: skip

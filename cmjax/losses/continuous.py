@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from cmjax import statistics, tangent, trigflow
 from cmjax.times import SampleT
-from cmjax.types import LossFn, Network, Params, VelocityFn
+from cmjax.types import Array, Cond, LossFn, Metrics, Network, Params, Time, VelocityFn
 from cmjax.weighting import Weighting
 
 
@@ -27,6 +27,35 @@ def teacher_velocity(teacher: Network, params: Params, *, sigma_data: float) -> 
   )
 
 
+def draw_guidance(key: Array, cond: Cond, n: int, guidance: tuple[float, float] | None) -> Cond:
+  """cond with "guidance" ~ U[low, high] for each of n samples; as it is if guidance is None."""
+  if guidance is None:
+    return cond
+  low, high = guidance
+  return cond | {"guidance": jax.random.uniform(key, (n,), minval=low, maxval=high)}
+
+
+def check_guidance(guidance: tuple[float, float] | None) -> None:
+  """Refuses what is no pair (low, high) of guidance scales."""
+  if guidance is not None and not (len(guidance) == 2 and guidance[0] <= guidance[1]):
+    raise ValueError(
+      f"guidance={guidance} must be a pair (low, high) of scales, such as (1.0, 2.0), or None."
+    )
+
+
+def segment_starts(t: Time, num_segments: int, *, sigma_data: float) -> Time:
+  """t_k of the segment (t_k, t_k+1] of each t; what lies beyond t_max is in the last one.
+
+  The boundaries are uniform in t on [0, t_max], t_max = arctan(80 / sigma_data) (cmjax default, as
+  in edm2_sCM; the paper of sCM has only results of its multistep sCD).
+  """
+  t_max = trigflow.sigma_to_t(80.0, sigma_data=sigma_data)
+  boundaries = jnp.arange(num_segments) * (t_max / num_segments)
+  # Compared, not divided: t_k < t then holds to the last bit, on which `tangent.discrete` relies.
+  segment = jnp.sum(t[:, None] > boundaries[None, 1:], -1)
+  return boundaries[segment]
+
+
 def loss(
   net: Network,
   velocity: VelocityFn,
@@ -37,6 +66,9 @@ def loss(
   c: float = 0.1,
   warmup_steps: int = 10_000,
   norm: str = "l2",
+  estimator: tangent.Estimator = tangent.tangent,
+  guidance: tuple[float, float] | None = None,
+  num_segments: int = 1,
 ) -> LossFn:
   """Algorithm 1 of sCM (Lu & Song 2024, appendix A).
 
@@ -58,41 +90,60 @@ def loss(
     c: in the normalisation; 0.1 in all of the paper's experiments.
     warmup_steps: H, over which the part of g that can be unstable is faded in; 0 for none.
     norm: "l2" over each sample, or "rms" (cmjax default: l2; the paper leaves it open).
+    estimator: how the tangent is found, a factory's of `cmjax.tangent`; the exact one by default.
+    guidance: (low, high): student and velocity get cond["guidance"] ~ U[low, high], a scale that
+      the student learns and the (guided) teacher applies. Not for sCT: data cannot be guided.
+    num_segments: M of multistep sCD: f leads to the start t_k of one of M segments of time, and
+      the student gets it as cond["segment"]; see `segment_starts`. 1 for a plain consistency model.
+
+  Raises:
+    ValueError: for an unknown norm, a guidance that is no pair, less than one segment.
   """
   if norm not in ("l2", "rms"):
     raise ValueError(f"Unknown tangent norm {norm!r}. Choose from: l2, rms.")
+  if num_segments < 1:
+    raise ValueError(f"num_segments={num_segments} must be at least 1: a plain consistency model.")
+  check_guidance(guidance)
   rms = norm == "rms"
 
   def loss_fn(params, batch, key, step):
     x0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
     key_t, key_z, key_net = jax.random.split(key, 3)
+    # What would be the fourth of the split: the other draws are the same with and without.
+    cond = draw_guidance(jax.random.fold_in(key, 3), cond, len(x0), guidance)
     t = sample_t(key_t, (len(x0),))
     z = trigflow.noise(key_z, x0.shape, sigma_data=sigma_data)
     x_t = trigflow.interpolate(x0, z, t)
     dxdt = jax.lax.stop_gradient(velocity(x0, z, x_t, t, cond))
+    origin = 0.0
+    if num_segments > 1:
+      origin = segment_starts(t, num_segments, sigma_data=sigma_data)
+      cond = cond | {"segment": origin}
 
-    F, g = tangent.tangent(
+    F, g = estimator(
       lambda x, t: net.apply(params["net"], x, t, cond, key_net),
       x_t,
       t,
       dxdt,
       sigma_data=sigma_data,
       warmup=jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0,
+      origin=origin,
     )
-    F_ = jax.lax.stop_gradient(F)
-    residual = F - F_ - tangent.normalize(g, c, rms=rms)
-    squared = jnp.mean(residual.reshape(len(x0), -1) ** 2, -1)
     w = weighting.apply(params["weighting"], t)
+    residual = F - jax.lax.stop_gradient(F) - tangent.normalize(g, c, rms=rms)
+    squared = jnp.mean(residual.reshape(len(x0), -1) ** 2, -1)
     value = jnp.mean(jnp.exp(w) * squared - w)
-
-    F_error = jnp.mean((F_ - dxdt / sigma_data).reshape(len(x0), -1) ** 2, -1)
-    metrics = {
-      "loss": statistics.mean(value),
-      "weight_min": statistics.mean(jnp.min(w)),
-      "weight_max": statistics.mean(jnp.max(w)),
-      **statistics.by_time("tangent_norm", tangent.norm(g, rms=rms), t),
-      **statistics.by_time("F_error", F_error, t),
-    }
-    return value, metrics
+    F_error = jnp.mean((F - dxdt / sigma_data).reshape(len(x0), -1) ** 2, -1)
+    return value, _metrics(value, w, tangent.norm(g, rms=rms), F_error, t)
 
   return loss_fn
+
+
+def _metrics(value: Array, w: Time, tangent_norm: Time, F_error: Time, t: Time) -> Metrics:
+  return {
+    "loss": statistics.mean(value),
+    "weight_min": statistics.mean(jnp.min(w)),
+    "weight_max": statistics.mean(jnp.max(w)),
+    **statistics.by_time("tangent_norm", tangent_norm, t),
+    **statistics.by_time("F_error", F_error, t),
+  }
