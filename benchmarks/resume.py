@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import sharding, train
+from cmjax import runs, sharding, train
 
 STARTED = []  # processes
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,7 @@ def draw_moments(rng, seconds):
 
 def final_state(workdir):
   """{path: array} of a run's newest good checkpoint."""
-  state = jax.device_get(train.load_state(workdir, sharding.make_mesh()).state)
+  state = jax.device_get(runs.load_state(workdir, sharding.make_mesh()).state)
   return {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(state)}
 
 

@@ -40,3 +40,25 @@ def positional(
   freqs = max_period ** (-np.arange(half) / (half - 1))
   angles = t[:, None] * jnp.asarray(freqs, t.dtype)[None, :]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def fourier(t: Shaped[Array, " b"], freqs: Float[Array, " h"]) -> Float[Array, "b n"]:
+  """The random Fourier features [cos(2 pi f t), sin(2 pi f t)] of Tancik et al. 2020, n = 2 h.
+
+  In NCSN++ f ~ 16 N(0, 1) and t = ln(sigma) / 4 (EDM, table 1); iCT (arXiv 2310.14189)
+  lowers the 16 to 0.02, because d emb / dt grows with it.
+
+  Args:
+    t: one number per sample, of any dtype.
+    freqs: f, one for each pair of a cosine and a sine.
+
+  Returns:
+    All cosines, then all sines, in float32, or in float64 where t is.
+
+  >>> import jax.numpy as jnp
+  >>> fourier(jnp.array([0.0, 1.0]), jnp.array([0.5])).round(4).tolist()
+  [[1.0, 0.0], [-1.0, -0.0]]
+  """
+  t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+  angles = 2 * np.pi * t[:, None] * freqs.astype(t.dtype)[None, :]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

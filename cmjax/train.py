@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,14 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, reporting, sharding, statistics
+from cmjax import build, checkpoint, reporting, runs, sharding, statistics
 from cmjax.train_step import NONFINITE, TrainState, make_train_step
-from cmjax.types import Array, Metrics, Network, Params
+from cmjax.types import Array, Metrics, Model, Network, Params
 
 logger = logging.getLogger("cmjax")
 
 # EX_TEMPFAIL: the state is saved; start the same command again. Schedulers can requeue on it.
 INTERRUPTED = 75
-
-# What may differ between two sittings of one run: how long, how often, where; not what.
-FREE = ("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite")
 
 KEYS = (
   *("seed", "total_steps", "batch_size", "sigma_data", "data", "net", "loss", "optim", "ema"),
@@ -36,8 +33,6 @@ KEYS = (
 
 # One seed, one key for each.
 PURPOSES = ("initialise", "train", "evaluate")
-
-Teacher = tuple[Network, Params]
 
 
 class Interrupted(SystemExit):
@@ -73,18 +68,19 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   _check(config)
   mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
-  net, teacher = build.network(config), load_teacher(config, mesh)
+  net, teacher = build.network(config), runs.load_teacher(config, mesh)
+  frozen = {"teacher": teacher and teacher[1], "lpips": build.lpips_weights(config)}
   init, lr = build.state_init(config, net), build.schedule(config)
-  step_fn = make_step_fn(config, net, teacher)
+  step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
   abstract = jax.eval_shape(init, jax.random.key(0))
   checkpoint.check_writable(workdir, (config.checkpoint.keep + 1) * checkpoint.num_bytes(abstract))
-  evaluators = build.evaluators(config, net, mesh)
+  evaluators = build.evaluators(config, net, mesh, runs.load_guides(config, mesh))
 
   # --- state: the newest good checkpoint, else config.init_from, else random weights ---
   primary = sharding.process()[0] == 0
   checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, primary=primary)
-  restored = checkpoints.restore(functools.partial(_layout, config, abstract, mesh))
-  state = restored.state if restored else _fresh(config, net, init, mesh)
+  restored = checkpoints.restore(functools.partial(runs.layout, config, abstract, mesh))
+  state = restored.state if restored else _fresh(config, net, teacher, init, mesh)
   start = int(state.step)
   if start > config.total_steps:
     raise ValueError(
@@ -144,9 +140,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       batch = next(batches)
       if compiled is None:
         with reporter.paused():
-          compiled = _compile(step_fn, state, batch, train_key, teacher)
+          compiled = _compile(step_fn, state, batch, train_key, frozen)
       with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
-        state, metrics = compiled(state, batch, train_key, teacher and teacher[1])
+        state, metrics = compiled(state, batch, train_key, frozen)
       window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
       reporter.progress(step + 1, window.latest)
       checkpoints.poll()
@@ -169,76 +165,26 @@ def _check(config: ConfigDict) -> None:
       raise ValueError(f"{key}={value} must be at least 1.")
 
 
-def make_step_fn(config: ConfigDict, net: Network, teacher: Teacher | None) -> Callable[..., Any]:
-  """(state, batch, key, teacher_params) -> (state, metrics).
+def make_step_fn(
+  config: ConfigDict, net: Network, teacher: Network | None, frozen: Params
+) -> Callable[..., Any]:
+  """(state, batch, key, frozen) -> (state, metrics).
 
-  The teacher's weights are an argument: closed over, they would be constants of the program, kept
+  `frozen` are the weights that are used and not trained: {teacher: ..., lpips: ...}, None where
+  there is none. They are an argument: closed over, they would be constants of the program, kept
   twice and compiled for minutes.
   """
-  tx, decays = build.optimizer(config), build.ema_decays(config)
+  tx, decays, target = build.optimizer(config), build.ema_decays(config), build.target_name(config)
 
-  def step_fn(state, batch, key, teacher_params):
-    loss_fn = build.loss(config, net, (teacher[0], teacher_params) if teacher else None)
-    return make_train_step(loss_fn, tx, decays)(state, batch, key)
+  def loss_of(frozen):
+    model = (teacher, frozen["teacher"]) if teacher else None
+    return build.loss(config, net, model, frozen["lpips"])
 
-  # Built once for nothing, so that a wrong section of the config is found at the door.
-  build.loss(config, net, teacher)
+  def step_fn(state, batch, key, frozen):
+    return make_train_step(loss_of(frozen), tx, decays, target=target)(state, batch, key)
+
+  loss_of(frozen)  # once for nothing, so that a wrong section of the config is found at the door
   return step_fn
-
-
-class Trained(NamedTuple):
-  """What another run left: its config, network and averages, at the step of its checkpoint."""
-
-  config: ConfigDict
-  net: Network
-  averages: dict[str, Params]  # {ema name: params of the network}
-  step: int
-
-
-def load_state(workdir: str | Path, mesh: Mesh) -> checkpoint.Restored:
-  """The newest good checkpoint of a run, laid out on `mesh`; the run is not changed by it."""
-
-  def layout(meta):
-    config = ConfigDict(meta["config"])
-    init = build.state_init(config, build.network(config))
-    return _sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
-
-  return checkpoint.read(Path(workdir).expanduser(), layout)
-
-
-def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
-  """The networks of a run, from its newest good checkpoint; the run is not changed by it."""
-  restored = load_state(workdir, mesh)
-  config = ConfigDict(restored.meta["config"])
-  return Trained(config, build.network(config), restored.state.ema, restored.step)
-
-
-def _load_relative(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Teacher:
-  """The network and the average that `config.teacher` or `config.init_from` names."""
-  trained = load_network(section.workdir, mesh)
-  _check_relative(config, trained.config, section.workdir)
-  params = build.pick(trained.averages, section.ema, f"average (ema) of {section.workdir}")
-  return trained.net, params
-
-
-def load_teacher(config: ConfigDict, mesh: Mesh) -> Teacher | None:
-  """The frozen network of `config.teacher`, or None where its workdir is empty."""
-  return _load_relative(config, config.teacher, mesh) if config.teacher.workdir else None
-
-
-def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None:
-  """Raises if a teacher's data scale or shape are others than this run's."""
-  for key in ("resolution", "in_channels", "dim", "num_classes"):
-    if config.net.get(key) != other.net.get(key):
-      raise ValueError(
-        f"The network in {workdir} has net.{key}={other.net.get(key)}, this run has "
-        f"{config.net.get(key)}. Take one that was trained on the same data."
-      )
-  if config.sigma_data != other.sigma_data:
-    raise ValueError(
-      f"The network in {workdir} was trained with sigma_data={other.sigma_data}, this run has "
-      f"{config.sigma_data}. Set sigma_data={other.sigma_data}."
-    )
 
 
 def _key(config: ConfigDict, purpose: str) -> Array:
@@ -251,62 +197,16 @@ def eval_key(config: ConfigDict) -> Array:
   return _key(config, "evaluate")
 
 
-def _fresh(config: ConfigDict, net: Network, init, mesh: Mesh) -> TrainState:
+def _fresh(
+  config: ConfigDict, net: Network, teacher: Model | None, init: Callable[..., Any], mesh: Mesh
+) -> TrainState:
   """The state of step 0: random weights, or those that config.init_from names."""
   key = _key(config, "initialise")
-  if not config.init_from.workdir:
-    return sharding.create(init, mesh, key)[0]
-  _, params = _load_relative(config, config.init_from, mesh)
-  ours, theirs = _shapes(jax.eval_shape(net.init, key)), _shapes(params)
-  if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
-    name = differ[0]
-    raise ValueError(
-      f"init_from: {config.init_from.workdir} does not fit this network in {len(differ)} tensors, "
-      f"{name} first: got {theirs.get(name)}, expected {ours.get(name)}. Use the same net section."
-    )
-  return sharding.create(init, mesh, key, params)[0]
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
-
-
-def _sharded(abstract: Any, mesh: Mesh) -> Any:
-  """Shapes with the shardings that the arrays are to have."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    sharding.shard_params(abstract, mesh),
-  )
-
-
-def _layout(config: ConfigDict, abstract: TrainState, mesh: Mesh, meta: dict[str, Any]) -> Any:
-  """How the state of this run is to be restored, if the stored config is that of this run."""
-  ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(meta["config"])
-  differ = [
-    f"{key}: {theirs.get(key, 'not set')} in the checkpoint, {ours.get(key, 'not set')} now"
-    for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and key.split(".")[0] not in FREE
-  ]
-  if differ:
-    raise ValueError(
-      "The config does not fit the checkpoints in the workdir:\n  "
-      + "\n  ".join(differ)
-      + "\nTake the old values, or another --workdir."
-    )
-  return _sharded(abstract, mesh)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dicts as {a.b.c: value}."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat
+  start = runs.first_weights(config, net, key, mesh)
+  fake = None
+  if config.loss.get("vsd") and teacher:
+    fake = runs.grow(net, teacher[1], key, f"loss.vsd: the teacher in {config.teacher.workdir}")
+  return sharding.create(init, mesh, key, start, fake)[0]
 
 
 class _Window:
@@ -381,12 +281,12 @@ def interruption() -> Iterator[Callable[[], signal.Signals | None]]:
       signal.signal(number, handler)
 
 
-def _compile(step_fn, state: TrainState, batch, key, teacher: Teacher | None):
+def _compile(step_fn, state: TrainState, batch, key, frozen: Params):
   """The step, compiled ahead of time once, with its price in the log."""
   start = time.perf_counter()
   shardings = jax.tree.map(lambda x: x.sharding, state)
   jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-  compiled = jitted.lower(state, batch, key, teacher and teacher[1]).compile()
+  compiled = jitted.lower(state, batch, key, frozen).compile()
   cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
   logger.info(
     "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "

@@ -33,3 +33,6 @@ VelocityFn = Callable[[Array, Array, Array, Array, Cond], Array]
 
 # params, batch, key, step -> loss, metrics: what one train step differentiates.
 LossFn = Callable[[Params, Batch, Array, Array], tuple[Array, Metrics]]
+
+# A network and weights of it: another run's, to distil, to start from or to guide with.
+Model = tuple[Network, Params]

@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, clip_norm=None,
     schedule=dict(name="constant", warmup_steps=19_531),  # 10 M images
   )  # fmt: skip
-  c.ema = dict(main=dict(half_life_images=500_000, rampup_ratio=0.05))
+  c.ema = dict(main=dict(name="half_life", half_life_images=500_000, rampup_ratio=0.05))
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")
 

@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=2e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=200, warmup_steps=100),
   )  # fmt: skip
-  c.ema = dict(main=dict(half_life_images=500_000, rampup_ratio=0.1))
+  c.ema = dict(main=dict(name="half_life", half_life_images=500_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")
 

@@ -14,7 +14,7 @@ ROOMS = {
   "types": (0, "base"),
   "embeddings": (0, "base"),
   "trigflow": (1, "mathematics"),
-  "edm": (1, "mathematics"),
+  "edm": (2, "mathematics"),
   "times": (2, "mathematics"),
   "distances": (1, "mathematics"),
   "weighting": (1, "mathematics"),
@@ -26,6 +26,9 @@ ROOMS = {
   "oracle": (2, "mathematics"),
   "losses": (3, "mathematics"),
   "editing": (3, "mathematics"),
+  "lpips": (1, "mathematics"),
+  "search": (2, "mathematics"),
+  "step_times": (3, "mathematics"),
   "networks": (2, "networks"),
   "networks.layers": (1, "networks"),
   "networks.attention": (1, "networks"),
@@ -42,24 +45,26 @@ ROOMS = {
   "convert": (3, "program"),
   "train_step": (3, "program"),
   "build": (4, "program"),
-  "train": (5, "program"),
-  "sample": (6, "program"),
+  "runs": (5, "program"),
+  "train": (6, "program"),
+  "sample": (7, "program"),
+  "verify": (7, "program"),
   "plan": (5, "program"),
-  "main": (7, "program"),
+  "main": (8, "program"),
 }
 # Files that are one room: what runs write, the page made of it, and its curves.
 SAME_FOLDER = {"charts": "reporting", "report": "reporting"}
 
 LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
   "base": {"jax", "numpy", "jaxtyping"},
-  "mathematics": {"jax", "numpy", "jaxtyping"},
+  "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
   "networks": {"jax", "numpy", "jaxtyping", "flax"},
 }
 OWNERS = {  # what is known in few places -> the rooms that may
   "nnx": {"networks"},
   "networks": {"networks", "build", "convert"},  # where mathematics and networks meet
-  "ml_collections": {"build", "train", "sample", "plan", "main"},
-  "ConfigDict": {"build", "train", "sample", "plan", "main"},
+  "ml_collections": {"build", "runs", "train", "verify", "sample", "plan", "main"},
+  "ConfigDict": {"build", "runs", "train", "verify", "sample", "plan", "main"},
   "absl.flags": {"main"},
   "orbax": {"checkpoint"},
   "grain": {"data"},

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from cmjax import embeddings
-from cmjax.networks import MLP, DDPMpp, as_network, layers
+from cmjax.networks import MLP, DDPMpp, as_network, grow, layers
 from cmjax.networks.attention import attend, split_heads
 from cmjax.networks.ddpmpp import BlockSpec, UNetBlock, decoder_specs, encoder_specs
 
@@ -427,6 +427,166 @@ def test_block_modulates_as_its_formula_says(modulation):
   np.testing.assert_allclose(block(x, e, None), expected, rtol=1e-4, atol=1e-5)
 
 
+# --- guidance, segment and Fourier features ------------------------------------------------------
+
+TOLD = dict(guidance=True, segment=True)
+told_mlp = functools.partial(mlp, **TOLD)
+told_flat = functools.partial(flat, **TOLD, embedding="fourier", fourier_scale=0.5)
+TOLD_MODULES = pytest.mark.parametrize(
+  ("make", "plain"), [(told_mlp, mlp), (told_flat, flat)], ids=["mlp", "ddpmpp"]
+)
+
+
+def told_inputs(plain, b=3):
+  x, t, cond = inputs(plain, b)
+  return x, t, cond | {"guidance": jnp.linspace(1, 2, b), "segment": 0.3 * jnp.arange(b)}
+
+
+def leaves(params):
+  flat, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in flat}
+
+
+@TOLD_MODULES
+def test_new_layers_start_at_zero_and_leave_the_other_initial_weights_alone(make, plain):
+  told, fresh = (leaves(as_network(m).init(jax.random.key(0))) for m in (make, plain))
+  for path, a in fresh.items():
+    np.testing.assert_array_equal(told[path], a)
+  new = {path: a for path, a in told.items() if path not in fresh}
+  width = 8
+  assert {path: a.shape for path, a in new.items() if path != "map_noise/freqs"} == {
+    "map_guidance/kernel": (width, width),
+    "map_guidance/bias": (width,),
+    "map_segment/kernel": (width, width),
+    "map_segment/bias": (width,),
+  }
+  assert not any(np.any(a) for path, a in new.items() if path != "map_noise/freqs")
+  assert ("map_noise/freqs" in new) == (plain is flat)
+
+
+@TOLD_MODULES
+def test_guidance_and_segment_are_added_to_the_embedding_as_their_formula_says(make, plain):
+  net, params = built(make)
+  x, t, cond = told_inputs(plain)
+  F = net.apply(params, x, t, cond, None)
+  for name in TOLD:
+    moved = net.apply(params, x, t, cond | {name: cond[name] + 0.2}, None)
+    assert np.abs(moved - F).max(axis=tuple(range(1, x.ndim))).min() > 1e-4
+    # The same change of the embedding, made through the label's bias: the position is the same.
+    one = {key: a[:1] for key, a in cond.items()}
+    before, after = (embeddings.positional(one[name] + change, 8) for change in (0, 0.2))
+    shift = (after - before) @ params[f"map_{name}"]["kernel"]
+    bias = params["map_label"]["bias"] + shift[0]
+    biased = params | {"map_label": params["map_label"] | {"bias": bias}}
+    np.testing.assert_allclose(
+      net.apply(biased, x[:1], t[:1], one, None), moved[:1], rtol=1e-3, atol=1e-5
+    )
+
+
+@TOLD_MODULES
+def test_a_student_that_is_told_more_starts_as_its_teacher(make, plain):
+  # With the same embedding of time: only guidance and segment may be added.
+  student = functools.partial(make, embedding="positional") if plain is flat else make
+  net, teacher = built(plain)
+  fresh = as_network(student).init(jax.random.key(7))
+  params = grow(teacher, fresh)
+  assert jax.tree.structure(params) == jax.tree.structure(fresh)
+  x, t, cond = told_inputs(plain)
+  expected = net.apply(teacher, x, t, cond, None)
+  np.testing.assert_array_equal(built(student)[0].apply(params, x, t, cond, None), expected)
+  assert np.std(expected) > 0.01
+  if plain is flat:
+    return  # what follows is the same there, and takes long to compile
+  # The new layers have a gradient: the student can learn to listen.
+  loss = lambda new: jnp.sum(built(student)[0].apply(params | new, x, t, cond, None) ** 2)
+  grads = jax.grad(loss)({f"map_{name}": params[f"map_{name}"] for name in TOLD})
+  assert all(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_grow_names_every_weight_that_does_not_fit():
+  fresh = as_network(told_mlp).init(jax.random.key(0))
+  teacher = as_network(mlp).init(jax.random.key(1))
+  narrow = teacher | {"fc_in": teacher["fc_in"] | {"kernel": jnp.zeros((9, 16))}}
+  with pytest.raises(ValueError, match=r"fc_in/kernel is \(9, 16\), this network's \(14, 16\)"):
+    grow(narrow, fresh)
+  headless = {key: a for key, a in teacher.items() if key != "map_label"}
+  with pytest.raises(ValueError, match="map_label/bias is missing; map_label/kernel is missing"):
+    grow(headless, fresh)
+  with pytest.raises(ValueError, match="map_guidance/bias is not in this network"):
+    grow(fresh, teacher)
+  with pytest.raises(ValueError, match=r"blocks/.* and 14 more\. Give both networks"):
+    grow({}, teacher)
+
+
+@TOLD_MODULES
+def test_missing_guidance_and_segment_are_explained_while_tracing(make, plain):
+  net, params = built(make)
+  x, t, cond = told_inputs(plain)
+  call = lambda cond: jax.eval_shape(net.apply, params, x, t, cond, None)
+  without = lambda name: {key: a for key, a in cond.items() if key != name}
+  with pytest.raises(ValueError, match=r"guidance=True needs cond\['guidance'\].*'label', 'seg"):
+    call(without("guidance"))
+  with pytest.raises(ValueError, match=r"segment=True needs cond\['segment'\]"):
+    call(without("segment"))
+  with pytest.raises(ValueError, match=r"cond\['guidance'\] must be floating-point \[3\].*int32"):
+    call(cond | {"guidance": jnp.arange(3)})
+  with pytest.raises(ValueError, match=r"cond\['segment'\] must be .* got float32\[3, 1\]"):
+    call(cond | {"segment": jnp.zeros((3, 1))})
+
+
+def test_fourier_frequencies_are_a_parameter_that_is_never_trained():
+  graphdef, params = nnx.split(layers.Fourier(8, 16.0, rngs=nnx.Rngs(0)), nnx.Param)
+  t = jnp.array([0.3, -0.2])
+  emb = lambda params, t: jnp.sum(nnx.merge(graphdef, params)(t) ** 3)
+  grads, slope = jax.grad(emb, argnums=(0, 1))(params, t)
+  assert params["freqs"].shape == (4,) and not np.any(grads["freqs"])
+  assert np.all(np.abs(slope) > 0.1)
+  net, params = built(told_flat)
+  x, t, cond = told_inputs(flat)
+  changed = params | {"map_noise": {"freqs": params["map_noise"]["freqs"] + 0.1}}
+  F, moved = (net.apply(p, x, t, cond, None) for p in (params, changed))
+  assert np.abs(F - moved).max() > 1e-4
+
+
+@pytest.mark.parametrize("scale", [16.0, 0.02])
+def test_fourier_frequencies_have_their_scale(scale):
+  freqs = layers.Fourier(20_000, scale, rngs=nnx.Rngs(0)).freqs[...]
+  assert freqs.shape == (10_000,)
+  np.testing.assert_allclose([freqs.mean() / scale, freqs.std() / scale], [0, 1], atol=0.03)
+
+
+def test_fourier_embedding_is_cosines_then_sines_of_full_turns():
+  t, freqs = np.array([-1.55, 0.0, 1.1]), np.array([0.25, 3.0])
+  angles = 2 * np.pi * np.outer(t, freqs)
+  emb = embeddings.fourier(jnp.asarray(t, jnp.float32), jnp.asarray(freqs, jnp.float32))
+  np.testing.assert_allclose(emb, np.concatenate([np.cos(angles), np.sin(angles)], 1), atol=1e-5)
+  assert embeddings.fourier(jnp.ones(2, jnp.bfloat16), jnp.ones(2)).dtype == jnp.float32
+  with jax.enable_x64(True):
+    assert embeddings.fourier(jnp.ones(2, jnp.float64), jnp.ones(2, jnp.float32)).dtype == "float64"
+
+
+def test_fourier_embedding_stays_in_float32_in_a_bfloat16_network():
+  net = as_network(told_flat, dtype="bfloat16")
+  params = jax.eval_shape(net.init, jax.random.key(0))
+  jaxpr = jax.make_jaxpr(net.apply)(params, *told_inputs(flat), None)
+  found = [dtypes for _, dtypes in dot_dtypes(jaxpr.jaxpr)]
+  affine = sum(path.endswith("affine/kernel") for path in leaves(params))
+  assert sum(dtypes == {"float32"} for dtypes in found) == 3 + 2 + affine  # the first are map_*
+
+
+@MODULES
+def test_networks_take_times_of_both_signs(make):
+  # c_noise = ln(sigma) / 4 runs from -1.55 to 1.10.
+  net, params = built(make)
+  x, _, cond = inputs(make)
+  t = jnp.array([-1.55, 0.0, 1.1])
+  F_fn = lambda t: net.apply(params, x, t, cond, None)
+  F, mirrored = F_fn(t), F_fn(-t)
+  assert np.all(np.isfinite(F))
+  np.testing.assert_array_equal(F[1], mirrored[1])
+  assert min(np.abs(F - mirrored)[i].max() for i in (0, 2)) > 3e-5
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -439,6 +599,8 @@ def test_block_modulates_as_its_formula_says(modulation):
     (dict(attn_resolutions=(7, 16)), r"attn_resolutions has \[7\].*\[32, 16, 8\]"),
     (dict(modulation="adagn"), "modulation 'adagn'. Choose from: additive, pnorm_scale_shift"),
     (dict(dropout=1.0), "dropout=1.0"),
+    (dict(embedding="sine"), "embedding 'sine'. Choose from: fourier, positional"),
+    (dict(embedding="fourier", fourier_scale=0.0), "fourier_scale=0.0 must be positive"),
   ],
 )
 def test_ddpmpp_explains_bad_options(kwargs, message):
@@ -488,3 +650,26 @@ def test_mlp_that_sees_only_waves_is_periodic():
   np.testing.assert_allclose(net.apply(blind, x + np.pi, t, {}, None), F, rtol=1e-5, atol=1e-5)
   assert np.abs(net.apply(blind, x + 1.0, t, {}, None) - F).max() > 0.01
   assert np.abs(net.apply(params, x + np.pi, t, {}, None) - F).max() > 0.01
+
+
+def test_dropout_can_be_kept_to_small_resolutions():
+  blocks = lambda **kwargs: nnx.eval_shape(
+    lambda: DDPMpp(16, 1, 8, (1, 1), 1, (8,), dropout=0.2, rngs=nnx.Rngs(0), **kwargs)
+  )
+  rates = {name: block.dropout for name, block in blocks(dropout_resolution=8).dec.items()
+           if hasattr(block, "dropout")}  # fmt: skip
+  assert {rate for name, rate in rates.items() if name.startswith("16x16")} == {0.0}
+  assert {rate for name, rate in rates.items() if name.startswith("8x8")} == {0.2}
+  assert all(b.dropout == 0.2 for b in blocks().enc.values() if hasattr(b, "dropout"))
+
+
+def test_float64_input_means_float64_inside_whatever_the_network_trains_in():
+  with jax.enable_x64(True):
+    net = as_network(functools.partial(MLP, 2, 8, 1, 16), dtype="bfloat16")
+    exact = as_network(functools.partial(MLP, 2, 8, 1, 16), dtype="float64")
+    params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
+    x, t = jnp.ones((3, 2), jnp.float64), jnp.full(3, 0.7, jnp.float64)
+    F = net.apply(params, x, t, {}, None)
+    assert F.dtype == jnp.float64
+    np.testing.assert_array_equal(F, exact.apply(params, x, t, {}, None))
+    assert net.apply(params, x.astype("float32"), t.astype("float32"), {}, None).dtype == "float32"

@@ -4,7 +4,7 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
-from cmjax import sharding, train
+from cmjax import runs, sharding
 
 
 def get_config(variant: str = "") -> mlc.ConfigDict:
@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1e-2, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="constant", warmup_steps=0),
   )  # fmt: skip
-  c.ema = dict(main=dict(half_life_images=200, rampup_ratio=0.05), short=dict(half_life_images=50))
+  c.ema = dict(main=dict(name="half_life", half_life_images=200, rampup_ratio=0.05), short=dict(name="half_life", half_life_images=50))
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")
   c.samplers = dict(one_step=dict(name="consistency"), two_steps=dict(name="consistency"))
@@ -59,7 +59,7 @@ def leaves(tree) -> dict[str, np.ndarray]:
 
 def state(workdir) -> dict[str, np.ndarray]:
   """Every number that the newest good checkpoint of a run holds."""
-  return leaves(train.load_state(workdir, sharding.make_mesh()).state)
+  return leaves(runs.load_state(workdir, sharding.make_mesh()).state)
 
 
 def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

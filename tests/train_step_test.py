@@ -24,7 +24,9 @@ def _run():
   tx = optax.trace(0.9)  # momentum: an optimizer with a state
   tx = optax.chain(tx, optax.scale(-LR))
   decays = {"slow": ema.half_life(8, batch_size=4), "fast": ema.half_life(4, batch_size=4)}
-  init = jax.jit(train_step.make_init(lambda key: {"net": {"p": jnp.asarray(P0)}}, tx, tuple(decays)))
+  init = jax.jit(
+    train_step.make_init(lambda key: {"net": {"p": jnp.asarray(P0)}}, tx, tuple(decays))
+  )
   step = jax.jit(train_step.make_train_step(loss_fn, tx, decays), donate_argnums=0)
   return init, lambda state, c: step(state, {"image": jnp.tile(c, (4, 1))}, jax.random.key(1))
 

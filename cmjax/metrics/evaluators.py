@@ -20,6 +20,8 @@ from cmjax.types import Array, Params
 Evaluator = Callable[[Mapping[str, Params], Array], Iterator[tuple[str, Any]]]
 # params, key, n -> n samples [n, *d] on the host.
 Sampler = Callable[[Params, Array, int], np.ndarray]
+# images [n, h, w, c] in [-1, 1] -> features [n, d]
+Features = Callable[[np.ndarray], np.ndarray]
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -52,7 +54,7 @@ def samples(
 
 def frechet_distance(
   samplers: Mapping[str, Sampler],
-  features: Callable[[np.ndarray], np.ndarray],
+  features: Features,
   train: frechet.Moments,
   held_out: frechet.Moments,
   *,

@@ -21,9 +21,9 @@ def as_network(
 
   `init(key)` gives a nested plain dict of float32 arrays with readable paths, such as
   `enc/32x32_block0/conv0/kernel`. `apply(params, x, t, cond, key)` casts x and the parameters to
-  `dtype` and F back to float32 (float64 stays float64); nothing is cast anywhere else but where a
-  layer says why. t is passed on as it is, and the layers that embed it keep float32: in bfloat16
-  they make consistency training collapse after a while (arXiv 2510.08431, sec. 4.2).
+  `dtype` and F back to float32 (where x is float64, everything is); nothing is cast anywhere else
+  but where a layer says why. t is passed on as it is, and the layers that embed it keep float32: in
+  bfloat16 they make consistency training collapse after a while (arXiv 2510.08431, sec. 4.2).
 
   Without a key there is no dropout. With one, the mask is a function of the key alone, so a
   `jax.jvp` of `apply` has the same mask in primal and tangent.
@@ -60,9 +60,11 @@ def as_network(
 
   def apply(params, x, t, cond, key):
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    module = nnx.merge(graphdef, _cast(params, dtype, patterns))
-    F = module(x.astype(dtype), t, cond, rngs=rngs)
-    return F.astype(_at_least_float32(dtype))
+    # Who has float64 asks for it: finite differences of a network that trains in another dtype.
+    body = x.dtype if x.dtype == jnp.float64 else dtype
+    module = nnx.merge(graphdef, _cast(params, body, patterns))
+    F = module(x.astype(body), t, cond, rngs=rngs)
+    return F.astype(_at_least_float32(body))
 
   return Network(init, apply)
 

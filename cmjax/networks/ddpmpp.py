@@ -2,9 +2,9 @@
 
 The U-Net is EDM's `SongUNet` with the standard encoder and decoder and the box filter: same
 layers, same initial distributions, same names (`enc/32x32_block0/conv0`, ...), same parameter
-counts. Three things differ: the network is conditioned on the TrigFlow angle t itself, embedded
-with positional frequencies; the blocks can be modulated by sCM's adaptive double normalisation
-(arXiv 2410.11081, sec. 4.1); and the last convolution starts at exactly 0, so F = 0.
+counts. Three things differ: the time is embedded as it comes, which is the TrigFlow angle t unless
+the caller hands over EDM's ln(sigma) / 4; the blocks can be modulated by sCM's adaptive double
+normalisation (arXiv 2410.11081, sec. 4.1); and the last convolution starts at exactly 0, so F = 0.
 """
 
 import math
@@ -20,9 +20,11 @@ from cmjax import embeddings
 from cmjax.networks.attention import attend, split_heads
 from cmjax.networks.layers import (
   Conv,
+  Fourier,
   GroupNorm,
   Linear,
   check_dropout,
+  condition_rows,
   dropout,
   label_rows,
   pnorm,
@@ -31,6 +33,8 @@ from cmjax.types import Cond, Time
 
 # How a block takes in the embedding, and how many numbers per channel it needs for that.
 MODULATIONS = {"additive": 1, "pnorm_scale_shift": 2}
+
+EMBEDDINGS = ("fourier", "positional")
 
 # Initial gains of the layers that end a residual branch, and of those that make q, k and v.
 NEAR_ZERO, QKV_GAIN, SKIP_SCALE = 1e-5, math.sqrt(0.2), math.sqrt(0.5)
@@ -141,7 +145,8 @@ class DDPMpp(nnx.Module):
   F is exactly 0 at the start. Reads cond["label"] [b] where `num_classes` is not 0 (-1 means no
   condition; a label beyond the classes counts as -1) and cond["augment"] [b, augment_dim] where it
   is there: the parameters of an augmentation, which the network is told so that they do not leak
-  into samples.
+  into samples. Reads cond["guidance"] and cond["segment"] [b] where it was built with them; their
+  layers start at 0, so that a student starts as its teacher (see `networks.grow`).
 
   Args:
     resolution: side of the images; divisible by 2 as often as there are levels below the first.
@@ -152,15 +157,22 @@ class DDPMpp(nnx.Module):
     attn_resolutions: resolutions whose blocks have self-attention. One block at the lowest
       resolution has it in any case.
     dropout: rate, in each block.
+    dropout_resolution: the largest side of images at which there is dropout; None: everywhere.
     num_classes: 0 for a network without labels.
     augment_dim: 0 for a network that is never told of augmentations.
     embed_mult: width of the two layers after the embedding, as a multiple of `channels`.
     modulation: "pnorm_scale_shift" (sCM) or "additive" (EDM); see `UNetBlock`.
+    embedding: of the time, "positional" (DDPM++) or "fourier" (NCSN++, CM, iCT).
+    fourier_scale: standard deviation of the Fourier frequencies: 16 in EDM and CM, 0.02 in iCT
+      (arXiv 2310.14189). Used by embedding="fourier" only.
+    guidance: whether the network is told the scale of its guidance (sCM).
+    segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.
 
   Raises:
     ValueError: for a shape that is not a U-Net's, an attention resolution that never occurs, an
-      unknown modulation, or a dropout rate outside [0, 1); while tracing, for inputs of another
+      unknown modulation or embedding, a scale of the frequencies that is not positive, or a dropout
+      rate outside [0, 1); while tracing, for inputs of another
       shape, or a condition that is missing or not expected.
   """
 
@@ -175,15 +187,20 @@ class DDPMpp(nnx.Module):
     num_blocks: int = 4,
     attn_resolutions: tuple[int, ...] = (16,),
     dropout: float = 0.13,
+    dropout_resolution: int | None = None,
     num_classes: int = 0,
     augment_dim: int = 9,
     embed_mult: int = 4,
     modulation: str = "pnorm_scale_shift",
+    embedding: str = "positional",
+    fourier_scale: float = 16.0,
+    guidance: bool = False,
+    segment: bool = False,
     *,
     rngs: nnx.Rngs,
   ):
     resolutions = _resolutions(resolution, len(channel_mult))
-    _check_options(resolutions, attn_resolutions, modulation)
+    _check_options(resolutions, attn_resolutions, modulation, embedding)
     check_dropout(dropout)
     self.image_shape = (resolution, resolution, in_channels)
     self.channels, self.num_classes, self.augment_dim = channels, num_classes, augment_dim
@@ -197,7 +214,12 @@ class DDPMpp(nnx.Module):
 
     widths = (channels, *(channels * m for m in channel_mult))
     plan = (resolutions, widths, num_blocks, tuple(attn_resolutions))
-    block = lambda s: UNetBlock(s, embed, modulation=modulation, dropout=dropout, rngs=rngs)
+
+    def block(spec):
+      res = int(spec.name.partition("x")[0])
+      rate = dropout if dropout_resolution is None or res <= dropout_resolution else 0.0
+      return UNetBlock(spec, embed, modulation=modulation, dropout=rate, rngs=rngs)
+
     self.first = f"{resolution}x{resolution}_conv"
     self.enc_specs, self.dec_specs = tuple(encoder_specs(*plan)), tuple(decoder_specs(*plan))
     self.enc: Any = nnx.Dict({s.name: block(s) for s in self.enc_specs})
@@ -207,10 +229,22 @@ class DDPMpp(nnx.Module):
     self.dec[f"{self.last}_norm"] = GroupNorm(widths[1])
     self.dec[f"{self.last}_conv"] = Conv(widths[1], in_channels, 3, gain=0.0, rngs=rngs)
 
+    # Last, so that all other initial weights are those of a network without them.
+    self.embedding, self.guidance, self.segment = embedding, guidance, segment
+    if embedding == "fourier":
+      self.map_noise = Fourier(channels, fourier_scale, rngs=rngs)
+    if guidance:
+      self.map_guidance = Linear(channels, channels, gain=0.0, rngs=rngs)
+    if segment:
+      self.map_segment = Linear(channels, channels, gain=0.0, rngs=rngs)
+
   def __call__(
     self, x: Float[Array, "b h w c"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None
   ) -> Float[Array, "b h w c"]:
-    """F for x [b, resolution, resolution, in_channels] and t [b]; dropout only with `rngs`."""
+    """F for x [b, resolution, resolution, in_channels] and the times [b] that are embedded.
+
+    Dropout only with `rngs`.
+    """
     if x.shape != (*t.shape, *self.image_shape):
       wanted = ", ".join(map(str, self.image_shape))
       raise ValueError(f"The network is for x [b, {wanted}], t [b]; got x {x.shape}, t {t.shape}.")
@@ -227,8 +261,10 @@ class DDPMpp(nnx.Module):
     return self.dec[f"{self.last}_conv"](jax.nn.silu(self.dec[f"{self.last}_norm"](x)))
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
-    """The embedding of time, label and augmentation that every block sees."""
-    cos, sin = jnp.split(embeddings.positional(t, self.channels), 2, axis=-1)
+    """The embedding of time and conditions that every block sees."""
+    fourier = self.embedding == "fourier"
+    e = self.map_noise(t) if fourier else embeddings.positional(t, self.channels)
+    cos, sin = jnp.split(e, 2, axis=-1)
     e = jnp.concatenate([sin, cos], axis=-1)  # EDM's order, for the sake of its checkpoints
     if self.num_classes:
       e = e + self.map_label(label_rows(cond, self.num_classes))
@@ -239,6 +275,10 @@ class DDPMpp(nnx.Module):
           f"augment_dim={self.augment_dim}: leave it out, or build with augment_dim to match."
         )
       e = e + self.map_augment(cond["augment"].astype(e.dtype))
+    if self.guidance:
+      e = e + self.map_guidance(condition_rows(cond, "guidance", t, self.channels))
+    if self.segment:
+      e = e + self.map_segment(condition_rows(cond, "segment", t, self.channels))
     return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(e))))
 
 
@@ -256,7 +296,7 @@ def _resolutions(resolution: int, num_levels: int) -> tuple[int, ...]:
   return tuple(resolution >> level for level in range(num_levels))
 
 
-def _check_options(resolutions, attn_resolutions, modulation) -> None:
+def _check_options(resolutions, attn_resolutions, modulation, embedding) -> None:
   missing = sorted(set(attn_resolutions) - set(resolutions))
   if missing:
     raise ValueError(
@@ -267,3 +307,5 @@ def _check_options(resolutions, attn_resolutions, modulation) -> None:
     raise ValueError(
       f"Unknown modulation {modulation!r}. Choose from: {', '.join(sorted(MODULATIONS))}."
     )
+  if embedding not in EMBEDDINGS:
+    raise ValueError(f"Unknown embedding {embedding!r}. Choose from: {', '.join(EMBEDDINGS)}.")

@@ -12,7 +12,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.types import Cond
+from cmjax import embeddings
+from cmjax.types import Cond, Time
 
 
 def xavier_uniform(key: Array, shape: tuple[int, ...], gain: float = 1.0) -> Array:
@@ -50,6 +51,34 @@ class Linear(nnx.Module):
     """Maps the last axis from `cin` to `cout`."""
     y = jnp.matmul(x, self.kernel[...])
     return y if self.bias is None else y + along_last(self.bias[...], y)
+
+
+class Fourier(nnx.Module):
+  """`embeddings.fourier` of t, with frequencies drawn once from scale N(0, 1) and never trained.
+
+  They are a parameter, so that checkpoints and averages have them, behind a stop_gradient, so that
+  their gradient is exactly 0 (as in the code of Song et al. 2023). An optimizer with weight decay
+  would have to leave them out.
+
+  Args:
+    channels: width of the embedding; even and at least 2.
+    scale: standard deviation of the frequencies; positive.
+    rngs: where the frequencies come from.
+
+  Raises:
+    ValueError: for another width or scale.
+  """
+
+  def __init__(self, channels: int, scale: float, *, rngs: nnx.Rngs):
+    if channels < 2 or channels % 2:
+      raise ValueError(f"A Fourier embedding needs an even number of channels, got {channels}.")
+    if not 0 < scale < math.inf:
+      raise ValueError(f"fourier_scale={scale} must be positive: 16 is EDM's and CM's, 0.02 iCT's.")
+    self.freqs = nnx.Param(scale * jax.random.normal(rngs.params(), (channels // 2,), jnp.float32))
+
+  def __call__(self, t: Time) -> Float[Array, "b n"]:
+    """All cosines, then all sines."""
+    return embeddings.fourier(t, jax.lax.stop_gradient(self.freqs[...]))
 
 
 def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -163,7 +192,8 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
   if rngs is None or rate == 0:
     return x
   # Flat for the sake of the compiler, as in `xavier_uniform`.
-  keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, (x.size,)).reshape(x.shape)
+  # The rate's dtype is that of the draw: with float64 switched on the mask would be another.
+  keep = jax.random.bernoulli(rngs.dropout(), jnp.float32(1 - rate), (x.size,)).reshape(x.shape)
   return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
@@ -184,3 +214,32 @@ def label_rows(cond: Cond, num_classes: int) -> Float[Array, "b n"]:
   if label.ndim != 1 or not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(f"cond['label'] must be integers [b]; got {label.dtype}{list(label.shape)}.")
   return math.sqrt(num_classes) * jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+
+
+def condition_rows(cond: Cond, name: str, t: Time, channels: int) -> Float[Array, "b n"]:
+  """The positional embedding of cond[name], one number per sample, for a linear layer to map.
+
+  So sCM reads the scale of the guidance (arXiv 2410.11081), and so do we the angle at
+  which a sample's segment starts.
+
+  Args:
+    cond: what the network is conditioned on.
+    name: "guidance" or "segment", also the name of the network's option.
+    t: the network's times, for their shape.
+    channels: width of the embedding.
+
+  Raises:
+    ValueError: while tracing, if cond has no such entry or it is not one number per sample.
+  """
+  if name not in cond:
+    raise ValueError(
+      f"A network with {name}=True needs cond[{name!r}], numbers [b]; got cond with the keys "
+      f"{sorted(cond)}."
+    )
+  a = cond[name]
+  if a.shape != t.shape or not jnp.issubdtype(a.dtype, jnp.floating):
+    raise ValueError(
+      f"cond[{name!r}] must be floating-point {list(t.shape)}, one per sample; got "
+      f"{a.dtype}{list(a.shape)}."
+    )
+  return embeddings.positional(a, channels)

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax import embeddings
-from cmjax.networks.layers import Linear, check_dropout, dropout, label_rows
+from cmjax.networks.layers import Linear, check_dropout, condition_rows, dropout, label_rows
 from cmjax.types import Cond, Time
 
 
@@ -39,8 +39,9 @@ class MLP(nnx.Module):
   to 88 % of its samples on black squares, in equally many steps. The embedding of t has no such
   frequencies: there they would make dF/dt large.
 
-  F is exactly 0 at the start. Reads cond["label"] where `num_classes` is not 0; a label of -1 means
-  no condition.
+  F is exactly 0 at the start. Reads cond["label"] where `num_classes` is not 0 (-1 means no
+  condition), and cond["guidance"] and cond["segment"] [b] where it was built with them. Their
+  layers start at 0, so that a student starts as its teacher (see `networks.grow`).
 
   Args:
     dim: size of a point.
@@ -50,11 +51,13 @@ class MLP(nnx.Module):
     num_classes: 0 for a network without labels.
     dropout: rate, in each block.
     frequencies: of the sines and cosines, in radians per unit of x; empty for x alone.
+    guidance: whether the network is told the scale of its guidance.
+    segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.
 
   Raises:
     ValueError: for a dropout rate outside [0, 1); while tracing, for inputs of another shape, a
-      missing label, or an embedding width that `embeddings.positional` refuses.
+      missing condition, or an embedding width that `embeddings.positional` refuses.
   """
 
   float32_paths = (r"^map_", r"/affine/")
@@ -68,6 +71,8 @@ class MLP(nnx.Module):
     num_classes: int = 0,
     dropout: float = 0.0,
     frequencies: Sequence[float] = (1.0, 2.0, 4.0),
+    guidance: bool = False,
+    segment: bool = False,
     *,
     rngs: nnx.Rngs,
   ):
@@ -84,21 +89,36 @@ class MLP(nnx.Module):
       {n: MLPBlock(width, embed_channels, dropout=dropout, rngs=rngs) for n in self.block_names}
     )
     self.fc_out = Linear(width, dim, gain=0.0, rngs=rngs)
+    # Last, so that all other initial weights are those of a network without them.
+    self.guidance, self.segment = guidance, segment
+    if guidance:
+      self.map_guidance = Linear(embed_channels, embed_channels, gain=0.0, rngs=rngs)
+    if segment:
+      self.map_segment = Linear(embed_channels, embed_channels, gain=0.0, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b d"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None
   ) -> Float[Array, "b d"]:
-    """F for x [b, dim] and t [b]; dropout only with `rngs`."""
+    """F for x [b, dim] and the times [b] that are embedded; dropout only with `rngs`."""
     if x.shape != (*t.shape, self.dim):
       raise ValueError(
         f"The network is for x [b, {self.dim}] and t [b]; got x {x.shape} and t {t.shape}."
       )
-    e = embeddings.positional(t, self.embed_channels)
-    if self.num_classes:
-      e = e + self.map_label(label_rows(cond, self.num_classes))
-    e = jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(e))))
+    e = self._embed(t, cond)
     waves = [wave(k * x) for k in self.frequencies for wave in (jnp.sin, jnp.cos)]
     h = self.fc_in(jnp.concatenate([x, *waves], axis=-1))
     for name in self.block_names:
       h = self.blocks[name](h, e, rngs)
     return self.fc_out(jax.nn.silu(h))
+
+  def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
+    """The embedding of time and conditions that every block sees."""
+    width = self.embed_channels
+    e = embeddings.positional(t, width)
+    if self.num_classes:
+      e = e + self.map_label(label_rows(cond, self.num_classes))
+    if self.guidance:
+      e = e + self.map_guidance(condition_rows(cond, "guidance", t, width))
+    if self.segment:
+      e = e + self.map_segment(condition_rows(cond, "segment", t, width))
+    return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(e))))

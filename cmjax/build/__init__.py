@@ -1,0 +1,24 @@
+"""From a config to functions: the only place where strings choose.
+
+A section of a config is a `name` and the keyword arguments of what it names. Everything a user can
+get wrong in one is found here, before anything is compiled.
+"""
+
+from cmjax.build.losses import loss as loss
+from cmjax.build.losses import lpips_weights as lpips_weights
+from cmjax.build.models import batches as batches
+from cmjax.build.models import network as network
+from cmjax.build.models import source as source
+from cmjax.build.sampling import evaluators as evaluators
+from cmjax.build.sampling import sampler as sampler
+from cmjax.build.sampling import sampler_nfe as sampler_nfe
+from cmjax.build.sampling import sampling_net as sampling_net
+from cmjax.build.sampling import search_score as search_score
+from cmjax.build.sections import call as call
+from cmjax.build.sections import pick as pick
+from cmjax.build.training import ema_decays as ema_decays
+from cmjax.build.training import optimizer as optimizer
+from cmjax.build.training import schedule as schedule
+from cmjax.build.training import state_init as state_init
+from cmjax.build.training import target_name as target_name
+from cmjax.networks import grow as grow

@@ -1,0 +1,85 @@
+"""The network and the data of a config."""
+
+import contextlib
+from collections.abc import Generator
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmjax import edm, networks, sharding
+from cmjax.build.sections import call, pick, read, sample_shape
+from cmjax.data import pipeline, sources
+from cmjax.types import Batch, Network
+
+SOURCES = {
+  "digits": sources.digits,
+  "npz": sources.npz,
+  "folder": sources.folder,
+  "tfds": sources.tfds,
+  "toy2d": sources.toy2d,
+}
+NETWORKS = {"mlp": networks.MLP, "ddpmpp": networks.DDPMpp}
+PRECONDITIONINGS = ("trigflow", "edm")
+
+
+def network(config: ConfigDict) -> Network:
+  """The network of `config.net`; `dtype` is that of its body.
+
+  Whatever `preconditioning` says, the network that comes back takes and gives TrigFlow's units;
+  with "edm" the module inside embeds ln(sigma) / 4 and its output is EDM's F (`edm.as_trigflow`).
+  """
+  name, dtype, kwargs = read(config.net, "net", "dtype")
+  kind = pick(PRECONDITIONINGS, kwargs.pop("preconditioning", "trigflow"), "net.preconditioning")
+  module = pick(NETWORKS, name, "network (net.name)")
+  make = lambda rngs: call(module, f"net ({name})", rngs=rngs, **kwargs)
+  net = networks.as_network(make, dtype=dtype)
+  if kind == "edm":
+    return Network(net.init, edm.as_trigflow(net.apply, sigma_data=config.sigma_data))
+  return net
+
+
+def source(config: ConfigDict, split: str = "train") -> sources.Source:
+  """A split of the data that `config.data` names, checked against the network.
+
+  `config.data[name]`, where it is there, holds the arguments of that source: a config can have
+  several ready, to be chosen by `--config.data.name`.
+  """
+  name, _, sections = read(config.data, "data", "flip")
+  factory = pick(SOURCES, name, "data set (data.name)")
+  data = call(factory, f"data.{name}", split=split, **dict(sections.get(name, {})))
+  expected = sample_shape(config)
+  if tuple(data.shape) != expected:
+    raise ValueError(
+      f"data {name!r} has samples of shape {tuple(data.shape)}, but net takes {expected}. Set "
+      "net.resolution and net.in_channels (net.dim for points) to those of the data."
+    )
+  num_classes = config.net.get("num_classes", 0)
+  if num_classes and data.num_classes != num_classes:
+    raise ValueError(
+      f"net.num_classes={num_classes} but data {name!r} has {data.num_classes or 'no'} classes. "
+      f"Set net.num_classes={data.num_classes}, or take data with labels."
+    )
+  return data
+
+
+def batches(config: ConfigDict, mesh: Mesh, start: int) -> Generator[Batch]:
+  """The global batches from step `start` on, laid out on the mesh; close it when done."""
+  sharding.check_batch_size(config.batch_size, mesh)
+  index, count = sharding.process()
+  dataset = pipeline.dataset(
+    source(config),
+    batch_size=config.batch_size,
+    seed=config.seed,
+    flip=config.data.flip,
+    process_index=index,
+    process_count=count,
+  )
+  keys = ("image", "label") if config.net.get("num_classes", 0) else ("image",)
+  host_batches = pipeline.batches(dataset, start=start)
+
+  def to_mesh():
+    with contextlib.closing(host_batches):
+      for batch in host_batches:
+        yield sharding.global_batch({key: batch[key] for key in keys}, mesh)
+
+  return to_mesh()

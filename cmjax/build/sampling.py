@@ -1,0 +1,246 @@
+"""Samplers and evaluators of a config."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmjax import edm, guidance, samplers, sharding, step_times, times
+from cmjax.build.models import source
+from cmjax.build.sections import call, pick, read, sample_shape
+from cmjax.data import sources
+from cmjax.metrics import classifier, frechet
+from cmjax.metrics import evaluators as metrics
+from cmjax.types import Array, Model, NetFn, Network, Params
+
+SAMPLERS = {
+  "consistency": samplers.consistency,
+  "segments": samplers.segments,
+  "ddim": samplers.ddim,
+  "heun": samplers.heun,
+  "dpmpp_2m": samplers.dpmpp_2m,
+  "stochastic": samplers.stochastic,
+}
+GUIDANCE = ("input", "classifier_free", "autoguidance")
+FEATURES = ("pixels", "classifier")
+EVALUATORS = ("samples", "frechet", "sliced_wasserstein", "throughput")
+
+
+def sampling_net(config: ConfigDict, net: Network) -> NetFn:
+  """The network as samplers take it: CM's shifted boundary, where the loss has one, is inside."""
+  if sigma_min := config.loss.get("sigma_min", 0.0):
+    return edm.shifted(net.apply, sigma_data=config.sigma_data, sigma_min=sigma_min)
+  return net.apply
+
+
+def _sampler_times(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> np.ndarray:
+  """The times of a sampler; their arguments are taken out of `kwargs`."""
+  what, sigma_data = f"sampler ({name})", config.sigma_data
+  if name == "segments":
+    return step_times.segment_times(config.loss.get("num_segments", 1), sigma_data=sigma_data)
+  keys = ("mid_times", "mid_sigmas", "sigma_max", "num_steps", "sigma_min", "rho")
+  grid = {key: kwargs.pop(key) for key in keys if key in kwargs}
+  if name == "consistency":
+    mid = grid.pop("mid_times", ())
+    if sigmas := grid.pop("mid_sigmas", ()):
+      if mid:
+        raise ValueError(f"{what} takes mid_times (angles) or mid_sigmas (noise levels), not both.")
+      mid = step_times.consistency_times_from_sigmas(*sigmas, sigma_data=sigma_data)
+    make = lambda *mid, sigma_max=80.0: times.consistency_times(
+      *mid, sigma_data=sigma_data, sigma_max=sigma_max
+    )
+    return call(make, what, *mid, **grid)
+  make = lambda num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0: times.ode_times(
+    num_steps, sigma_data=sigma_data, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
+  )
+  return call(make, what, **grid)
+
+
+def _guided(
+  config: ConfigDict, key: str, section: Mapping[str, Any], net: NetFn, guide: Model | None
+) -> NetFn:
+  """The network of a sampler under the guidance of its section."""
+  name, _, kwargs = read(section, f"samplers.{key}.guidance", "scale")
+  pick(GUIDANCE, name, f"guidance (samplers.{key}.guidance.name)")
+  low_high, scale = kwargs.get("interval"), section["scale"]
+  if name == "input":
+    if not config.net.get("guidance", False):
+      raise ValueError(f"samplers.{key}: guidance 'input' needs a net with net.guidance=True.")
+    return lambda params, x, t, cond, key: net(
+      params, x, t, cond | {"guidance": jnp.full(len(x), scale, jnp.float32)}, key
+    )
+  if name == "classifier_free":
+    if not config.net.get("num_classes", 0):
+      raise ValueError(f"samplers.{key}: guidance 'classifier_free' needs net.num_classes.")
+    if not config.loss.get("label_dropout", 0.0):
+      raise ValueError(
+        f"samplers.{key}: classifier-free guidance needs a network that also knows 'no class', but "
+        "loss.label_dropout is 0: train with label_dropout=0.1, or drop the guidance."
+      )
+    guided = guidance.classifier_free(net, scale)
+  else:
+    if guide is None:
+      raise ValueError(f"samplers.{key}: 'autoguidance' needs guidance.workdir, a weaker model's.")
+    guided = guidance.autoguidance(net, guide[0].apply, guide[1], scale)
+  return guidance.interval(guided, net, *low_high) if low_high else guided
+
+
+def sampler(
+  config: ConfigDict, key: str, net: Network, mesh: Mesh, guide: Model | None = None
+) -> metrics.Sampler:
+  """The sampler `config.samplers[key]`, compiled once per number of samples.
+
+  Args:
+    config: of the run.
+    key: which of its samplers.
+    net: the run's network.
+    mesh: whose devices share the work.
+    guide: the other model, for autoguidance.
+  """
+  section = pick(dict(config.samplers), key, "sampler (of config.samplers)")
+  name, kwargs = read(section, f"samplers.{key}")
+  factory = pick(SAMPLERS, name, f"sampler (samplers.{key}.name)")
+  guided_by = kwargs.pop("guidance", None)
+  kwargs.pop("searched", None)  # whether modes other than training take searched times
+  grid = _sampler_times(config, name, kwargs)
+  if name == "consistency":
+    kwargs["sigma_min"] = config.loss.get("sigma_min", 0.0)
+  shape, num_classes = sample_shape(config), config.net.get("num_classes", 0)
+  own = sampling_net(config, net)
+  if guided_by:  # once for nothing, so that what is wrong with it is found at the door
+    _guided(config, key, guided_by, own, guide)
+  elif config.net.get("guidance", False):
+    guided_by = {"name": "input", "scale": 1.0}
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def draw(params, guide_params, key_noise, n):
+    cond = {"label": jnp.arange(n) % num_classes} if num_classes else {}
+    model = (guide[0], guide_params) if guide else None
+    net_fn = _guided(config, key, guided_by, own, model) if guided_by else own
+    x0 = call(
+      functools.partial(factory, net_fn, params, key_noise, (n, *shape), grid),
+      f"samplers.{key} ({name})",
+      sigma_data=config.sigma_data,
+      cond=cond,
+      **kwargs,
+    )
+    # Split over the devices where they divide the batch, then whole everywhere.
+    if n % mesh.size == 0:
+      x0 = jax.lax.with_sharding_constraint(x0, sharding.batch_sharding(mesh))
+    return jax.lax.with_sharding_constraint(x0, sharding.replicated(mesh))
+
+  return lambda params, key, n: np.asarray(draw(params, guide[1] if guide else None, key, n))
+
+
+def sampler_nfe(config: ConfigDict, key: str) -> int:
+  """Network evaluations per sample of the sampler `config.samplers[key]`.
+
+  Guidance by a second evaluation counts twice, also outside the interval it is limited to.
+  """
+  name, kwargs = read(config.samplers[key], f"samplers.{key}")
+  steps = len(_sampler_times(config, name, kwargs)) - 1
+  twice = (kwargs.get("guidance") or {"name": "input"})["name"] != "input"
+  counts = {"consistency": steps + 1, "heun": 2 * steps - 1, "stochastic": 2 * steps - 1}
+  return counts.get(name, steps) * (2 if twice else 1)
+
+
+def search_score(
+  config: ConfigDict, key: str, net: Network, params: Params, noise_key: Array, num_samples: int
+) -> tuple[int, Callable[[tuple[float, ...]], float]]:
+  """How many steps the sampler `config.samplers[key]` has, and the score of intermediate times.
+
+  The score is the Frechet distance of `num_samples` samples, from the same noise each time, in the
+  features of the first Frechet evaluator of the config. The times are an argument of the compiled
+  program, so that it is compiled once for all of them.
+  """
+  section = pick(dict(config.samplers), key, "sampler (of config.samplers)")
+  name, kwargs = read(section, f"samplers.{key}")
+  if name != "consistency" or kwargs.get("guidance"):
+    raise ValueError(f"samplers.{key}: times are searched for an unguided 'consistency' sampler.")
+  label = next((k for k, e in config.evals.items() if e.name == "frechet"), None)
+  if label is None:
+    raise ValueError("A search of times needs a 'frechet' evaluator in config.evals: its features.")
+  if num_samples < 2:
+    raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
+  t_max, *mid = _sampler_times(config, name, dict(kwargs))
+  *_, own = read(config.evals[label], f"evals.{label}")
+  features = _features(own["features"], own, f"evals.{label}")
+  reference = frechet.streaming(map(features, _image_batches(source(config))))
+  shape, num_classes = (num_samples, *sample_shape(config)), config.net.get("num_classes", 0)
+  net_fn, sigma_min = sampling_net(config, net), config.loss.get("sigma_min", 0.0)
+
+  @jax.jit
+  def draw(params, key, angles):
+    cond = {"label": jnp.arange(num_samples) % num_classes} if num_classes else {}
+    if config.net.get("guidance", False):
+      cond["guidance"] = jnp.ones(num_samples)
+    return samplers.alternate(
+      net_fn,
+      params,
+      key,
+      jnp.zeros(shape),
+      angles,
+      sigma_data=config.sigma_data,
+      sigma_min=sigma_min,
+      cond=cond,
+    )
+
+  def score(times):
+    drawn = draw(params, noise_key, jnp.asarray([t_max, *times], jnp.float32))
+    return float(frechet.distance(frechet.moments(features(np.asarray(drawn))), reference))
+
+  return len(mid) + 1, score
+
+
+def _image_batches(data: sources.Source, batch_size: int = 4096) -> Iterator[np.ndarray]:
+  """All samples of a source in [-1, 1], in order, a batch at a time."""
+  for start in range(0, len(data), batch_size):
+    batch = data.take(np.arange(start, min(start + batch_size, len(data))))["image"]
+    yield batch.astype(np.float32) / 127.5 - 1 if batch.dtype == np.uint8 else batch
+
+
+def _features(name: str, kwargs: dict[str, Any], what: str) -> metrics.Features:
+  pick(FEATURES, name, f"features ({what}.features)")
+  path = kwargs.pop("classifier", None)
+  if name == "pixels":
+    return metrics.pixels
+  if not path:
+    raise ValueError(f"{what}: features 'classifier' need {what}.classifier, the file of one.")
+  return classifier.features(Path(path).expanduser())
+
+
+def evaluators(
+  config: ConfigDict, net: Network, mesh: Mesh, guides: Mapping[str, Model] | None = None
+) -> dict[str, tuple[int, metrics.Evaluator]]:
+  """{name: (every so many steps, evaluator)} of `config.evals`; `guides` are for autoguidance."""
+  guides = guides or {}
+  made = {}
+  by_name = functools.cache(lambda key: sampler(config, key, net, mesh, guides.get(key)))
+  for label, section in config.evals.items():
+    name, every, keys, emas, kwargs = read(
+      section, f"evals.{label}", "every_steps", "samplers", "emas"
+    )
+    pick(EVALUATORS, name, f"evaluator (evals.{label}.name)")
+    drawn, kwargs = {key: by_name(key) for key in keys}, kwargs | {"emas": emas}
+    for key in emas:
+      pick(dict(config.ema), key, f"average (evals.{label}.emas)")
+    what = f"evals.{label} ({name})"
+    if name in ("samples", "throughput"):
+      make = metrics.samples if name == "samples" else metrics.throughput
+      made[label] = every, call(make, what, drawn, **kwargs)
+      continue
+    train, held_out = (_image_batches(source(config, split)) for split in ("train", "test"))
+    if name == "frechet":
+      features = _features(kwargs.pop("features", ""), kwargs, f"evals.{label}")
+      moments = [frechet.streaming(map(features, batches)) for batches in (train, held_out)]
+      made[label] = every, call(metrics.frechet_distance, what, drawn, features, *moments, **kwargs)
+    else:
+      points = [np.concatenate(list(batches)) for batches in (train, held_out)]
+      made[label] = every, call(metrics.sliced_wasserstein, what, drawn, *points, **kwargs)
+  return made

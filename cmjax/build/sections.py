@@ -1,0 +1,47 @@
+"""How a section of a config is read: a `name`, and the keyword arguments of what it names."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def pick(table: Any, name: str, what: str) -> Any:
+  """table[name] (or the name itself, of a tuple of names), or an error that lists the choices."""
+  if name not in table:
+    raise ValueError(f"Unknown {what} {name!r}. Choose from: {', '.join(sorted(table))}.")
+  return table[name] if isinstance(table, Mapping) else name
+
+
+def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
+  """factory(*args, **kwargs), or an error that lists the arguments it takes."""
+  # Of a class, the signature that its metaclass hides.
+  parameters = inspect.signature(
+    functools.partial(factory.__init__, None) if inspect.isclass(factory) else factory
+  ).parameters.values()
+  named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+  accepted = [p.name for p in named[len(args) :]]
+  required = [p.name for p in named[len(args) :] if p.default is p.empty]
+  if unknown := sorted(set(kwargs) - set(accepted)):
+    raise ValueError(f"{what} takes no {', '.join(unknown)}. It takes: {', '.join(accepted)}.")
+  if missing := sorted(set(required) - set(kwargs)):
+    raise ValueError(f"{what} needs {', '.join(missing)}. It takes: {', '.join(accepted)}.")
+  return factory(*args, **kwargs)
+
+
+def read(config: Mapping[str, Any], what: str, *own: str) -> list[Any]:
+  """[name, *values of `own`, the keyword arguments of what the section names]."""
+  # A config that was stored beside a checkpoint has lists for tuples: JSON knows no other.
+  kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+  own = ("name", *own)
+  if missing := [key for key in own if key not in kwargs]:
+    raise ValueError(f"config.{what} needs {', '.join(own)}; not there: {', '.join(missing)}.")
+  return [*map(kwargs.pop, own), kwargs]
+
+
+def sample_shape(config: ConfigDict) -> tuple[int, ...]:
+  """The shape of one sample, as the network takes it."""
+  net = config.net
+  return (net.resolution, net.resolution, net.in_channels) if "resolution" in net else (net.dim,)

@@ -1,0 +1,106 @@
+"""What a train step is made of beside the loss: optimizers, averages, the state of step 0."""
+
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from cmjax import ema, optim
+from cmjax.build.losses import curriculum_of, weightings
+from cmjax.build.sections import call, pick, read
+from cmjax.train_step import TrainState, make_init
+from cmjax.types import Network
+
+SCHEDULES = {"constant": optim.constant, "inverse_sqrt": optim.inverse_sqrt}
+OPTIMIZERS = {"adam": optim.adam, "radam": optim.radam}
+AVERAGES = {"half_life": ema.half_life, "constant": ema.constant, "power": ema.power}
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+  """The learning rate by step."""
+  return _schedule(config.optim, "optim")
+
+
+def _schedule(section: ConfigDict, what: str) -> optax.Schedule:
+  name, kwargs = read(section.schedule, f"{what}.schedule")
+  factory = pick(SCHEDULES, name, f"schedule ({what}.schedule.name)")
+  return call(factory, f"{what}.schedule ({name})", section.lr, **kwargs)
+
+
+def _chain(section: ConfigDict, what: str) -> optax.GradientTransformation:
+  name, _, _, kwargs = read(section, what, "lr", "schedule")
+  factory = pick(OPTIMIZERS, name, f"optimizer ({what}.name)")
+  return call(factory, f"{what} ({name})", _schedule(section, what), **kwargs)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """The optax chain of `config.optim`; beside it that of the fake score, where VSD trains one."""
+  main = _chain(config.optim, "optim")
+  if not config.loss.get("vsd"):
+    return main
+  own = config.loss.vsd.fake
+  if "optim" not in own:
+    raise ValueError("loss.vsd.fake needs an optim section: the fake score has its own optimizer.")
+  label = lambda params: {key: "fake" if "fake" in key else "main" for key in params}
+  return optax.partition({"main": main, "fake": _chain(own.optim, "loss.vsd.fake.optim")}, label)
+
+
+def ema_decays(config: ConfigDict) -> dict[str, ema.Decay]:
+  """The averages of `config.ema`, by name, and the target network's where the loss has one."""
+  if not config.ema:
+    raise ValueError("config.ema needs at least one average: samples are drawn from averages.")
+  decays = {name: _average(config, section, name) for name, section in config.ema.items()}
+  if target_name(config):
+    decays["target"] = _target(config)
+  return decays
+
+
+def _average(config: ConfigDict, section: ConfigDict, label: str) -> ema.Decay:
+  name, kwargs = read(section, f"ema.{label}")
+  factory = pick(AVERAGES, name, f"average (ema.{label}.name)")
+  if "batch_size" in inspect.signature(factory).parameters:
+    kwargs["batch_size"] = config.batch_size
+  return call(factory, f"ema.{label} ({name})", **kwargs)
+
+
+def target_name(config: ConfigDict) -> str | None:
+  """The average that is the loss's target network; None where that is the network as it is."""
+  target = config.loss.get("target", {"name": "current"})
+  return None if target["name"] == "current" else "target"
+
+
+def _target(config: ConfigDict) -> ema.Decay:
+  name, kwargs = read(config.loss.target, "loss.target")
+  if "target" in config.ema:
+    raise ValueError("ema.target is the name of the loss's own target network: take another name.")
+  if name == "curriculum":
+    curriculum = curriculum_of(config)
+    kwargs.setdefault("s0", config.loss.curriculum.get("s0"))
+    return call(ema.curriculum, "loss.target (curriculum)", curriculum, **kwargs)
+  pick(("current", "constant", "curriculum"), name, "target (loss.target.name)")
+  return call(ema.constant, "loss.target (constant)", **kwargs)
+
+
+def state_init(config: ConfigDict, net: Network) -> Callable[..., TrainState]:
+  """(key, start=None, fake=None) -> the TrainState of step 0.
+
+  `start` are the network's first weights and `fake` those of the fake score that VSD trains; where
+  they are not given they are random.
+  """
+  weights, tx, names = weightings(config), optimizer(config), tuple(ema_decays(config))
+
+  def init(key, start=None, fake=None):
+    def init_params(key):
+      key_net, key_weighting = jax.random.split(key)
+      params = {"net": net.init(key_net) if start is None else start}
+      params |= {name: weight.init(key_weighting) for name, weight in weights.items()}
+      if config.loss.get("vsd"):
+        params["fake"] = jax.tree.map(jnp.copy, params["net"] if fake is None else fake)
+      return params
+
+    return make_init(init_params, tx, names)(key)
+
+  return init

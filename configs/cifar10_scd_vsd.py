@@ -1,0 +1,67 @@
+r"""CIFAR-10, unconditional: sCD with adaptive variational score distillation beside it.
+
+  python -m cmjax.main --config=configs/cifar10_scd_vsd.py --workdir=runs/cifar10_scd_vsd
+
+The fake-score network starts from the teacher too and is trained 1:1 by its own optimizer (sCM,
+appendix C). The paper has this on ImageNet-512 only, for 20k steps: proposal and lambda of the VSD
+part are those, the rest is cifar10_scd.py's. Train cifar10_teacher.py in runs/cifar10_teacher
+first.
+
+Not run by us.
+"""
+
+import ml_collections as mlc
+
+
+def get_config(variant: str = "") -> mlc.ConfigDict:
+  smoke = variant == "smoke"
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.total_steps = 2 if smoke else 20_000
+  c.batch_size = 8 if smoke else 512
+  c.sigma_data = 0.5
+
+  c.data = dict(
+    name="tfds", flip=False, tfds=dict(dataset="cifar10", data_dir=None),
+    npz=dict(path="~/.cache/cmjax/cifar10.npz"), folder=dict(path="", held_out=0.0),
+  )  # fmt: skip
+  c.net = dict(
+    name="ddpmpp", resolution=32, in_channels=3, channels=8 if smoke else 128,
+    channel_mult=(1, 1, 1) if smoke else (2, 2, 2), num_blocks=1 if smoke else 4,
+    attn_resolutions=(16,), dropout=0.0, num_classes=0, augment_dim=9,
+    modulation="pnorm_scale_shift", dtype="float32",
+  )  # fmt: skip
+  c.loss = dict(
+    name="scd", P_mean=-1.0, P_std=1.4, c=0.1, warmup_steps=10_000, norm="l2", weighting="learned",
+    vsd=dict(
+      lambda_vsd=1.0, P_mean=0.4, P_std=2.0,
+      fake=dict(
+        P_mean=-1.0, P_std=1.4,
+        optim=dict(
+          name="radam", lr=1e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+          schedule=dict(name="constant", warmup_steps=0),
+        ),
+      ),
+    ),
+  )  # fmt: skip
+  c.optim = dict(
+    name="radam", lr=1e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+    schedule=dict(name="constant", warmup_steps=0),
+  )  # fmt: skip
+  c.ema = dict(main=dict(name="half_life", half_life_images=500_000, rampup_ratio=0.05))
+  c.init_from = dict(workdir="runs/cifar10_teacher", ema="main")
+  c.teacher = dict(workdir="runs/cifar10_teacher", ema="main")
+
+  c.samplers = dict(
+    one_step=dict(name="consistency", mid_times=()),
+    two_step=dict(name="consistency", mid_times=(1.1,)),  # an angle; sigma 0.98
+  )
+  c.evals = dict(
+    grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
+              every_steps=10_000, num_samples=8 if smoke else 64),
+  )  # fmt: skip
+  c.log_every_steps = 1 if smoke else 100
+  c.checkpoint = dict(every_steps=5_000, keep=3)
+  c.mesh = dict(data=-1, fsdp=1)
+  c.nonfinite = "stop"
+  return c

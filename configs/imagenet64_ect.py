@@ -1,0 +1,64 @@
+r"""ImageNet-64, class-conditional: easy consistency tuning (ECT), size S.
+
+  python -m cmjax.main --config=configs/imagenet64_ect.py --workdir=runs/imagenet64_ect
+
+q = 4, pseudo-Huber with c = 0.06, weight 1/t^2 + 1/sigma_data^2, P_mean -0.8, P_std 1.6, Adam 1e-3
+with 1/sqrt decay after 2000 steps, dropout 0.4 at 16x16 and below, batch 128, 100k steps (Geng et
+al. 2024). Theirs starts from EDM2-S; this from runs/imagenet64_edm_teacher. The network is a DDPM++
+of ADM's widths: the paper's own is not here yet.
+
+Published, size S: FID 5.51 in one step, 3.18 in two. Not run by us.
+"""
+
+import ml_collections as mlc
+
+
+def get_config(variant: str = "") -> mlc.ConfigDict:
+  smoke = variant == "smoke"
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.total_steps = 2 if smoke else 100_000
+  c.batch_size = 8 if smoke else 128
+  c.sigma_data = 0.5
+
+  c.data = dict(
+    name="tfds", flip=False, tfds=dict(dataset="imagenet_resized/64x64", data_dir=None),
+    npz=dict(path=""), folder=dict(path="", held_out=0.0),
+  )  # fmt: skip
+  c.net = dict(
+    name="ddpmpp", resolution=64, in_channels=3, channels=8 if smoke else 192,
+    channel_mult=(1, 1, 1, 1) if smoke else (1, 2, 3, 4), num_blocks=1 if smoke else 3,
+    attn_resolutions=(16, 8), dropout=0.4, dropout_resolution=16, num_classes=1000,
+    augment_dim=0, modulation="additive", preconditioning="edm", dtype="float32",
+  )  # fmt: skip
+  c.loss = dict(
+    name="ct", sigma_min=0.0, weight="karras", weight_level="larger",
+    distance=dict(name="pseudo_huber", c=0.06),
+    pairs=dict(
+      name="ect", P_mean=-0.8, P_std=1.6, q=4.0, k=8.0, b=1.0, mapping="sigmoid",
+      num_stages=2 if smoke else 4,
+      steps_per_stage=1 if smoke else 25_000,
+    ),
+    target=dict(name="current"),
+  )  # fmt: skip
+  c.optim = dict(
+    name="adam", lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+    schedule=dict(name="inverse_sqrt", decay_steps=2_000, warmup_steps=0),
+  )  # fmt: skip
+  c.ema = dict(main=dict(name="power", sigma_rel=0.05))
+  c.init_from = dict(workdir="runs/imagenet64_edm_teacher", ema="main")
+  c.teacher = dict(workdir="", ema="main")
+
+  c.samplers = dict(
+    one_step=dict(name="consistency", mid_times=()),
+    two_step=dict(name="consistency", mid_sigmas=(1.526,)),
+  )
+  c.evals = dict(
+    grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
+              every_steps=10_000, num_samples=8 if smoke else 64),
+  )  # fmt: skip
+  c.log_every_steps = 1 if smoke else 100
+  c.checkpoint = dict(every_steps=5_000, keep=3)
+  c.mesh = dict(data=-1, fsdp=1)
+  c.nonfinite = "stop"
+  return c

@@ -1,0 +1,51 @@
+r"""ImageNet-64, class-conditional: the TrigFlow diffusion teacher, size S (sCM, table 4).
+
+  python -m cmjax.main --config=configs/imagenet64_teacher.py --workdir=runs/imagenet64_teacher
+
+Adam 1e-2 with EDM2's schedule (t_ref 35000), batch 2048, 1048k steps, average sigma_rel 0.075, no
+flip. The network is a DDPM++ of ADM's widths: the paper's EDM2 is not here yet. That rate is for
+EDM2's normalised weights; a DDPM++ needs about 1e-4, set here.
+
+Published: FID 1.70 at NFE 63. Not run by us.
+"""
+
+import ml_collections as mlc
+
+
+def get_config(variant: str = "") -> mlc.ConfigDict:
+  smoke = variant == "smoke"
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.total_steps = 2 if smoke else 1_048_576
+  c.batch_size = 8 if smoke else 2_048
+  c.sigma_data = 0.5
+
+  c.data = dict(
+    name="tfds", flip=False, tfds=dict(dataset="imagenet_resized/64x64", data_dir=None),
+    npz=dict(path=""), folder=dict(path="", held_out=0.0),
+  )  # fmt: skip
+  c.net = dict(
+    name="ddpmpp", resolution=64, in_channels=3, channels=8 if smoke else 192,
+    channel_mult=(1, 1, 1, 1) if smoke else (1, 2, 3, 4), num_blocks=1 if smoke else 3,
+    attn_resolutions=(16, 8), dropout=0.0, dropout_resolution=64, num_classes=1000,
+    augment_dim=0, modulation="pnorm_scale_shift", dtype="float32",
+  )  # fmt: skip
+  c.loss = dict(name="diffusion", P_mean=-0.8, P_std=1.6, weighting="learned")
+  c.optim = dict(
+    name="adam", lr=1e-4, b1=0.9, b2=0.99, eps=1e-11, clip_norm=None,
+    schedule=dict(name="inverse_sqrt", decay_steps=35_000, warmup_steps=4_883),
+  )  # fmt: skip
+  c.ema = dict(main=dict(name="power", sigma_rel=0.075))
+  c.init_from = dict(workdir="", ema="main")
+  c.teacher = dict(workdir="", ema="main")
+
+  c.samplers = dict(heun=dict(name="heun", num_steps=3 if smoke else 32))
+  c.evals = dict(
+    grid=dict(name="samples", samplers=("heun",), emas=("main",),
+              every_steps=10_000, num_samples=8 if smoke else 64),
+  )  # fmt: skip
+  c.log_every_steps = 1 if smoke else 100
+  c.checkpoint = dict(every_steps=5_000, keep=3)
+  c.mesh = dict(data=-1, fsdp=1)
+  c.nonfinite = "stop"
+  return c
