@@ -5,11 +5,12 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test lint format types notebooks clean
+.PHONY: help venv quickstart test peers lint format types notebooks clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
 	@echo "make test        run the tests (not the slow ones)"
+	@echo "make peers       compare with other implementations (installs PyTorch: 5 GB)"
 	@echo "make lint        check format and style"
 	@echo "make format      write what 'make lint' wants, where ruff can"
 	@echo "make types       check the types"
@@ -28,6 +29,11 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
+
+# Without a single test pytest fails (5), so a peer that does not import is noticed here.
+peers: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[peers]'
+	$(VENV)/bin/python -m pytest tests/peers_test.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

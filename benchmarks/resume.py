@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import runs, sharding, train
+from cmjax import runs, sharding
 
 STARTED = []  # processes
 ROOT = Path(__file__).parent.parent

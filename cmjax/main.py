@@ -1,4 +1,4 @@
-r"""The program: trains, samples, evaluates, or measures a data set.
+r"""The program: trains, samples, evaluates, searches step times, measures data, verifies itself.
 
   python -m cmjax.main --config=configs/digits_sct.py --workdir=runs/digits_sct
 
@@ -30,13 +30,16 @@ class _AnyValue(flags.ArgumentParser):
 # Without it a value that is None in the config (clip_norm, a switched-off part) could not be set.
 config_flags.register_flag_parser_for_type(type(None), _AnyValue())
 
-MODES = ("train", "sample", "evaluate", "measure")
+MODES = ("train", "sample", "evaluate", "search", "measure", "verify")
 
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many samples (mode sample).")
-_SAMPLER = flags.DEFINE_string("sampler", None, "Of config.samplers; default: all (mode sample).")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise (mode sample).")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many (modes sample, search).")
+_SAMPLER = flags.DEFINE_string(
+  "sampler", None, "Of config.samplers; default: all (modes sample, search)."
+)
+_NUM_PROBES = flags.DEFINE_integer("num_probes", 12, "Per intermediate time (mode search).")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise (modes sample, search).")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
 
 
@@ -49,19 +52,33 @@ def main(argv: list[str]) -> None:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help and a misspelt flag need not wait for jax.
-  from cmjax import sample, train
+  from cmjax import sample, train, verify
 
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
     if _MODE.value == "measure":
       print(sample.measure(config))  # noqa: T201 (the answer)
       return
+    if _MODE.value == "verify":
+      table, passed = verify.verify(config, workdir)
+      print(table)  # noqa: T201
+      sys.exit(0 if passed else 1)
     if workdir is None:
       raise ValueError(f"--mode={_MODE.value} needs --workdir, the folder of the run.")
     if _MODE.value == "train":
       train.train(config, workdir)
     elif _MODE.value == "evaluate":
       print(sample.evaluate(config, workdir))  # noqa: T201
+    elif _MODE.value == "search":
+      found = sample.search_times(
+        config,
+        workdir,
+        name=_SAMPLER.value,
+        num_samples=_NUM_SAMPLES.value,
+        num_probes=_NUM_PROBES.value,
+        seed=_SEED.value,
+      )
+      print(found)  # noqa: T201
     else:
       for path in sample.sample(
         config, workdir, num_samples=_NUM_SAMPLES.value, name=_SAMPLER.value, seed=_SEED.value
@@ -109,5 +126,9 @@ def _exit(message: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
+  flags.register_multi_flags_validator(
+    ["config", "mode"],
+    lambda values: values["config"] is not None or values["mode"] == "verify",
+    "Flag --config must have a value other than None (but in mode verify).",
+  )
   app.run(main, flags_parser=parse_flags)

@@ -51,12 +51,15 @@ def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
   return Trained(config, build.network(config), restored.state.ema, restored.step)
 
 
-def load_model(config: ConfigDict, section: Mapping[str, Any], mesh: Mesh) -> Model:
+def load_model(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Model:
   """The network and the average of `section` (workdir, ema), which must fit this run's data."""
-  trained = load_network(section["workdir"], mesh)
-  check_relative(config, trained.config, section["workdir"])
-  what = f"average (ema) of {section['workdir']}"
-  return trained.net, build.pick(trained.averages, section["ema"], what)
+  trained = load_network(section.workdir, mesh)
+  return trained.net, _average(config, trained, section)
+
+
+def _average(config: ConfigDict, trained: Trained, section: ConfigDict) -> Params:
+  _check_relative(config, trained.config, section.workdir)
+  return build.pick(trained.averages, section.ema, f"average (ema) of {section.workdir}")
 
 
 def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
@@ -94,7 +97,7 @@ def load_teacher(config: ConfigDict, mesh: Mesh) -> Model | None:
       f"loss.guidance asks the teacher in {config.teacher.workdir} for its prediction without a "
       "class, but it was trained with loss.label_dropout=0: train one with 0.1, or drop guidance."
     )
-  return load_model(config, config.teacher, mesh)
+  return trained.net, _average(config, trained, config.teacher)
 
 
 def load_guides(config: ConfigDict, mesh: Mesh) -> dict[str, Model]:
@@ -107,7 +110,7 @@ def load_guides(config: ConfigDict, mesh: Mesh) -> dict[str, Model]:
   }
 
 
-def check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None:
+def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None:
   """Raises if a teacher's data scale or shape are others than this run's."""
   for key in ("resolution", "in_channels", "dim", "num_classes"):
     if config.net.get(key) != other.net.get(key):
@@ -130,7 +133,16 @@ def first_weights(config: ConfigDict, net: Network, key: Array, mesh: Mesh) -> P
   """
   if not config.init_from.workdir:
     return None
-  source, params = load_model(config, config.init_from, mesh)
+  trained = load_network(config.init_from.workdir, mesh)
+  # With the same shapes: nothing but the samples would show it.
+  for name, default in (("preconditioning", "trigflow"), ("embedding", "positional")):
+    ours, theirs = (c.net.get(name, default) for c in (config, trained.config))
+    if ours != theirs:
+      raise ValueError(
+        f"init_from: the network in {config.init_from.workdir} has net.{name}={theirs!r}, this run "
+        f"has {ours!r}: its weights would mean something else. Set net.{name}={theirs!r}."
+      )
+  params = _average(config, trained, config.init_from)
   return grow(net, params, key, f"init_from: {config.init_from.workdir}")
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmjax import build, reporting, sharding, train
-from cmjax.data import sources
+from cmjax import build, reporting, runs, search, sharding, train
+from cmjax.data import proposal, sources
 
 
 def sample(
@@ -30,13 +30,14 @@ def sample(
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   mesh = sharding.make_mesh(**config.mesh)
-  stored, net, averages, step = train.load_network(workdir, mesh)
+  stored, net, averages, step = runs.load_network(workdir, mesh)
+  config, guides = runs.with_searched_times(config, workdir), runs.load_guides(config, mesh)
   ema = next(iter(stored.ema))
   folder = Path(workdir).absolute() / "samples"
   folder.mkdir(exist_ok=True)
   paths = []
   for key in [name] if name else list(config.samplers):
-    sampler = build.sampler(config, key, net, mesh)
+    sampler = build.sampler(config, key, net, mesh, guides.get(key))
     x0 = sampler(averages[ema], jax.random.key(seed), num_samples)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
@@ -53,9 +54,11 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> str:
     The scores, one a line.
   """
   mesh = sharding.make_mesh(**config.mesh)
-  _, net, averages, step = train.load_network(workdir, mesh)
+  _, net, averages, step = runs.load_network(workdir, mesh)
+  config = runs.with_searched_times(config, workdir)
   scores = {}
-  for label, (_, evaluator) in build.evaluators(config, net, mesh).items():
+  guides = runs.load_guides(config, mesh)
+  for label, (_, evaluator) in build.evaluators(config, net, mesh, guides).items():
     for name, value in evaluator(averages, train.eval_key(config)):
       if not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
@@ -63,10 +66,88 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> str:
   return f"step {step}\n" + "\n".join(f"{name}: {value:.5g}" for name, value in scores.items())
 
 
-def measure(config: ConfigDict) -> str:
-  """Mean and std of the data in [-1, 1], to choose config.sigma_data by."""
-  found = sources.statistics(build.source(config), max_items=50_000)
-  found["shape"] = list(found["shape"])
-  return json.dumps(found) + (
-    f"\nconfig.sigma_data is {config.sigma_data}; the std of the data is {found['std']:.4f}."
+def search_times(
+  config: ConfigDict,
+  workdir: str | Path,
+  *,
+  name: str | None,
+  num_samples: int,
+  num_probes: int,
+  seed: int,
+) -> str:
+  """Searches the intermediate times of the samplers of 2 to 4 steps, for the first average.
+
+  The times are written to sampler_times.json in the workdir, and modes sample and evaluate take
+  them from there, unless samplers.{name}.searched is False.
+
+  Args:
+    config: its samplers, and its Frechet evaluator for the features.
+    workdir: of the run.
+    name: one of config.samplers; None: all that have intermediate times.
+    num_samples: of each probe: a cheap proxy for the full evaluation.
+    num_probes: per intermediate time.
+    seed: of the noise, the same for every probe.
+
+  Returns:
+    What was found, one sampler a line.
+  """
+  if num_probes < 5:
+    raise ValueError(
+      f"--num_probes={num_probes} must be at least 5: three to bracket, two to refine"
+    )
+  mesh = sharding.make_mesh(**config.mesh)
+  stored, net, averages, step = runs.load_network(workdir, mesh)
+  ema = next(iter(stored.ema))
+  keys = [name] if name else [k for k, s in config.samplers.items() if _has_times(s)]
+  if not keys:
+    raise ValueError("No sampler of this config has intermediate times to search.")
+  lines, found = [], {}
+  for key in keys:
+    num_steps, score = build.search_score(
+      config, key, net, averages[ema], jax.random.key(seed), num_samples
+    )
+    low, high = (float(np.arctan2(sigma, config.sigma_data)) for sigma in (0.02, 20.0))
+    best = search.search(score, num_steps, low=low, high=high, num_probes=num_probes)
+    found[key] = {
+      "mid_times": best.times,
+      "score": best.score,
+      "step": step,
+      "num_samples": num_samples,
+      "probes": [{"mid_times": times, "score": value} for times, value in best.history],
+    }
+    angles = ", ".join(f"{t:.4f}" for t in best.times)
+    sigmas = ", ".join(f"{config.sigma_data * np.tan(t):.4g}" for t in best.times)
+    lines.append(f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}")
+  runs.write_times(workdir, found)
+  return "\n".join(lines)
+
+
+def _has_times(section: ConfigDict) -> bool:
+  return section.name == "consistency" and bool(
+    section.get("mid_times") or section.get("mid_sigmas")
   )
+
+
+def measure(config: ConfigDict) -> str:
+  """What to set sigma_data, P_mean and P_std to: a line of JSON, then the same in words."""
+  source = build.source(config)
+  found = sources.statistics(source, max_items=50_000)
+  found["shape"] = list(found["shape"])
+  words = [f"config.sigma_data is {config.sigma_data}; the std of the data is {found['std']:.4f}."]
+  try:
+    gain = proposal.measure(sources.as_array(source, limit=20_000)[0])
+    teacher = proposal.teacher(gain)
+  except ValueError as error:
+    return "\n".join([json.dumps(found), *words, f"No proposal: {error}"])
+  model = proposal.consistency(teacher, sigma_data=gain.sigma_data)
+  found |= {"teacher": teacher._asdict(), "consistency": model._asdict()}
+  words += [
+    f"{what}: P_mean={p.P_mean:.1f}, P_std={p.P_std:.1f} to start from."
+    for what, p in (("a diffusion teacher", teacher), ("a consistency model", model))
+  ]
+  peak = int(np.argmax(gain.best))
+  words += [
+    f"Most can be learned at sigma={np.exp(gain.log_sigma[peak]):.2g}: {gain.best[peak]:.0%} of "
+    "the error of knowing only mean and variance. docs/METHODS.md says how to go on."
+  ]
+  return "\n".join([json.dumps(found), *words])

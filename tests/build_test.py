@@ -8,6 +8,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from cmjax import build, sharding
+from cmjax.build.losses import weightings
 
 MESH = sharding.make_mesh()
 
@@ -55,10 +56,16 @@ def test_the_tiny_config_itself_builds():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"loss.name": "sctt"}, r"Unknown method .loss.name. 'sctt'. .* diffusion, scd, sct\."),
+    (
+      {"loss.name": "sctt"},
+      r"Unknown method .loss.name. 'sctt'. .*cd, .*ct_continuous, diffusion, scd, sct\.",
+    ),
     ({"data.name": "mnist"}, "data set .data.name. 'mnist'. .* digits, folder, npz, tfds, toy2d"),
     ({"net.name": "unet"}, "network .net.name. 'unet'. Choose from: ddpmpp, mlp"),
-    ({"samplers.one_step.name": "euler"}, "'euler'. Choose from: consistency, ddim, heun"),
+    (
+      {"samplers.one_step.name": "euler"},
+      "'euler'. Choose from: consistency, ddim, dpmpp_2m, heun, segments, stoch",
+    ),
     ({"evals.swd.name": "fid"}, "'fid'. Choose from: frechet, samples, sliced_wasserstein"),
     ({"optim.name": "sgd"}, "optimizer .optim.name. 'sgd'. Choose from: adam, radam"),
     ({"optim.schedule.name": "cosine"}, "'cosine'. Choose from: constant, inverse_sqrt"),
@@ -83,8 +90,14 @@ def test_an_unknown_name_lists_the_choices(values, message):
     ({"optim.momentum": 1}, r"optim .adam. takes no momentum. It takes: b1, b2, eps, clip_norm"),
     ({"optim.schedule.decay_steps": 1}, r"takes no decay_steps. It takes: warmup_steps"),
     ({"optim.schedule": ConfigDict({"name": "inverse_sqrt"})}, "needs decay_steps. It takes: dec"),
-    ({"ema.main.half_life": 1}, "ema.main takes no half_life. It takes: half_life_images, "),
-    ({"ema.main.half_life_images": del_}, "ema.main needs half_life_images. It takes: half_li"),
+    (
+      {"ema.main.half_life": 1},
+      "ema.main .half_life. takes no half_life. It takes: half_life_images, ",
+    ),
+    (
+      {"ema.main.half_life_images": del_},
+      "ema.main .half_life. needs half_life_images. It takes: half_li",
+    ),
     ({"ema": ConfigDict()}, "config.ema needs at least one average"),
     ({"data.toy2d.num": 1}, "data.toy2d takes no num. It takes: distribution, num_points, seed"),
     ({"data.toy2d.distribution": del_}, "data.toy2d needs distribution. It takes: distribution"),
@@ -160,7 +173,7 @@ def test_a_learned_weighting_starts_where_a_tangent_of_unit_norm_has_unit_weight
   for values, bias in [({}, np.log(2.0)), ({"loss.norm": "rms"}, 0.0)]:
     config = changed(values)
     state = build.state_init(config, build.network(config))(jax.random.key(0))
-    w = build._weighting(config).apply(state.params["weighting"], jnp.full(4, 0.7))
+    w = weightings(config)["weighting"].apply(state.params["weighting"], jnp.full(4, 0.7))
     np.testing.assert_allclose(w, bias, rtol=1e-6)
 
 

@@ -37,12 +37,13 @@ def test_every_config_builds_all_its_parts(name, variant, one_device, images):
   config = load(name, variant)
   net = build.network(config)
   state = jax.eval_shape(build.state_init(config, net), jax.random.key(0))
-  assert set(state.ema) == set(config.ema)
+  target = {"target"} if build.target_name(config) else set()
+  assert set(state.ema) == set(config.ema) | target
   assert len(build.source(config)) > 0
   assert float(build.schedule(config)(jnp.int32(10**6))) > 0
   evaluators = build.evaluators(config, net, sharding.make_mesh(1, 1))
   assert set(evaluators) == set(config.evals)
-  needs_teacher = config.loss.name == "scd"
+  needs_teacher = config.loss.name in ("scd", "cd", "cd_continuous")
   assert bool(config.teacher.workdir) == needs_teacher
   teacher = (net, state.params["net"]) if needs_teacher else None
   assert callable(build.loss(config, net, teacher))

@@ -51,7 +51,7 @@ def run(*args):
       "No such file or directory: 'tests/none.py'",
     ),
     (["--workdir=x"], "Flag --config must have a value other than None"),
-    ([QUICK, "--mode=fly"], "--mode=fly: value should be one of <train|sample|evaluate|measure>"),
+    ([QUICK, "--mode=fly"], "--mode=fly: value should be one of <train|sample|evaluate|search|mea"),
     ([QUICK, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ([QUICK, "workdir=x"], "Unknown arguments ['workdir=x']: options begin with --."),
   ],

@@ -24,7 +24,10 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1e-2, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="constant", warmup_steps=0),
   )  # fmt: skip
-  c.ema = dict(main=dict(name="half_life", half_life_images=200, rampup_ratio=0.05), short=dict(name="half_life", half_life_images=50))
+  c.ema = dict(
+    main=dict(name="half_life", half_life_images=200, rampup_ratio=0.05),
+    short=dict(name="half_life", half_life_images=50),
+  )
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")
   c.samplers = dict(one_step=dict(name="consistency"), two_steps=dict(name="consistency"))

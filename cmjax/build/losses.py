@@ -1,7 +1,6 @@
 """The loss of a config: a method, and the pieces it is made of."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cmjax import distances, guidance, lpips, tangent, times, weighting
-from cmjax.build.sections import call, pick, read, sample_shape
+from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.losses import continuous, continuous_2023, diffusion, discrete, distribution
 from cmjax.types import LossFn, Model, Network, Params, VelocityFn
 
@@ -167,9 +166,7 @@ def _distribution(config, vsd, base, net, velocity, weights) -> LossFn:
   )
 
 
-def _estimator(
-  config: ConfigDict, section: Mapping[str, Any]
-) -> tuple[tangent.Estimator, dict[str, Any]]:
+def _estimator(config: ConfigDict, section: Section) -> tuple[tangent.Estimator, dict[str, Any]]:
   """How the tangent is found, and the grid of times where it needs one."""
   name, kwargs = read(section, "loss.tangent")
   factory, what = pick(TANGENTS, name, "estimator (loss.tangent.name)"), f"loss.tangent ({name})"
@@ -222,7 +219,7 @@ def _continuous_2023(config: ConfigDict, net: Network, velocity: VelocityFn, dis
 
 
 def _pairs(
-  config: ConfigDict, section: Mapping[str, Any]
+  config: ConfigDict, section: Section
 ) -> tuple[times.SamplePair, times.Curriculum | None]:
   name, kwargs = read(section, "loss.pairs")
   factory, what = pick(PAIRS, name, "pairs (loss.pairs.name)"), f"loss.pairs ({name})"

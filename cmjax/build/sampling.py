@@ -1,6 +1,7 @@
 """Samplers and evaluators of a config."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cmjax import edm, guidance, samplers, sharding, step_times, times
 from cmjax.build.models import source
-from cmjax.build.sections import call, pick, read, sample_shape
+from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.data import sources
 from cmjax.metrics import classifier, frechet
 from cmjax.metrics import evaluators as metrics
@@ -39,23 +40,44 @@ def sampling_net(config: ConfigDict, net: Network) -> NetFn:
   return net.apply
 
 
-def _sampler_times(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> np.ndarray:
-  """The times of a sampler; their arguments are taken out of `kwargs`."""
+FEW_STEPS = ("mid_times", "mid_sigmas", "sigma_max")
+GRID = ("num_steps", "sigma_min", "sigma_max", "rho")
+
+
+def _sampler(
+  config: ConfigDict, key: str
+) -> tuple[Any, np.ndarray, dict[str, Any], Section | None]:
+  """The sampler `config.samplers[key]`, its times, its own arguments and its guidance."""
+  name, kwargs = read(pick(dict(config.samplers), key, "sampler"), f"samplers.{key}")
+  factory = pick(SAMPLERS, name, f"sampler (samplers.{key}.name)")
+  grid = {"consistency": FEW_STEPS, "segments": ()}.get(name, GRID)
+  own = [p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.KEYWORD_ONLY]
+  own = [key for key in own if key not in ("sigma_data", "cond", *grid)]
+  allowed = (*grid, *own, "guidance", "searched")
+  if unknown := sorted(set(kwargs) - set(allowed)):
+    raise ValueError(
+      f"sampler ({name}) takes no {', '.join(unknown)}. It takes: {', '.join(allowed)}."
+    )
+  times_of = {key: kwargs[key] for key in grid if key in kwargs}
+  options = {key: kwargs[key] for key in own if key in kwargs}
+  if name == "consistency":
+    options.setdefault("sigma_min", config.loss.get("sigma_min", 0.0))
+  return factory, _sampler_times(config, name, times_of), options, kwargs.get("guidance")
+
+
+def _sampler_times(config: ConfigDict, name: str, grid: dict[str, Any]) -> np.ndarray:
   what, sigma_data = f"sampler ({name})", config.sigma_data
   if name == "segments":
+    if not config.net.get("segment", False):
+      raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
     return step_times.segment_times(config.loss.get("num_segments", 1), sigma_data=sigma_data)
-  keys = ("mid_times", "mid_sigmas", "sigma_max", "num_steps", "sigma_min", "rho")
-  grid = {key: kwargs.pop(key) for key in keys if key in kwargs}
   if name == "consistency":
-    mid = grid.pop("mid_times", ())
-    if sigmas := grid.pop("mid_sigmas", ()):
-      if mid:
-        raise ValueError(f"{what} takes mid_times (angles) or mid_sigmas (noise levels), not both.")
+    mid, sigmas = grid.pop("mid_times", ()), grid.pop("mid_sigmas", ())
+    if mid and sigmas:
+      raise ValueError(f"{what} takes mid_times (angles) or mid_sigmas (noise levels), not both.")
+    if sigmas:
       mid = step_times.consistency_times_from_sigmas(*sigmas, sigma_data=sigma_data)
-    make = lambda *mid, sigma_max=80.0: times.consistency_times(
-      *mid, sigma_data=sigma_data, sigma_max=sigma_max
-    )
-    return call(make, what, *mid, **grid)
+    return times.consistency_times(*mid, sigma_data=sigma_data, **grid)
   make = lambda num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0: times.ode_times(
     num_steps, sigma_data=sigma_data, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
   )
@@ -63,7 +85,7 @@ def _sampler_times(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> np.
 
 
 def _guided(
-  config: ConfigDict, key: str, section: Mapping[str, Any], net: NetFn, guide: Model | None
+  config: ConfigDict, key: str, section: Section, net: NetFn, guide: Model | None
 ) -> NetFn:
   """The network of a sampler under the guidance of its section."""
   name, _, kwargs = read(section, f"samplers.{key}.guidance", "scale")
@@ -103,14 +125,7 @@ def sampler(
     mesh: whose devices share the work.
     guide: the other model, for autoguidance.
   """
-  section = pick(dict(config.samplers), key, "sampler (of config.samplers)")
-  name, kwargs = read(section, f"samplers.{key}")
-  factory = pick(SAMPLERS, name, f"sampler (samplers.{key}.name)")
-  guided_by = kwargs.pop("guidance", None)
-  kwargs.pop("searched", None)  # whether modes other than training take searched times
-  grid = _sampler_times(config, name, kwargs)
-  if name == "consistency":
-    kwargs["sigma_min"] = config.loss.get("sigma_min", 0.0)
+  factory, grid, options, guided_by = _sampler(config, key)
   shape, num_classes = sample_shape(config), config.net.get("num_classes", 0)
   own = sampling_net(config, net)
   if guided_by:  # once for nothing, so that what is wrong with it is found at the door
@@ -123,13 +138,8 @@ def sampler(
     cond = {"label": jnp.arange(n) % num_classes} if num_classes else {}
     model = (guide[0], guide_params) if guide else None
     net_fn = _guided(config, key, guided_by, own, model) if guided_by else own
-    x0 = call(
-      functools.partial(factory, net_fn, params, key_noise, (n, *shape), grid),
-      f"samplers.{key} ({name})",
-      sigma_data=config.sigma_data,
-      cond=cond,
-      **kwargs,
-    )
+    given = dict(sigma_data=config.sigma_data, cond=cond, **options)
+    x0 = factory(net_fn, params, key_noise, (n, *shape), grid, **given)
     # Split over the devices where they divide the batch, then whole everywhere.
     if n % mesh.size == 0:
       x0 = jax.lax.with_sharding_constraint(x0, sharding.batch_sharding(mesh))
@@ -143,9 +153,9 @@ def sampler_nfe(config: ConfigDict, key: str) -> int:
 
   Guidance by a second evaluation counts twice, also outside the interval it is limited to.
   """
-  name, kwargs = read(config.samplers[key], f"samplers.{key}")
-  steps = len(_sampler_times(config, name, kwargs)) - 1
-  twice = (kwargs.get("guidance") or {"name": "input"})["name"] != "input"
+  _, grid, _, guided_by = _sampler(config, key)
+  name, steps = config.samplers[key].name, len(grid) - 1
+  twice = (guided_by or {"name": "input"})["name"] != "input"
   counts = {"consistency": steps + 1, "heun": 2 * steps - 1, "stochastic": 2 * steps - 1}
   return counts.get(name, steps) * (2 if twice else 1)
 
@@ -159,21 +169,19 @@ def search_score(
   features of the first Frechet evaluator of the config. The times are an argument of the compiled
   program, so that it is compiled once for all of them.
   """
-  section = pick(dict(config.samplers), key, "sampler (of config.samplers)")
-  name, kwargs = read(section, f"samplers.{key}")
-  if name != "consistency" or kwargs.get("guidance"):
+  factory, (t_max, *mid), options, guided_by = _sampler(config, key)
+  if factory is not samplers.consistency or guided_by:
     raise ValueError(f"samplers.{key}: times are searched for an unguided 'consistency' sampler.")
   label = next((k for k, e in config.evals.items() if e.name == "frechet"), None)
   if label is None:
     raise ValueError("A search of times needs a 'frechet' evaluator in config.evals: its features.")
   if num_samples < 2:
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
-  t_max, *mid = _sampler_times(config, name, dict(kwargs))
   *_, own = read(config.evals[label], f"evals.{label}")
   features = _features(own["features"], own, f"evals.{label}")
   reference = frechet.streaming(map(features, _image_batches(source(config))))
   shape, num_classes = (num_samples, *sample_shape(config)), config.net.get("num_classes", 0)
-  net_fn, sigma_min = sampling_net(config, net), config.loss.get("sigma_min", 0.0)
+  net_fn = sampling_net(config, net)
 
   @jax.jit
   def draw(params, key, angles):
@@ -187,8 +195,8 @@ def search_score(
       jnp.zeros(shape),
       angles,
       sigma_data=config.sigma_data,
-      sigma_min=sigma_min,
       cond=cond,
+      **options,
     )
 
   def score(times):

@@ -7,6 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# A part of a config; a plain dict where it was read from a file, or is a default.
+Section = ConfigDict | Mapping[str, Any]
+
 
 def pick(table: Any, name: str, what: str) -> Any:
   """table[name] (or the name itself, of a tuple of names), or an error that lists the choices."""
@@ -31,7 +34,7 @@ def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> A
   return factory(*args, **kwargs)
 
 
-def read(config: Mapping[str, Any], what: str, *own: str) -> list[Any]:
+def read(config: Section, what: str, *own: str) -> list[Any]:
   """[name, *values of `own`, the keyword arguments of what the section names]."""
   # A config that was stored beside a checkpoint has lists for tuples: JSON knows no other.
   kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}

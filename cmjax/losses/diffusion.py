@@ -29,7 +29,6 @@ def loss(
   Metrics: loss, F_error (the mean square before weighting, also per time bin), weight_min and
   weight_max of w(t).
   """
-
   if not 0 <= label_dropout < 1:
     raise ValueError(f"label_dropout={label_dropout} is a share of the labels: it is in [0, 1).")
 

@@ -1,0 +1,437 @@
+r"""Every method side by side: one network, one batch size, the same compute, the same detector.
+
+  python benchmarks/methods.py --workdir=runs/methods                       # digits, three seeds
+  python benchmarks/methods.py --workdir=runs/methods --data=fashion_mnist --seeds=1
+  python benchmarks/methods.py --workdir=runs/methods --report_only         # tables and plot again
+
+Fashion-MNIST is the pages of digits with another network, scale of data and proposal (FASHION_MNIST
+below), and reads ~/.cache/cmjax/fashion_mnist.npz (train_images, train_labels, test_images,
+test_labels).
+
+Compute is counted in FLOPs of the compiled train step, not in steps: a step of sCD costs 5/3 of a
+diffusion step, one with VSD more. The budget is that of the teacher's own training and, on top,
+--scale times as much for each student; a method that starts from random weights and has no teacher
+gets both. Curricula are stretched to the steps that come out.
+
+All distances are Frechet distances in the features of a classifier that is trained first on the
+training images (cmjax/metrics/classifier.py), each of the same number of samples. Several averages
+of the weights are scored; the one with the best one-step distance, in the mean over seeds, is the
+one that the table shows for a method.
+
+Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
+command is started again; each finished run is a row of results.json.
+"""
+
+import argparse
+import json
+import logging
+import os
+import runpy
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cmjax import build, train
+from cmjax.data import sources
+from cmjax.metrics import classifier
+
+ROOT = Path(__file__).parent.parent
+METHODS = (
+  *("teacher", "ct", "cd", "ict", "ect", "dscm", "dscd", "ct_continuous", "cd_continuous"),
+  *("sct", "scd", "scd_vsd", "scd_multistep"),
+)
+STEPS = (1, 2, 4)
+SAMPLES = {"digits": 2_000, "fashion_mnist": 5_000}
+# The second step is at sCM's 1.1; no paper gives four, these halve the way down from it.
+MID_TIMES = {1: (), 2: (1.1,), 4: (1.3, 1.1, 0.6)}
+# Half-lives in parts of the images of the run, beside the config's own.
+AVERAGES = {"short": 0.05, "long": 0.3}
+NEVER = 10**9
+# Most of the network is at 14x14 and 7x7, so that a CPU can train it. sigma_data and the proposals
+# are those of --mode=measure.
+FASHION_MNIST = {
+  "data": dict(name="npz", flip=False, npz=dict(path="~/.cache/cmjax/fashion_mnist.npz")),
+  "sigma_data": 0.705,
+  "net": dict(resolution=28, channels=8, channel_mult=(1, 4, 8), attn_resolutions=(7,)),
+  "batch_size": 64,
+  "teacher": dict(P_mean=0.0, P_std=1.2),
+  "student": dict(P_mean=-0.5, P_std=1.5),
+}
+
+
+def configure(args, data, method, seed, steps=None):
+  """A method's page of configs/ with this comparison's averages, samplers and scores."""
+  path = ROOT / "configs" / f"digits_{method}.py"
+  config = runpy.run_path(str(path))["get_config"](args.variant)
+  if data == "fashion_mnist":
+    move_to_fashion_mnist(config, method, args.variant)
+  config.seed = seed
+  teacher = str(args.workdir / data / "teacher" / f"seed{seed}")
+  for section in (config.teacher, config.init_from):
+    section.workdir = teacher if section.workdir else ""
+  if steps:
+    stretch(config, steps)
+  images = config.total_steps * config.batch_size
+  main = config.ema.main.to_dict() | {"rampup_ratio": 0.1}
+  for name, part in AVERAGES.items():
+    config.ema[name] = main | {"half_life_images": max(1, round(part * images))}
+  config.samplers = samplers(config, method)
+  smoke = args.variant == "smoke"
+  number = 64 if smoke else SAMPLES.get(data, 5_000)
+  config.evals = {
+    "fd": dict(
+      name="frechet", features="classifier", classifier=str(detector_path(args, data)),
+      samplers=tuple(config.samplers), emas=tuple(config.ema), num_samples=number,
+      batch_size=min(number, 500),
+      every_steps=max(1, config.total_steps // args.curve) if args.curve else NEVER,
+    )
+  }  # fmt: skip
+  config.checkpoint = dict(every_steps=max(1, config.total_steps // 8), keep=1)
+  return config
+
+
+def move_to_fashion_mnist(config, method, variant):
+  """The same method on other images; the proposal where it has sCM's, papers keep their own."""
+  for key in ("sigma_data", "batch_size"):
+    config[key] = FASHION_MNIST[key]
+  config.data = FASHION_MNIST["data"]
+  config.net.update(FASHION_MNIST["net"])
+  if "P_mean" in config.loss:
+    config.loss.update(FASHION_MNIST["teacher" if method == "teacher" else "student"])
+  if method == "teacher" and not variant:
+    stretch(config, 2_400)
+  if config.loss.get("vsd"):
+    config.loss.vsd.fake.update(FASHION_MNIST["student"])
+
+
+def samplers(config, method):
+  """{'1': ..., '2': ..., '4': ...} for consistency models; a teacher's ODE in as few steps too."""
+  if method == "teacher":
+    few = {str(n): dict(name="ddim", num_steps=n) for n in STEPS if n > 1}  # a grid has two levels
+    return few | {"heun": config.samplers.heun.to_dict()}
+  if config.loss.get("num_segments", 1) > 1:
+    return {str(config.loss.num_segments): config.samplers.segments.to_dict()}
+  one = next(iter(config.samplers.values())).to_dict()
+  return {str(n): one | {"mid_times": MID_TIMES[n]} for n in STEPS}
+
+
+def stretch(config, steps):
+  """Sets the number of steps, and what depends on it in the page's own proportion."""
+  ratio, config.total_steps = steps / config.total_steps, steps
+  if "curriculum" in config.loss and "total_steps" in config.loss.curriculum:
+    config.loss.curriculum.total_steps = steps
+  if "pairs" in config.loss and "steps_per_stage" in config.loss.pairs:
+    config.loss.pairs.steps_per_stage = max(1, round(config.loss.pairs.steps_per_stage * ratio))
+
+
+def detector_path(args, data):
+  return args.workdir / data / "classifier.npz"
+
+
+def make_detector(args, data):
+  """The classifier of a data set, trained if it is not there."""
+  path = detector_path(args, data)
+  if not path.exists():
+    config = configure(args, data, "teacher", 0)
+    splits = [sources.as_array(build.source(config, split)) for split in sources.SPLITS]
+    start = time.monotonic()
+    made = classifier.train(
+      *splits[0], splits[1], num_steps=20 if args.variant == "smoke" else None
+    )
+    classifier.save(path, made)
+    print(f"{data}: classifier of {made.accuracy:.2%} held-out accuracy "
+          f"in {time.monotonic() - start:.0f} s")  # fmt: skip
+  return classifier.load(path).accuracy
+
+
+def count_flops(args, data, method):
+  """FLOPs of one train step, compiled; remembered in flops.json."""
+  path = args.workdir / data / "flops.json"
+  known = json.loads(path.read_text()) if path.exists() else {}
+  if method not in known:
+    config = configure(args, data, method, 0)
+    net, key = build.network(config), jax.random.key(0)
+    frozen, teacher = {"teacher": None, "lpips": build.lpips_weights(config)}, None
+    if config.teacher.workdir:
+      teacher = build.network(configure(args, data, "teacher", 0))
+      frozen["teacher"] = jax.eval_shape(teacher.init, key)
+    step = train.make_step_fn(config, net, teacher, frozen)
+    state = jax.eval_shape(build.state_init(config, net), key)
+    shape = (config.batch_size, *build.source(config).shape)
+    batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
+    compiled = jax.jit(step).lower(state, batch, key, frozen).compile()
+    known[method] = compiled.cost_analysis()["flops"]
+    write_json(path, known)
+    jax.clear_caches()
+  return known[method]
+
+
+def is_alone(config):
+  """Whether nothing of a teacher goes into a run."""
+  return not (config.teacher.workdir or config.init_from.workdir)
+
+
+def steps_of(args, data, method):
+  """How many steps the budget pays for."""
+  base = configure(args, data, "teacher", 0)
+  teacher = base.total_steps * count_flops(args, data, "teacher")
+  if method == "teacher":
+    return base.total_steps
+  budget = teacher * (args.scale + is_alone(configure(args, data, method, 0)))
+  return max(1, round(budget / count_flops(args, data, method)))
+
+
+def run(args, data, method, seed):
+  """Trains and scores one run, or goes on with it; returns its row."""
+  steps = steps_of(args, data, method)
+  config = configure(args, data, method, seed, steps)
+  workdir = args.workdir / data / method / f"seed{seed}"
+  start = time.monotonic()
+  scores = train.train(config, workdir)
+  if not scores:  # it had come to its end, and was stopped before it was written down
+    scores = json.loads((workdir / "scores.json").read_text())
+  jax.clear_caches()
+  gflop = steps * count_flops(args, data, method) / 1e9
+  return {
+    "steps": steps, "gflop": gflop, "seconds": time.monotonic() - start,
+    "scores": scores, "curve": curve(workdir, gflop / steps) if args.curve else {},
+  }  # fmt: skip
+
+
+def curve(workdir, gflop):
+  """{score: [[GFLOP, value], ...]} of a run's metrics."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  points = {}
+  for line in lines:
+    for name, value in line.items():
+      if name.startswith("fd/") and name != "fd/floor" and line["step"]:
+        points.setdefault(name, []).append([line["step"] * gflop, value])
+  return points
+
+
+def write_json(path, content):
+  """Whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(content, indent=1) + "\n")
+  partial.replace(path)
+
+
+# --- what came out ---
+
+
+def best_average(rows):
+  """The average with the least distance in the fewest steps, in the mean over seeds."""
+  names = [name.split("/") for name in rows[0]["scores"] if name.count("/") == 2]
+  first = min((n for _, n, _ in names if n.isdigit()), key=int)
+  if "heun" in {n for _, n, _ in names}:
+    first = "heun"
+  mean = lambda ema: np.mean([row["scores"][f"fd/{first}/{ema}"] for row in rows])
+  return min({ema for *_, ema in names}, key=mean)
+
+
+def values(rows, sampler):
+  """The distances of a sampler over seeds, in the method's best average; [] if it has none."""
+  key = f"fd/{sampler}/{best_average(rows)}"
+  return [row["scores"][key] for row in rows if key in row["scores"]]
+
+
+def cell(numbers):
+  if not numbers:
+    return ""
+  spread = f" ± {np.std(numbers, ddof=1):.2g}" if len(numbers) > 1 else ""
+  return f"{np.mean(numbers):.3g}{spread}"
+
+
+def table(results, accuracy, command):
+  """The lines of a Markdown table of one data set."""
+  seeds = max(len(rows) for rows in results.values())
+  lines = [
+    f"`{command}`",
+    "",
+    "| method | 1 step | 2 steps | 4 steps | average | steps | TFLOP | minutes |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for method, by_seed in results.items():
+    rows = list(by_seed.values())
+    mean = lambda key, rows=rows: np.mean([row[key] for row in rows])
+    cells = [cell(values(rows, str(n))) for n in STEPS]
+    lines.append(
+      f"| {method} | {' | '.join(cells)} | {best_average(rows)} | {mean('steps'):.0f} | "
+      f"{mean('gflop') / 1e3:.3g} | {mean('seconds') / 60:.1f} |"
+    )
+    if method == "teacher":
+      nfe = cell(values(rows, "heun"))
+      lines.append(
+        f"| teacher, Heun's 18 steps (NFE 35) | {nfe} | | | {best_average(rows)} | | | |"
+      )
+  floor = next(iter(next(iter(results.values())).values()))["scores"]["fd/floor"]
+  spread = f"mean and standard deviation over up to {seeds} seeds (network, data order, noise)"
+  lines += [
+    f"| held-out images | {floor:.3g} | | | | | | |",
+    "",
+    f"Fréchet distance in the 64 features of a classifier of {accuracy:.1%} held-out accuracy: "
+    + ("one seed, so without a spread." if seeds == 1 else f"{spread}."),
+    "TFLOP is the run's own training by the compiled step; methods that need a teacher have its on "
+    "top. Minutes are wall time, scoring included, of the last sitting.",
+  ]
+  return lines
+
+
+def write_results(path, data, lines):
+  """Replaces what stands between this data set's markers, or adds a section at the end."""
+  begin, end = f"<!-- methods:{data} -->", f"<!-- /methods:{data} -->"
+  text = path.read_text() if path.exists() else "# Results\n"
+  block = "\n".join([begin, *lines, end])
+  if begin in text and end in text:
+    text = text[: text.index(begin)] + block + text[text.index(end) + len(end) :]
+  else:
+    text = text.rstrip("\n") + f"\n\n## All methods at equal compute: {data}\n\n{block}\n"
+  path.write_text(text)
+
+
+def plot(path, results):
+  """A panel for each data set: distance of every method in 1, 2 and 4 steps; and the curves."""
+  import matplotlib
+
+  matplotlib.use("agg")
+  from matplotlib import pyplot
+
+  curves = any(row["curve"] for d in results.values() for m in d.values() for row in m.values())
+  height = max(len(methods) for methods in results.values()) * 0.32 + 1.2
+  figure, axes = pyplot.subplots(
+    1 + curves, len(results), figsize=(6 * len(results), height * (1 + curves)), squeeze=False
+  )
+  for column, (data, methods) in enumerate(results.items()):
+    draw_distances(axes[0, column], data, methods)
+    if curves:
+      draw_curves(axes[1, column], methods)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  pyplot.close(figure)
+
+
+def draw_distances(axis, data, methods):
+  names = [name for name in methods if name != "teacher"]
+  for n, marker in zip(STEPS, "os^", strict=True):
+    for y, name in enumerate(names):
+      found = values(list(methods[name].values()), str(n))
+      spread = np.std(found, ddof=1) if len(found) > 1 else 0
+      if found:
+        axis.errorbar(np.mean(found), y, xerr=spread, fmt=marker, color=f"C{STEPS.index(n)}")
+    axis.plot([], [], marker, color=f"C{STEPS.index(n)}", label=f"{n} step{'s' * (n > 1)}")
+  if "teacher" in methods:
+    rows = list(methods["teacher"].values())
+    axis.axvline(np.mean(values(rows, "heun")), color="k", lw=1, label="teacher, NFE 35")
+    axis.axvline(rows[0]["scores"]["fd/floor"], color="k", lw=1, ls=":", label="held-out images")
+  axis.set(xscale="log", xlabel="Fréchet distance (classifier features)", title=data)
+  axis.set_yticks(range(len(names)), names)
+  axis.invert_yaxis()
+  axis.legend(fontsize=7)
+
+
+def draw_curves(axis, methods):
+  for i, (name, rows) in enumerate(methods.items()):
+    if name != "teacher":
+      rows = list(rows.values())
+      first = min((s for s in map(str, STEPS) if values(rows, s)), key=int)
+      points = rows[0]["curve"].get(f"fd/{first}/{best_average(rows)}", [])
+      style = dict(color=f"C{i % 10}", ls="-" if i < 10 else "--", lw=1)
+      axis.plot(*np.array(points).reshape(-1, 2).T, label=f"{name}, {first}", **style)
+  axis.set(yscale="log", xlabel="GFLOP of training", ylabel="Fréchet distance, fewest steps")
+  axis.legend(fontsize=6, ncols=2)
+
+
+def load_results(args):
+  """{data: {method: {seed: row}}} of all data sets, in the order of METHODS."""
+  found = {}
+  for path in sorted(args.workdir.glob("*/results.json")):
+    stored = json.loads(path.read_text())
+    if ordered := {m: stored[m] for m in METHODS if stored.get(m)}:
+      found[path.parent.name] = ordered
+  return found
+
+
+def report(args):
+  results = load_results(args)
+  for data, methods in results.items():
+    accuracy = classifier.load(detector_path(args, data)).accuracy
+    seeds = max(len(rows) for rows in methods.values())
+    command = f"python benchmarks/methods.py --data={data} --seeds={seeds} --scale={args.scale:g}"
+    lines = table(methods, accuracy, command)
+    print("\n".join(["", f"{data}:", *lines]))
+    write_results(args.docs / "RESULTS.md", data, lines)
+  if results:
+    plot(args.docs / "methods.png", results)
+
+
+def train_all(args, stopped):
+  """Seed by seed, so that a short budget still compares every method."""
+  path = args.workdir / args.data / "results.json"
+  make_detector(args, args.data)
+  for seed in range(args.seeds):
+    for method in args.methods:
+      rows = json.loads(path.read_text()) if path.exists() else {}
+      if str(seed) in rows.get(method, {}):
+        continue
+      if stopped():
+        return
+      try:
+        row = run(args, args.data, method, seed)
+      except FloatingPointError as error:  # a result too, and no reason to lose the others
+        print(f"{method}, seed {seed}, diverged: {error}")
+        continue
+      rows.setdefault(method, {})[str(seed)] = row
+      write_json(path, rows)
+
+
+def stopper(minutes):
+  """() -> is it time? After `minutes`, or a signal, training is told to save and to end."""
+  received, deadline = [], time.monotonic() + 60 * (minutes or NEVER)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: received.append(number))
+
+  def watch():
+    while not (received or time.monotonic() > deadline):
+      time.sleep(1)
+    while True:  # again and again: between two runs nobody listens
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(10)
+
+  threading.Thread(target=watch, daemon=True).start()
+  return lambda: bool(received) or time.monotonic() > deadline
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", type=Path, default=Path("runs/methods"))
+  parser.add_argument("--data", default="digits", choices=("digits", "fashion_mnist"))
+  parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--scale", type=float, default=1.0, help="of a student: teacher's budgets")
+  parser.add_argument("--budget", type=float, default=None, help="minutes, then stop and report")
+  parser.add_argument("--curve", type=int, default=0, help="so many scores along each run")
+  parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="RESULTS.md, methods.png")
+  parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
+  parser.add_argument("--report_only", action="store_true")
+  args = parser.parse_args()
+  args.workdir = args.workdir.absolute()
+  logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  if not args.report_only:
+    try:
+      train_all(args, stopper(args.budget))
+    except train.Interrupted:
+      print("Stopped in the middle of a run; the same command goes on from there.")
+  report(args)
+
+
+if __name__ == "__main__":
+  main()

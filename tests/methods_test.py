@@ -1,0 +1,216 @@
+"""Every method from a config: it trains, is sampled, and what does not fit is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from cmjax import build, runs, sample, sharding, train
+
+SCM = dict(P_mean=-1.0, P_std=1.4, weighting="learned", c=0.1, warmup_steps=10, norm="l2")
+ADAM = dict(
+  name="adam", lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+  schedule=dict(name="constant", warmup_steps=0),
+)  # fmt: skip
+VSD = dict(lambda_vsd=1.0, P_mean=0.4, P_std=2.0, fake=dict(P_mean=-1.0, P_std=1.4, optim=ADAM))
+CM = dict(sigma_min=0.002, weight="uniform", distance=dict(name="squared_l2"))
+SQUARE_ROOT = dict(name="square_root", total_steps=12, s0=2, s1=20)
+LOSSES = {
+  "ct": dict(
+    name="ct", pairs=dict(name="uniform"), curriculum=SQUARE_ROOT,
+    target=dict(name="curriculum", mu0=0.9, convention="openai"), **CM,
+  ),
+  "cd": dict(
+    name="cd", pairs=dict(name="uniform"), curriculum=dict(name="fixed", N=18), solver="heun",
+    target=dict(name="constant", beta=0.95), **CM,
+  ),
+  "ict": dict(
+    name="ct", pairs=dict(name="lognormal", P_mean=-1.1, P_std=2.0),
+    curriculum=dict(name="doubling", total_steps=12, s0=10, s1=80),
+    target=dict(name="current"), sigma_min=0.002, weight="inverse_gap",
+    distance=dict(name="pseudo_huber"),
+  ),
+  "ect": dict(
+    name="ct", sigma_min=0.0, weight="inverse_gap", distance=dict(name="l2"),
+    pairs=dict(name="ect", P_mean=-1.1, P_std=2.0, steps_per_stage=3, num_stages=4),
+  ),
+  "ct_continuous": dict(name="ct_continuous", sigma_min=0.002, distance=dict(name="squared_l2")),
+  "cd_continuous": dict(
+    name="cd_continuous", sigma_min=0.002, distance=dict(name="l1"), stop_gradient=False
+  ),
+  "dscm": dict(name="sct", tangent=dict(name="discrete", num_levels=64), **SCM),
+  "dscd": dict(name="scd", tangent=dict(name="discrete", num_levels=64), **SCM),
+  "central": dict(name="scd", tangent=dict(name="central"), **SCM),
+  "semi_continuous": dict(name="sct", tangent=dict(name="semi_continuous"), **SCM),
+  "scd_vsd": dict(name="scd", vsd=VSD, **SCM),
+  "scd_multistep": dict(name="scd", num_segments=2, **SCM),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", name="teacher")
+def _teacher(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("teacher")
+  config = tiny.config().unlock()
+  config.loss = dict(name="diffusion", P_mean=-1.0, P_std=1.2, weighting="learned")
+  config.samplers = dict(one_step=dict(name="heun", num_steps=3))
+  config.evals = {}
+  train.train(config, folder)
+  return folder
+
+
+def method(name, teacher, **values):
+  """The tiny config with that method's loss, started from the teacher."""
+  config = tiny.config().unlock()
+  config.loss = ConfigDict(LOSSES[name])
+  config.init_from.workdir = str(teacher)
+  config.teacher.workdir = str(teacher) if name[:2] == "cd" or "scd" in name else ""
+  if name in ("dscd", "central"):
+    config.teacher.workdir = str(teacher)
+  if name == "scd_multistep":
+    config.net.segment = True
+    config.samplers = dict(one_step=dict(name="segments"))
+  config.evals = {k: v for k, v in config.evals.items() if k == "swd"}
+  for path, value in values.items():
+    config.update_from_flattened_dict({path: value})
+  return config
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_method_trains_from_its_config_and_is_scored(name, teacher, tmp_path):
+  config = method(name, teacher)
+  scores = train.train(config, tmp_path)
+  assert np.isfinite(scores["swd/one_step/main"])
+  state = runs.load_state(tmp_path, sharding.make_mesh()).state
+  before = runs.load_network(teacher, sharding.make_mesh()).averages["main"]
+  assert np.abs(state.params["net"]["fc_out"]["kernel"] - before["fc_out"]["kernel"]).max() > 1e-4
+  records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert all(np.isfinite(list(record.values())).all() for record in records)
+
+
+def test_the_target_of_ct_lags_behind_and_is_in_the_checkpoint(teacher, tmp_path):
+  train.train(method("ct", teacher), tmp_path)
+  state = runs.load_state(tmp_path, sharding.make_mesh()).state
+  assert set(state.ema) == {"main", "short", "target"}
+  moved = np.abs(state.params["net"]["fc_out"]["kernel"] - state.ema["target"]["fc_out"]["kernel"])
+  assert moved.max() > 1e-5
+
+
+def test_the_fake_score_starts_as_the_teacher_and_has_its_own_optimizer(teacher, tmp_path):
+  config = method("scd_vsd", teacher, **{"optim.lr": 0.0})
+  train.train(config, tmp_path)
+  state = runs.load_state(tmp_path, sharding.make_mesh()).state
+  start = runs.load_network(teacher, sharding.make_mesh()).averages["main"]["fc_out"]["kernel"]
+  # The student's rate is 0: only the fake moves, by at most 12 steps of Adam at 1e-3.
+  np.testing.assert_array_equal(state.params["net"]["fc_out"]["kernel"], start)
+  moved = np.abs(state.params["fake"]["fc_out"]["kernel"] - start).max()
+  assert 1e-4 < moved < 12.5e-3
+
+
+def test_a_student_with_a_new_input_starts_as_its_teacher(teacher):
+  config = method("scd_multistep", teacher)
+  mesh, net = sharding.make_mesh(), build.network(config)
+  params = runs.first_weights(config, net, jax.random.key(0), mesh)
+  source, averages = runs.load_network(teacher, mesh)[1:3]
+  x, t = jax.random.normal(jax.random.key(1), (8, 2)), jnp.full(8, 0.7)
+  F = net.apply(params, x, t, {"segment": jnp.full(8, 0.3)}, None)
+  np.testing.assert_array_equal(F, source.apply(averages["main"], x, t, {}, None))
+
+
+def test_searched_times_are_written_beside_the_run_and_used_by_default(teacher, tmp_path):
+  config = method("dscm", teacher)
+  config.evals.fd = dict(
+    name="frechet", features="pixels", samplers=("two_steps",), emas=("main",), every_steps=99,
+    num_samples=64, batch_size=64,
+  )  # fmt: skip
+  train.train(config, tmp_path)
+  before = sample.evaluate(config, tmp_path)
+  text = sample.search_times(
+    config, tmp_path, name="two_steps", num_samples=64, num_probes=5, seed=0
+  )
+  found = json.loads((tmp_path / "sampler_times.json").read_text())["two_steps"]
+  assert len(found["probes"]) == 5 and found["step"] == 12
+  assert found["score"] == min(probe["score"] for probe in found["probes"])
+  assert f"{found['mid_times'][0]:.4f}" in text
+  after = sample.evaluate(config, tmp_path)
+  line = lambda text: next(x for x in text.splitlines() if x.startswith("fd/two_steps"))
+  assert line(before) != line(after)
+  config.samplers.two_steps.searched = False
+  assert line(sample.evaluate(config, tmp_path)) == line(before)
+
+
+@pytest.mark.parametrize(
+  ("name", "values", "message"),
+  [
+    ("ct", {"loss.curriculum.total_steps": 13}, "total_steps=13 is longer than the training of"),
+    ("ect", {"loss.pairs.num_stages": 5}, "5 stages of 3 steps, longer than .* total_steps=12"),
+    ("ict", {"loss.curriculum.total_steps": 2}, "takes 4 stages, more than total_steps=2"),
+    ("ct", {"loss.distance.name": "lpips"}, "needs loss.distance.path, an .npz with its weights"),
+    ("ct", {"loss.distance.name": "l3"}, "'l3'. Choose from: l1, l2, lpips, pseudo_huber, squ"),
+    ("ct", {"loss.pairs.name": "even"}, "'even'. Choose from: ect, lognormal, uniform"),
+    ("ct", {"loss.curriculum.name": "linear"}, "'linear'. Choose from: doubling, fixed, square"),
+    ("ct", {"loss.target.name": "ema"}, "'ema'. Choose from: constant, current, curriculum"),
+    ("ct", {"loss.weight": "snr2"}, "Unknown weight 'snr2'. Choose from: uniform, inverse_gap"),
+    ("cd", {"loss.solver": "rk4"}, "Unknown solver 'rk4'. Choose from: euler, heun"),
+    ("cd", {"teacher.workdir": ""}, "loss.name='cd' distils a teacher: set teacher.workdir"),
+    ("dscm", {"loss.tangent.name": "forward"}, "'forward'. Choose from: central, discrete, exact"),
+    ("ct_continuous", {"loss.distance.name": "l1"}, "distance='l1' has no second derivative"),
+    ("cd_continuous", {"loss.name": "ct_continuous"}, "needs a teacher's ODE: the data's veloc"),
+    ("scd_vsd", {"loss.name": "sct"}, "loss.vsd compares with a teacher: loss.name must be 'scd'"),
+    ("scd_multistep", {"net.segment": False}, "told its segment: net.segment=True"),
+    ("dscm", {"samplers.one_step.name": "segments"}, "is for multistep sCD: loss.num_segments"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_training(name, values, message, teacher, tmp_path):
+  config = method(name, teacher)
+  config.update_from_flattened_dict(values)
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+  assert not (tmp_path / "checkpoints").exists()
+
+
+def test_guidance_needs_a_teacher_that_dropped_labels(tmp_path):
+  digits = tiny.config().unlock()
+  digits.data = dict(name="digits", flip=False)
+  digits.net = dict(
+    name="ddpmpp", resolution=8, in_channels=1, channels=4, channel_mult=(1,), num_blocks=1,
+    attn_resolutions=(), dropout=0.0, num_classes=10, augment_dim=0, dtype="float32",
+  )  # fmt: skip
+  digits.loss = dict(name="diffusion", P_mean=-1.0, P_std=1.2, weighting="constant")
+  digits.samplers = dict(heun=dict(name="heun", num_steps=3))
+  digits.evals, digits.total_steps = {}, 2
+  train.train(digits, tmp_path / "teacher")
+  config = digits.copy_and_resolve_references()
+  config.loss = dict(name="scd", guidance=(1.0, 2.0), **SCM)
+  config.net.guidance = True
+  config.teacher.workdir = str(tmp_path / "teacher")
+  with pytest.raises(ValueError, match="trained with loss.label_dropout=0: train one with 0.1"):
+    train.train(config, tmp_path / "student")
+  digits.samplers.heun.guidance = dict(name="classifier_free", scale=1.5)
+  with pytest.raises(ValueError, match="loss.label_dropout is 0: train with label_dropout=0.1"):
+    build.sampler(digits, "heun", build.network(digits), sharding.make_mesh())
+
+  digits.loss.label_dropout = 0.2
+  train.train(digits, tmp_path / "dropped")
+  config.teacher.workdir = config.init_from.workdir = str(tmp_path / "dropped")
+  config.samplers = dict(
+    plain=dict(name="consistency"),
+    guided=dict(name="consistency", guidance=dict(name="input", scale=2.0)),
+  )
+  train.train(config, tmp_path / "student")
+  trained = runs.load_network(tmp_path / "student", sharding.make_mesh())
+  params = jax.tree.map(lambda a: a + 0.05, trained.averages["main"])
+  draw = lambda key: build.sampler(config, key, trained.net, sharding.make_mesh())(
+    params, jax.random.key(0), 8
+  )
+  assert np.abs(draw("plain") - draw("guided")).max() > 1e-4  # the scale reaches the network
+
+
+def test_weights_of_another_preconditioning_are_refused(teacher, tmp_path):
+  config = method("dscm", teacher)
+  config.net.preconditioning = "edm"
+  with pytest.raises(ValueError, match="net.preconditioning='trigflow', this run has 'edm'"):
+    train.train(config, tmp_path)
