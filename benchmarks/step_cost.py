@@ -1,11 +1,12 @@
-r"""What a consistency step costs: FLOPs, memory and time over those of the diffusion step.
+r"""What a train step costs: FLOPs, memory and time over those of the diffusion step, every method.
 
   python benchmarks/step_cost.py                      # DDPM++ with 64 channels, batch 8
   python benchmarks/step_cost.py --channels=128 --num_blocks=4 --runs=0   # the published size
+  python benchmarks/step_cost.py --methods teacher sct scd                # some of them
 
-The floors, counting a forward pass as 1 and a backward pass as 2: the diffusion step is 3, sCT 4
-(the tangent is one more forward pass), sCD 5 (and the teacher's another). All three are whole train
-steps (loss, gradient, optimizer, average) of the same network, each compiled once, timed in turns.
+  python benchmarks/step_cost.py --channels=128 --num_blocks=4 --runs=0   # published size
+are whole train steps (loss, gradient, optimizer, average) of the same network, each compiled once,
+timed in turns.
 """
 
 import argparse
@@ -20,7 +21,28 @@ import numpy as np
 from cmjax import build, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FLOOR = {"teacher": 1.0, "sct": 4 / 3, "scd": 5 / 3}
+# Forward passes of a step. Student and its gradient are 3; a target, a tangent (one jvp), a teacher
+# or an evaluation for a finite difference are 1 each.
+FLOOR = {
+  "teacher": 3,
+  "ct": 3 + 1,
+  "ict": 3 + 1,
+  "ect": 3 + 1,
+  "cd": 3 + 1 + 2,  # Heun asks the teacher twice
+  "dscm": 3 + 1,
+  "dscd": 3 + 1 + 1,
+  "ct_continuous": 3 + 1,
+  "cd_continuous": 3 + 1 + 1,
+  "sct": 3 + 1,
+  "scd": 3 + 1 + 1,
+  "scd_multistep": 3 + 1 + 1,
+  "scd_guided": 3 + 1 + 2,  # with a class and without
+  "scd_vsd": (3 + 1 + 1)
+  + 3
+  + 1
+  + 1
+  + 3,  # generator; teacher, fake score on its sample; fake's own
+}
 
 
 def configure(method, args):
@@ -30,17 +52,27 @@ def configure(method, args):
   return config
 
 
+def teacher_of(config):
+  """The network that a method distils, None if it has no teacher."""
+  if not config.teacher.workdir:
+    return None
+  config = config.copy_and_resolve_references()
+  config.net.update(guidance=False, segment=False)
+  return build.network(config)
+
+
 def compile_step(method, args):
   """The compiled step, its arguments, and the seconds it took to trace and to compile."""
   config = configure(method, args)
-  net = build.network(config)
+  net, teacher = build.network(config), teacher_of(config)
   key = jax.random.key(0)
-  params = jax.jit(net.init)(key)
-  teacher = (net, params) if method == "scd" else None
+  frozen = {"teacher": jax.jit(teacher.init)(key) if teacher else None, "lpips": None}
   state = jax.jit(build.state_init(config, net))(key)
   batch = {"image": jnp.zeros((args.batch_size, 32, 32, 3))}
-  arguments = (state, batch, key, params if teacher else None)
-  step = jax.jit(train.make_step_fn(config, net, teacher))
+  if config.net.num_classes:
+    batch["label"] = jnp.zeros(args.batch_size, jnp.int32)
+  arguments = (state, batch, key, frozen)
+  step = jax.jit(train.make_step_fn(config, net, teacher, frozen))
   start = time.perf_counter()
   lowered = step.lower(*arguments)
   traced = time.perf_counter()
@@ -56,9 +88,11 @@ def main():
   parser.add_argument("--num_blocks", type=int, default=1)
   parser.add_argument("--batch_size", type=int, default=8)
   parser.add_argument("--runs", type=int, default=10, help="timed steps of each; 0: compile only")
+  parser.add_argument("--methods", nargs="+", default=list(FLOOR), choices=list(FLOOR))
   args = parser.parse_args()
 
-  steps = {method: compile_step(method, args) for method in FLOOR}
+  methods = ["teacher", *(method for method in args.methods if method != "teacher")]
+  steps = {method: compile_step(method, args) for method in methods}
   seconds = {method: [] for method in steps}
   for run in range(args.runs + 1 if args.runs else 0):
     for method, (compiled, arguments, _) in steps.items():
@@ -70,7 +104,7 @@ def main():
   size = sum(x.size for x in jax.tree.leaves(steps["teacher"][1][0].params["net"]))
   print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, DDPM++ of {size / 1e6:.2f} M "
         f"parameters, batch {args.batch_size}")  # fmt: skip
-  print(f"{'step':9}{'GFLOP':>8}{'ratio':>7}{'floor':>7}{'temp MB':>9}{'ratio':>7}"
+  print(f"{'step':15}{'GFLOP':>8}{'ratio':>7}{'floor':>7}{'temp MB':>9}{'ratio':>7}"
         f"{'ms':>9}{'ratio':>7}{'trace s':>9}{'compile s':>11}")  # fmt: skip
   costs = {}
   for method, (compiled, _, (trace, compilation)) in steps.items():
@@ -79,9 +113,9 @@ def main():
     median = float(np.median(seconds[method])) if args.runs else float("nan")
     costs[method] = np.array([flops, temporary, median])
     ratios = costs[method] / costs["teacher"]
-    name = "diffusion" if method == "teacher" else {"sct": "sCT", "scd": "sCD"}[method]
+    floor = FLOOR[method] / FLOOR["teacher"]
     print(
-      f"{name:9}{flops / 1e9:8.2f}{ratios[0]:7.3f}{FLOOR[method]:7.3f}{temporary / 1e6:9.1f}"
+      f"{method:15}{flops / 1e9:8.2f}{ratios[0]:7.3f}{floor:7.3f}{temporary / 1e6:9.1f}"
       f"{ratios[1]:7.2f}{median * 1e3:9.1f}{ratios[2]:7.2f}{trace:9.1f}{compilation:11.1f}"
     )
 
