@@ -1,12 +1,11 @@
 r"""What a train step costs: FLOPs, memory and time over those of the diffusion step, every method.
 
   python benchmarks/step_cost.py                      # DDPM++ with 64 channels, batch 8
-  python benchmarks/step_cost.py --channels=128 --num_blocks=4 --runs=0   # the published size
-  python benchmarks/step_cost.py --methods teacher sct scd                # some of them
+  python benchmarks/step_cost.py --methods teacher sct scd --channels=128 --num_blocks=4 --runs=0
 
-  python benchmarks/step_cost.py --channels=128 --num_blocks=4 --runs=0   # published size
-are whole train steps (loss, gradient, optimizer, average) of the same network, each compiled once,
-timed in turns.
+The second is the published size. The floors count network evaluations, a forward pass as 1 and a
+backward pass as 2 (FLOOR below). All are whole train steps (loss, gradient, optimizer, average) of
+the same network, each compiled once, timed in turns.
 """
 
 import argparse

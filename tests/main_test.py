@@ -1,4 +1,4 @@
-"""The program as its user meets it: the four modes, and every way to mistype a command."""
+"""The program as its user meets it: its modes, and every way to mistype a command."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cmjax import main
+from cmjax import main, verify
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=tests/tiny.py"
@@ -166,3 +166,32 @@ def test_a_workdir_without_a_run_is_one_message(program, tmp_path, mode):
   code, _, err = program(f"--mode={mode}", f"--workdir={tmp_path / 'none'}")
   assert code == 1 and "train that run first" in err and "Traceback" not in err
   assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_verifying_needs_no_workdir_and_its_verdict_is_the_exit_code(
+  program, monkeypatch, passed, code
+):
+  seen = []
+  monkeypatch.setattr(verify, "verify", lambda *args: seen.append(args) or ("the table", passed))
+  assert program("--mode=verify")[:2] == (code, "the table\n")
+  (config, workdir), *others = seen
+  assert config.batch_size == 16 and workdir is None and not others
+
+
+def test_verifying_the_library_alone_needs_no_config():
+  # A name that does not exist, so that nothing is computed: only the flags are tried.
+  code, _, err = run("--mode=verify", "--config.seed=1")
+  assert code == 1 and "config" in err
+  code, _, err = run()
+  assert code == 1 and "--config" in err
+
+
+def test_a_search_without_features_or_samples_says_so(workdir, program):
+  args = (f"--workdir={workdir}", "--mode=search")
+  code, _, err = program(*args)
+  assert code == 1 and "needs a 'frechet' evaluator in config.evals" in err
+  code, _, err = program(*args, "--num_probes=4")
+  assert code == 1 and "--num_probes=4 must be at least 5" in err
+  code, _, err = program(*args, "--sampler=one_step")
+  assert code == 1 and "needs a 'frechet'" in err
