@@ -102,11 +102,11 @@ def load_teacher(config: ConfigDict, mesh: Mesh) -> Model | None:
 
 def load_guides(config: ConfigDict, mesh: Mesh) -> dict[str, Model]:
   """The weaker models of the samplers under autoguidance, by the sampler's key."""
-  guided = {key: section.get("guidance") or {} for key, section in config.samplers.items()}
+  guided = {key: section.get("guidance") for key, section in config.samplers.items()}
   return {
     key: load_model(config, section, mesh)
     for key, section in guided.items()
-    if section.get("name") == "autoguidance"
+    if section and section.name == "autoguidance"
   }
 
 

@@ -71,7 +71,7 @@ def make_train_step(
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     averages = ema.update(state.ema, params["net"], state.step, ema_decays)
 
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

@@ -1,4 +1,4 @@
-"""FLOPs of every method's step against its floor: what is evaluated twice for nothing shows here."""
+"""FLOPs of every method against its floor: what is evaluated twice for nothing shows here."""
 
 import functools
 import pathlib

@@ -18,7 +18,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def hidden(weights: Weights, images: Array | np.ndarray) -> Array:
   x = jnp.asarray(images)
   for name, stride in zip(_CONVS, strides(max(images.shape[1:3])), strict=True):
     x = jax.lax.conv_general_dilated(
-      x, weights[f"{name}_kernel"], (stride, stride), "SAME",
+      x, jnp.asarray(weights[f"{name}_kernel"]), (stride, stride), "SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
     x = jax.nn.silu(x + weights[f"{name}_bias"][None, None, None])
@@ -205,10 +205,11 @@ def load(path: str | os.PathLike[str]) -> Classifier:
       if missing := [name for name in (*ARRAYS, *_FACTS) if name not in file]:
         raise ValueError(f"it has no {', '.join(missing[:3])}")
       weights = {name: file[name] for name in ARRAYS}
-      facts = {name: file[name].tolist() for name in _FACTS}
+      facts: dict[str, Any] = {name: file[name].tolist() for name in _FACTS}
+      facts["shape"] = tuple(facts["shape"])
   except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} is no classifier: {error}. {advice}") from error
-  return Classifier(weights, **facts | {"shape": tuple(facts["shape"])})
+  return Classifier(weights, **facts)
 
 
 def features(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
