@@ -27,8 +27,9 @@ $(STAMP): setup.py
 quickstart: $(STAMP)
 	$(VENV)/bin/python benchmarks/quickstart.py --workdir=runs/quickstart
 
+# A file at a time per worker: what a file's tests share is made once. Compiling is most of the work.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 # Without a single test pytest fails (5), so a peer that does not import is noticed here.
 peers: $(STAMP)

@@ -35,6 +35,7 @@ EXTRAS = {
     "beartype>=0.20",
     "pyright[nodejs]>=1.1.400",  # nodejs: Node comes as a wheel, not as a download at first use
     "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.12",
   ],
   # Parity tests against other implementations; skipped where these are missing. On Linux, PyPI's

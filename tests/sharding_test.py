@@ -61,13 +61,14 @@ def run_steps(config, mesh, num_steps):
   net = build.network(config)
   init = build.state_init(config, net)
   state, shardings = sharding.create(init, mesh, jax.random.key(config.seed))
+  frozen = {"teacher": None, "lpips": None}
   step = jax.jit(
-    train.make_step_fn(config, net, None), donate_argnums=0, out_shardings=(shardings, None)
+    train.make_step_fn(config, net, None, frozen), donate_argnums=0, out_shardings=(shardings, None)
   )
   key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
   batches = build.batches(config, mesh, 0)
   for _ in range(num_steps):
-    state, _ = step(state, next(batches), key, None)
+    state, _ = step(state, next(batches), key, frozen)
   batches.close()
   return state
 

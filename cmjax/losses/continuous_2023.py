@@ -14,16 +14,12 @@ tau is the Karras grid, sigma^(1/rho) uniform, and lambda = (tau^-1)' (cmjax def
 authors' code): the factor of theorems 4, 5, 6 is 1 and that of theorem 3 is dsigma/du.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from cmjax import edm, statistics, tangent, trigflow
-from cmjax.types import Array, Data, LossFn, Network, Time, VelocityFn
-
-# a, b -> [b]
-Distance = Callable[[Array, Array], Array]
+from cmjax.distances import Distance
+from cmjax.types import Data, LossFn, Network, Time, VelocityFn
 
 
 def _karras(u: Time, sigma_min: float, sigma_max: float, rho: float) -> tuple[Time, Time]:
