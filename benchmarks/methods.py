@@ -125,7 +125,7 @@ def stretch(config, steps):
   if "curriculum" in config.loss and "total_steps" in config.loss.curriculum:
     config.loss.curriculum.total_steps = steps
   if "pairs" in config.loss and "steps_per_stage" in config.loss.pairs:
-    config.loss.pairs.steps_per_stage = max(1, round(config.loss.pairs.steps_per_stage * ratio))
+    config.loss.pairs.steps_per_stage = max(1, int(config.loss.pairs.steps_per_stage * ratio))
 
 
 def detector_path(args, data):
