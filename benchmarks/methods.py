@@ -48,7 +48,7 @@ STEPS = (1, 2, 4)
 SAMPLES = {"digits": 2_000, "fashion_mnist": 5_000}
 # The second step is at sCM's 1.1; no paper gives four, these halve the way down from it.
 MID_TIMES = {1: (), 2: (1.1,), 4: (1.3, 1.1, 0.6)}
-# Half-lives in parts of the images of the run, beside the config's own.
+# Half-lives as a part of the training so far, beside the config's own average.
 AVERAGES = {"short": 0.05, "long": 0.3}
 NEVER = 10**9
 # Most of the network is at 14x14 and 7x7, so that a CPU can train it. sigma_data and the proposals
@@ -76,9 +76,11 @@ def configure(args, data, method, seed, steps=None):
   if steps:
     stretch(config, steps)
   images = config.total_steps * config.batch_size
-  main = config.ema.main.to_dict() | {"rampup_ratio": 0.1}
   for name, part in AVERAGES.items():
-    config.ema[name] = main | {"half_life_images": max(1, round(part * images))}
+    # The ramp keeps it at that part of the training so far: with less, all would be the same.
+    config.ema[name] = dict(
+      name="half_life", half_life_images=max(1, round(part * images)), rampup_ratio=part
+    )
   config.samplers = samplers(config, method)
   smoke = args.variant == "smoke"
   number = 64 if smoke else SAMPLES.get(data, 5_000)
