@@ -50,7 +50,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
   return expected
 
 
-def check(weights: Mapping[str, np.ndarray]) -> None:
+def check(weights: Mapping[str, Array | np.ndarray]) -> None:
   """Raises ValueError for weights with an array that is missing or has another shape.
 
   Others, such as the classifier of VGG16, may be there and are not read.
@@ -70,7 +70,7 @@ def check(weights: Mapping[str, np.ndarray]) -> None:
 
 
 def distance(
-  weights: Mapping[str, np.ndarray], *, pooling: str, resize: int | None = 224
+  weights: Mapping[str, Array | np.ndarray], *, pooling: str, resize: int | None = 224
 ) -> Callable[[Array, Array], Array]:
   """d(a, b) = sum over five stages of mean over pixels of lin . (y_a - y_b)^2, y = unit features.
 
@@ -101,16 +101,14 @@ def distance(
     )
   if resize is not None and resize < SMALLEST:
     raise ValueError(f"resize={resize} is below {SMALLEST}, which four poolings need; try 224.")
-  # HWIO here and now, so that a jitted step does not transpose them again and again.
-  hwio = lambda w: jnp.asarray(np.transpose(w, (2, 3, 1, 0)) if np.ndim(w) == 4 else w)
-  arrays = {name: hwio(weights[name]) for name in shapes()}
+  arrays = {name: jnp.asarray(weights[name]) for name in shapes()}
 
   def lpips(a, b):
     a, b = (_prepare(x, resize) for x in (a, b))
     total = jnp.zeros(len(a), a.dtype)
     pairs = zip(_features(arrays, a, pooling), _features(arrays, b, pooling), strict=True)
     for k, (y_a, y_b) in enumerate(pairs):
-      lin = arrays[f"lin{k}.model.1.weight"][0, 0, :, 0].astype(a.dtype)
+      lin = arrays[f"lin{k}.model.1.weight"][0, :, 0, 0].astype(a.dtype)
       total += jnp.einsum("bhwc,c->b", jnp.square(y_a - y_b), lin) / (y_a.shape[1] * y_a.shape[2])
     return total
 
@@ -140,7 +138,7 @@ def _features(arrays: Mapping[str, Array], x: Array, pooling: str) -> list[Array
       x = POOLINGS[pooling](squares, axis=(2, 4))
     for n in convs:
       kernel, bias = (arrays[f"features.{n}.{part}"].astype(x.dtype) for part in ("weight", "bias"))
-      axes = ("NHWC", "HWIO", "NHWC")
+      axes = ("NHWC", "OIHW", "NHWC")
       x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
       x = jax.nn.relu(x + bias.reshape(1, 1, 1, -1))
     length_squared = jnp.square(x).sum(-1, keepdims=True)

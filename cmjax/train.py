@@ -69,7 +69,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
   net, teacher = build.network(config), runs.load_teacher(config, mesh)
-  frozen = {"teacher": teacher and teacher[1], "lpips": build.lpips_weights(config)}
+  lpips_weights = jax.device_put(build.lpips_weights(config), sharding.replicated(mesh))
+  frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
   init, lr = build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
   abstract = jax.eval_shape(init, jax.random.key(0))

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from cmjax import build, runs, sample, sharding, train
+from cmjax import build, lpips, runs, sample, sharding, train
 
 SCM = dict(P_mean=-1.0, P_std=1.4, weighting="learned", c=0.1, warmup_steps=10, norm="l2")
 ADAM = dict(
@@ -222,3 +222,36 @@ def test_weights_of_another_preconditioning_are_refused(teacher, tmp_path):
   config.net.preconditioning = "edm"
   with pytest.raises(ValueError, match="net.preconditioning='trigflow', this run has 'edm'"):
     train.train(config, tmp_path)
+
+
+def test_ct_trains_with_lpips_from_a_file_of_weights(tmp_path):
+  # Random weights of VGG16's shapes: whether they reach the step, and stay there, is the matter.
+  rng = np.random.default_rng(0)
+  weights = {name: 0.05 * rng.standard_normal(s, np.float32) for name, s in lpips.shapes().items()}
+  np.savez(tmp_path / "lpips.npz", **weights)
+  images = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
+  labels = np.arange(16) % 2
+  arrays = dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+  np.savez(tmp_path / "images.npz", **arrays)
+  config = method("ct", "")
+  config.data = dict(name="npz", flip=False, npz=dict(path=str(tmp_path / "images.npz")))
+  config.net = dict(
+    name="ddpmpp", resolution=16, in_channels=3, channels=4, channel_mult=(1,), num_blocks=1,
+    attn_resolutions=(), dropout=0.0, num_classes=0, augment_dim=0, dtype="float32",
+  )  # fmt: skip
+  config.loss.distance = dict(
+    name="lpips", path=str(tmp_path / "lpips.npz"), pooling="max", resize=None
+  )
+  config.evals, config.total_steps, config.loss.curriculum.total_steps = {}, 2, 2
+  config.batch_size, config.log_every_steps = 2, 1
+  train.train(config, tmp_path / "run")
+  last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+  assert last["step"] == 2 and last["distance"] > 0
+
+
+def test_a_mistyped_part_of_a_guidance_is_named():
+  config = tiny.config().unlock()
+  config.samplers.one_step.guidance = dict(name="classifier_free", scale=1.5, intervall=(0.1, 1.0))
+  config.net.num_classes, config.loss.label_dropout = 3, 0.1
+  with pytest.raises(ValueError, match="takes no intervall. It takes: name, scale, interval"):
+    build.sampler(config, "one_step", build.network(config), sharding.make_mesh())
