@@ -6,6 +6,7 @@ get wrong in one is found here, before anything is compiled.
 
 from cmjax.build.losses import loss as loss
 from cmjax.build.losses import lpips_weights as lpips_weights
+from cmjax.build.losses import target_name as target_name
 from cmjax.build.models import batches as batches
 from cmjax.build.models import network as network
 from cmjax.build.models import source as source
@@ -20,5 +21,4 @@ from cmjax.build.training import ema_decays as ema_decays
 from cmjax.build.training import optimizer as optimizer
 from cmjax.build.training import schedule as schedule
 from cmjax.build.training import state_init as state_init
-from cmjax.build.training import target_name as target_name
 from cmjax.networks import grow as grow

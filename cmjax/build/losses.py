@@ -180,8 +180,8 @@ def _estimator(config: ConfigDict, section: Section) -> tuple[tangent.Estimator,
 def _discrete(config: ConfigDict, net: Network, velocity: VelocityFn, distance) -> LossFn:
   """CT and CD, and with other pairs, distance and weight iCT and ECT."""
   name, section, _, kwargs = read(config.loss, "loss", "pairs", "distance")
-  kwargs.pop("curriculum", None)
-  target = kwargs.pop("target", {"name": "current"})
+  for key in ("curriculum", "target"):
+    kwargs.pop(key, None)
   solver = kwargs.pop("solver", "heun") if name == "cd" else None
   pairs, curriculum = _pairs(config, section)
   return call(
@@ -192,7 +192,7 @@ def _discrete(config: ConfigDict, net: Network, velocity: VelocityFn, distance) 
     pairs,
     distance,
     sigma_data=config.sigma_data,
-    target="current" if target["name"] == "current" else "average",
+    target="average" if target_name(config) else "current",
     curriculum=curriculum,
     **kwargs,
   )
@@ -247,6 +247,12 @@ def curriculum_of(config: ConfigDict) -> times.Curriculum:
     )
   factory = pick(CURRICULA, name, "curriculum (loss.curriculum.name)")
   return call(factory, f"loss.curriculum ({name})", **kwargs)
+
+
+def target_name(config: ConfigDict) -> str | None:
+  """The average that is the loss's target network; None where that is the network as it is."""
+  target = config.loss.get("target", {"name": "current"})
+  return None if target["name"] == "current" else "target"
 
 
 def _distance(config: ConfigDict, lpips_weights: Params) -> distances.Distance:

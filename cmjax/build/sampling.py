@@ -18,7 +18,7 @@ from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.data import sources
 from cmjax.metrics import classifier, frechet
 from cmjax.metrics import evaluators as metrics
-from cmjax.types import Array, Model, NetFn, Network, Params
+from cmjax.types import Array, Cond, Model, NetFn, Network, Params
 
 SAMPLERS = {
   "consistency": samplers.consistency,
@@ -28,7 +28,11 @@ SAMPLERS = {
   "dpmpp_2m": samplers.dpmpp_2m,
   "stochastic": samplers.stochastic,
 }
-GUIDANCE = ("input", "classifier_free", "autoguidance")
+GUIDANCE = {  # name -> its arguments
+  "input": ("scale",),
+  "classifier_free": ("scale", "interval"),
+  "autoguidance": ("scale", "interval", "workdir", "ema"),
+}
 FEATURES = ("pixels", "classifier")
 EVALUATORS = ("samples", "frechet", "sliced_wasserstein", "throughput")
 
@@ -88,9 +92,14 @@ def _guided(
   config: ConfigDict, key: str, section: Section, net: NetFn, guide: Model | None
 ) -> NetFn:
   """The network of a sampler under the guidance of its section."""
-  name, _, kwargs = read(section, f"samplers.{key}.guidance", "scale")
-  pick(GUIDANCE, name, f"guidance (samplers.{key}.guidance.name)")
-  low_high, scale = kwargs.get("interval"), section["scale"]
+  name, scale, kwargs = read(section, f"samplers.{key}.guidance", "scale")
+  allowed = pick(GUIDANCE, name, f"guidance (samplers.{key}.guidance.name)")
+  if unknown := sorted(set(kwargs) - set(allowed)):
+    raise ValueError(
+      f"samplers.{key}.guidance ({name}) takes no {', '.join(unknown)}. It takes: name, "
+      f"{', '.join(allowed)}."
+    )
+  low_high = kwargs.get("interval")
   if name == "input":
     if not config.net.get("guidance", False):
       raise ValueError(f"samplers.{key}: guidance 'input' needs a net with net.guidance=True.")
@@ -113,6 +122,13 @@ def _guided(
   return guidance.interval(guided, net, *low_high) if low_high else guided
 
 
+def _conditions(config: ConfigDict, n: int) -> Cond:
+  """What n samples are drawn under: the classes in turn, and no guidance."""
+  num_classes = config.net.get("num_classes", 0)
+  cond = {"label": jnp.arange(n) % num_classes} if num_classes else {}
+  return cond | ({"guidance": jnp.ones(n)} if config.net.get("guidance", False) else {})
+
+
 def sampler(
   config: ConfigDict, key: str, net: Network, mesh: Mesh, guide: Model | None = None
 ) -> metrics.Sampler:
@@ -126,19 +142,15 @@ def sampler(
     guide: the other model, for autoguidance.
   """
   factory, grid, options, guided_by = _sampler(config, key)
-  shape, num_classes = sample_shape(config), config.net.get("num_classes", 0)
-  own = sampling_net(config, net)
+  shape, own = sample_shape(config), sampling_net(config, net)
   if guided_by:  # once for nothing, so that what is wrong with it is found at the door
     _guided(config, key, guided_by, own, guide)
-  elif config.net.get("guidance", False):
-    guided_by = {"name": "input", "scale": 1.0}
 
   @functools.partial(jax.jit, static_argnums=3)
   def draw(params, guide_params, key_noise, n):
-    cond = {"label": jnp.arange(n) % num_classes} if num_classes else {}
     model = (guide[0], guide_params) if guide else None
     net_fn = _guided(config, key, guided_by, own, model) if guided_by else own
-    given = dict(sigma_data=config.sigma_data, cond=cond, **options)
+    given = dict(sigma_data=config.sigma_data, cond=_conditions(config, n), **options)
     x0 = factory(net_fn, params, key_noise, (n, *shape), grid, **given)
     # Split over the devices where they divide the batch, then whole everywhere.
     if n % mesh.size == 0:
@@ -178,16 +190,12 @@ def search_score(
   if num_samples < 2:
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
   *_, own = read(config.evals[label], f"evals.{label}")
-  features = _features(own["features"], own, f"evals.{label}")
+  features = _features(own, f"evals.{label}")
   reference = frechet.streaming(map(features, _image_batches(source(config))))
-  shape, num_classes = (num_samples, *sample_shape(config)), config.net.get("num_classes", 0)
-  net_fn = sampling_net(config, net)
+  shape, net_fn = (num_samples, *sample_shape(config)), sampling_net(config, net)
 
   @jax.jit
   def draw(params, key, angles):
-    cond = {"label": jnp.arange(num_samples) % num_classes} if num_classes else {}
-    if config.net.get("guidance", False):
-      cond["guidance"] = jnp.ones(num_samples)
     return samplers.alternate(
       net_fn,
       params,
@@ -195,7 +203,7 @@ def search_score(
       jnp.zeros(shape),
       angles,
       sigma_data=config.sigma_data,
-      cond=cond,
+      cond=_conditions(config, num_samples),
       **options,
     )
 
@@ -213,9 +221,10 @@ def _image_batches(data: sources.Source, batch_size: int = 4096) -> Iterator[np.
     yield batch.astype(np.float32) / 127.5 - 1 if batch.dtype == np.uint8 else batch
 
 
-def _features(name: str, kwargs: dict[str, Any], what: str) -> metrics.Features:
+def _features(kwargs: dict[str, Any], what: str) -> metrics.Features:
+  """The features that an evaluator's arguments name; what belongs to them is taken out."""
+  name, path = kwargs.pop("features", ""), kwargs.pop("classifier", None)
   pick(FEATURES, name, f"features ({what}.features)")
-  path = kwargs.pop("classifier", None)
   if name == "pixels":
     return metrics.pixels
   if not path:
@@ -245,7 +254,7 @@ def evaluators(
       continue
     train, held_out = (_image_batches(source(config, split)) for split in ("train", "test"))
     if name == "frechet":
-      features = _features(kwargs.pop("features", ""), kwargs, f"evals.{label}")
+      features = _features(kwargs, f"evals.{label}")
       moments = [frechet.streaming(map(features, batches)) for batches in (train, held_out)]
       made[label] = every, call(metrics.frechet_distance, what, drawn, features, *moments, **kwargs)
     else:

@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cmjax import ema, optim
-from cmjax.build.losses import curriculum_of, weightings
+from cmjax.build.losses import curriculum_of, target_name, weightings
 from cmjax.build.sections import call, pick, read
 from cmjax.train_step import TrainState, make_init
 from cmjax.types import Network
@@ -64,12 +64,6 @@ def _average(config: ConfigDict, section: ConfigDict, label: str) -> ema.Decay:
   if "batch_size" in inspect.signature(factory).parameters:
     kwargs["batch_size"] = config.batch_size
   return call(factory, f"ema.{label} ({name})", **kwargs)
-
-
-def target_name(config: ConfigDict) -> str | None:
-  """The average that is the loss's target network; None where that is the network as it is."""
-  target = config.loss.get("target", {"name": "current"})
-  return None if target["name"] == "current" else "target"
 
 
 def _target(config: ConfigDict) -> ema.Decay:

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cmjax import build, runs, sharding, statistics
-from cmjax.build import models
+from cmjax.build import models, sections
 from cmjax.types import NetFn
 from cmjax.verify.table import Row
 from cmjax.verify.truths import along, on_device
@@ -82,8 +82,7 @@ def _weights(config: ConfigDict, workdir: str | Path | None) -> Any:
 
 def _network_inputs(config: ConfigDict) -> tuple[Any, ...]:
   """x, dx/dt (both over sigma_data), t in the middle of each bin, cond."""
-  net = config.net
-  shape = (net.resolution, net.resolution, net.in_channels) if "resolution" in net else (net.dim,)
+  net, shape = config.net, sections.sample_shape(config)
   x0, z = np.random.default_rng(1).standard_normal((2, statistics.NUM_BINS, *shape))
   t = (statistics.EDGES[:-1] + statistics.EDGES[1:]) / 2
   c, s = along(np.cos(t), x0), along(np.sin(t), x0)
