@@ -193,8 +193,9 @@ def slerp(z_a: Array, z_b: Array, weight: Array) -> Array:
   parallel = psi < 1e-3  # the limit is then right to 1e-6, and sin psi is far from 0 elsewhere
   safe = jnp.where(parallel, 1.0, psi)
   part = lambda w: jnp.where(parallel, w, jnp.sin(w * safe) / jnp.sin(safe))
-  axes = (len(z_a),) + (1,) * (z_a.ndim - 1)
-  return part(1 - weight).reshape(axes) * z_a + part(weight).reshape(axes) * z_b
+  return (
+    trigflow.per_sample(part(1 - weight), z_a) * z_a + trigflow.per_sample(part(weight), z_b) * z_b
+  )
 
 
 def interpolate(

@@ -76,7 +76,7 @@ def as_edm(
 
   def denoiser(params, x_sigma, sigma, cond, key):
     c = precondition(sigma, sigma_data=sigma_data)
-    c_skip, c_out, c_in = (a.reshape(a.shape + (1,) * (x_sigma.ndim - 1)) for a in c)
+    c_skip, c_out, c_in = (trigflow.per_sample(a, x_sigma) for a in c)
     t = trigflow.sigma_to_t(sigma, sigma_data=sigma_data)
     return c_skip * x_sigma - c_out * net(params, c_in * x_sigma, t, cond, key)
 

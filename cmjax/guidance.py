@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from cmjax import trigflow
 from cmjax.types import Array, Cond, NetFn, Params
 
 NO_CLASS = -1  # cond["label"] for which a network drops its class
@@ -93,7 +94,7 @@ def interval(guided: NetFn, plain: NetFn, t_low: float, t_high: float) -> NetFn:
 
     def some_inside():
       F = guided(params, x, t, cond, key)
-      return jnp.where(_like(inside, F), F, plain(params, x, t, cond, key))
+      return jnp.where(trigflow.per_sample(inside, F), F, plain(params, x, t, cond, key))
 
     return jax.lax.cond(jnp.any(inside), some_inside, lambda: plain(params, x, t, cond, key))
 
@@ -115,12 +116,9 @@ def _split_scale(scale: float | None, cond: Cond, x: Array) -> tuple[Array | flo
       "put one scale per sample there, or fix the scale when making the guided network."
     )
   w = jnp.asarray(cond["guidance"], x.dtype)
-  return _like(w, x), {name: value for name, value in cond.items() if name != "guidance"}
-
-
-def _like(per_sample: Array, x: Array) -> Array:
-  """[b] with the trailing axes of x."""
-  return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - per_sample.ndim))
+  return trigflow.per_sample(w, x), {
+    name: value for name, value in cond.items() if name != "guidance"
+  }
 
 
 def _extrapolate(F: Array, F_guide: Array, w: Array | float) -> Array:

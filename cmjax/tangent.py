@@ -97,7 +97,7 @@ def central(h: float = 1e-4) -> Estimator:
       move = h * jnp.cos(delta) * jnp.sin(delta)
 
       def along(sign):
-        path = x + sign * _like(move, x) * velocity
+        path = x + sign * trigflow.per_sample(move, x) * velocity
         return _float64(net(path / sigma_data, time + sign * move))
 
       # A scalar of this context: outside it, 2 h would be rounded to float32.
@@ -124,7 +124,7 @@ def semi_continuous(h: float = 5e-3) -> Estimator:
   def estimator(net, x_t, t, dxdt, *, sigma_data, warmup=1.0, origin=0.0):
     x, angle = x_t / sigma_data, t - origin
     cs = jnp.cos(angle) * jnp.sin(angle)
-    direction = jax.lax.stop_gradient(_like(cs, x_t) * dxdt / sigma_data)
+    direction = jax.lax.stop_gradient(trigflow.per_sample(cs, x_t) * dxdt / sigma_data)
     F, by_x = jax.jvp(lambda x: net(x, t), (x,), (direction,))
     by_t = (net(x, t + h * cs) - net(x, t - h * cs)) / (2 * h)
     return F, _assemble(F, by_x + by_t, x_t, angle, dxdt, sigma_data, warmup)
@@ -157,14 +157,9 @@ def discrete(below: Callable[[Array], Array]) -> Estimator:
     c_next, s_next = trigflow.cos_sin(t_next - origin, x_t)
     dF = (c_gap * F - F_next) / s_gap
     delta = -c_next * (sigma_data * F - dxdt) - warmup * s_next * (x_t + sigma_data * dF)
-    return F, jax.lax.stop_gradient(_like(jnp.cos(t - origin), x_t) * delta)
+    return F, jax.lax.stop_gradient(trigflow.per_sample(jnp.cos(t - origin), x_t) * delta)
 
   return estimator
-
-
-def _like(a: Time, x: Data) -> Array:
-  """One number per sample, with trailing axes added so that it broadcasts against x."""
-  return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
 def _check_step(h: float) -> None:
@@ -195,4 +190,4 @@ def normalize(g: Data, c: float = 0.1, *, rms: bool = False) -> Data:
   closest uses it); with `rms`, other ports' choice, c matters far more.
   """
   scale = 1 / (norm(g, rms=rms) + c)
-  return g * scale.reshape(scale.shape + (1,) * (g.ndim - 1))
+  return g * trigflow.per_sample(scale, g)

@@ -17,9 +17,14 @@ from jax.typing import ArrayLike
 from cmjax.types import Array, Data, Time
 
 
+def per_sample(a: Array, like: Data) -> Array:
+  """One value per sample [b], with trailing axes added so that it broadcasts against `like`."""
+  return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
+
+
 def cos_sin(t: Time, like: Data) -> tuple[Array, Array]:
-  """cos(t) and sin(t), with trailing axes added so that they broadcast against `like`."""
-  t = t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+  """cos(t) and sin(t), to broadcast against `like`."""
+  t = per_sample(t, like)
   return jnp.cos(t), jnp.sin(t)
 
 

@@ -287,7 +287,7 @@ no-class label is 0: guidance.classifier_free [guidance]
 w = 1 guides: guidance.classifier_free [guidance]
   if scale == 1:\n => if scale == 1:\n      return 2 * F\n
 inside for outside: guidance.interval [guidance]
-  jnp.where(_like(inside, F), F, plain => jnp.where(_like(~inside, F), F, plain
+  (inside, F), F, plain => (~inside, F), F, plain
 known for unknown: editing.inpaint [editing]
   jnp.where(mask, 0, x) => jnp.where(mask, x, 0)
 known is not put back: editing.edit [editing]

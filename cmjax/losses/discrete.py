@@ -63,7 +63,7 @@ def teacher_step(velocity: VelocityFn, solver: str = "heun") -> TargetStep:
     # Where s = 0 the teacher is asked at t once more instead, and the answer not used. The
     # evaluation at (x_t, t) that both steps begin with is one in the compiled program.
     x_s = trigflow.heun_step(v, x_t, t, jnp.where(s > 0, s, t))
-    positive = (s > 0).reshape(s.shape + (1,) * (x_t.ndim - 1))
+    positive = trigflow.per_sample(s > 0, x_t)
     return jnp.where(positive, x_s, euler(x0, z, x_t, t, s, cond))
 
   return heun if solver == "heun" else euler
@@ -141,7 +141,7 @@ def loss(
       F = net.apply(weights, x / sigma_data, t, cond, key_net)
       return edm.consistency(F, x, t, sigma_data=sigma_data, sigma_min=sigma_min)
 
-    positive = (s > 0).reshape(s.shape + (1,) * (x0.ndim - 1))
+    positive = trigflow.per_sample(s > 0, x0)
     # A network that knows ln(sigma) is not asked at 0, though its answer would not be used.
     f_s = f(params["target" if target == "average" else "net"], x_s, jnp.where(s > 0, s, t))
     f_s = jax.lax.stop_gradient(jnp.where(positive, f_s, x_s))
