@@ -45,18 +45,18 @@ METHODS = (
   *("sct", "scd", "scd_vsd", "scd_multistep"),
 )
 STEPS = (1, 2, 4)
-SAMPLES = {"digits": 2_000, "fashion_mnist": 5_000}
+NUM_SAMPLES = 2_000
 # The second step is at sCM's 1.1; no paper gives four, these halve the way down from it.
 MID_TIMES = {1: (), 2: (1.1,), 4: (1.3, 1.1, 0.6)}
 # Half-lives as a part of the training so far, beside the config's own average.
 AVERAGES = {"short": 0.05, "long": 0.3}
 NEVER = 10**9
-# Most of the network is at 14x14 and 7x7, so that a CPU can train it. sigma_data and the proposals
-# are those of --mode=measure.
+# Most of the network is at 7x7, so that a CPU can train it: 370,000 parameters, 13 GFLOP in a step
+# of the teacher. sigma_data and the proposals are those of --mode=measure.
 FASHION_MNIST = {
   "data": dict(name="npz", flip=False, npz=dict(path="~/.cache/cmjax/fashion_mnist.npz")),
   "sigma_data": 0.705,
-  "net": dict(resolution=28, channels=8, channel_mult=(1, 4, 8), attn_resolutions=(7,)),
+  "net": dict(resolution=28, channels=8, channel_mult=(1, 2, 6), attn_resolutions=(7,)),
   "batch_size": 64,
   "teacher": dict(P_mean=0.0, P_std=1.2),
   "student": dict(P_mean=-0.5, P_std=1.5),
@@ -83,7 +83,7 @@ def configure(args, data, method, seed, steps=None):
     )
   config.samplers = samplers(config, method)
   smoke = args.variant == "smoke"
-  number = 64 if smoke else SAMPLES.get(data, 5_000)
+  number = 64 if smoke else NUM_SAMPLES
   config.evals = {
     "fd": dict(
       name="frechet", features="classifier", classifier=str(detector_path(args, data)),
@@ -105,7 +105,7 @@ def move_to_fashion_mnist(config, method, variant):
   if "P_mean" in config.loss:
     config.loss.update(FASHION_MNIST["teacher" if method == "teacher" else "student"])
   if method == "teacher" and not variant:
-    stretch(config, 2_400)
+    stretch(config, 1_500)
   if config.loss.get("vsd"):
     config.loss.vsd.fake.update(FASHION_MNIST["student"])
 
@@ -284,15 +284,15 @@ def table(results, accuracy, command):
   return lines
 
 
-def write_results(path, data, lines):
-  """Replaces what stands between this data set's markers, or adds a section at the end."""
-  begin, end = f"<!-- methods:{data} -->", f"<!-- /methods:{data} -->"
+def write_results(path, name, title, lines):
+  """Replaces what stands between the markers of that name, or adds a section at the end."""
+  begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
   text = path.read_text() if path.exists() else "# Results\n"
   block = "\n".join([begin, *lines, end])
   if begin in text and end in text:
     text = text[: text.index(begin)] + block + text[text.index(end) + len(end) :]
   else:
-    text = text.rstrip("\n") + f"\n\n## All methods at equal compute: {data}\n\n{block}\n"
+    text = text.rstrip("\n") + f"\n\n## {title}\n\n{block}\n"
   path.write_text(text)
 
 
@@ -366,7 +366,8 @@ def report(args):
     command = f"python benchmarks/methods.py --data={data} --seeds={seeds} --scale={args.scale:g}"
     lines = table(methods, accuracy, command)
     print("\n".join(["", f"{data}:", *lines]))
-    write_results(args.docs / "RESULTS.md", data, lines)
+    title = f"All methods at equal compute: {data}"
+    write_results(args.docs / "RESULTS.md", f"methods:{data}", title, lines)
   if results:
     plot(args.docs / "methods.png", results)
 
@@ -408,21 +409,25 @@ def stopper(minutes):
   return lambda: bool(received) or time.monotonic() > deadline
 
 
-def main():
+def make_parser(doc, workdir, seeds):
+  """The flags of a resumable table of runs."""
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", type=Path, default=Path("runs/methods"))
+  parser.add_argument("--workdir", type=Path, default=workdir)
   parser.add_argument("--data", default="digits", choices=("digits", "fashion_mnist"))
-  parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--seeds", type=int, default=seeds)
   parser.add_argument("--scale", type=float, default=1.0, help="of a student: teacher's budgets")
   parser.add_argument("--budget", type=float, default=None, help="minutes, then stop and report")
   parser.add_argument("--curve", type=int, default=0, help="so many scores along each run")
   parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="RESULTS.md, methods.png")
   parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
   parser.add_argument("--report_only", action="store_true")
-  args = parser.parse_args()
+  return parser
+
+
+def start(args, train_all, report):
+  """Trains what is missing, then reports all there is."""
   args.workdir = args.workdir.absolute()
   logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
   logging.getLogger("absl").setLevel(logging.ERROR)
@@ -433,6 +438,12 @@ def main():
     except train.Interrupted:
       print("Stopped in the middle of a run; the same command goes on from there.")
   report(args)
+
+
+def main():
+  parser = make_parser(__doc__, Path("runs/methods"), seeds=3)
+  parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+  start(parser.parse_args(), train_all, report)
 
 
 if __name__ == "__main__":
