@@ -56,14 +56,3 @@ def consistency_times_from_positions(
     raise ValueError(f"Positions must end in steps - 1 = {steps - 1}, got {positions}: anywhere "
                      "else noise would stay in the samples.")  # fmt: skip
   return consistency_times_from_sigmas(*sigmas[indices[:-1]], sigma_data=sigma_data)
-
-
-def segment_times(num_segments: int, *, sigma_data: float, sigma_max: float = 80.0) -> np.ndarray:
-  """Boundaries of multistep sCD, uniform in t from t_max to 0: the times of `samplers.segments`.
-
-  >>> segment_times(2, sigma_data=0.5).round(4).tolist()
-  [1.5645, 0.7823, 0.0]
-  """
-  if num_segments < 1:
-    raise ValueError(f"Multistep sCD has at least one segment, got num_segments={num_segments}.")
-  return np.linspace(np.arctan2(sigma_max, sigma_data), 0.0, num_segments + 1)

@@ -322,3 +322,17 @@ def below(
   )
   i = jnp.searchsorted(angles, t, side="left") - 1
   return jnp.asarray(angles)[jnp.maximum(i, 0)]
+
+
+def segment_times(num_segments: int, *, sigma_data: float, sigma_max: float = 80.0) -> np.ndarray:
+  """Boundaries of multistep sCD, uniform in t from t_max to 0: the times of `samplers.segments`.
+
+  t_max = arctan(sigma_max / sigma_data) (cmjax default, as in edm2_sCM; the paper of sCM has only
+  results of its multistep sCD).
+
+  >>> segment_times(2, sigma_data=0.5).round(4).tolist()
+  [1.5645, 0.7823, 0.0]
+  """
+  if num_segments < 1:
+    raise ValueError(f"Multistep sCD has at least one segment, got num_segments={num_segments}.")
+  return np.linspace(np.arctan2(sigma_max, sigma_data), 0.0, num_segments + 1)

@@ -213,7 +213,7 @@ def test_segments_with_the_exact_flow_are_the_exact_flow():
   key, shape = jax.random.key(0), (4, 3)
   x = SIGMA_DATA * jax.random.normal(key, shape)
   for num in (1, 2, 5):
-    grid = step_times.segment_times(num, sigma_data=SIGMA_DATA)
+    grid = times.segment_times(num, sigma_data=SIGMA_DATA)
     got = samplers.segments(jump, {}, key, shape, grid, sigma_data=SIGMA_DATA)
     np.testing.assert_allclose(got, exact.consistency(x, jnp.full(4, grid[0])), rtol=1e-4)
 
@@ -265,7 +265,7 @@ def test_positions_of_released_models_are_the_published_sigmas(position, steps, 
      r"within \[0, 17\]"),
     (lambda: step_times.consistency_times_from_positions(np.array([0, 0.585]), 18, sigma_data=0.5),
      "integers"),
-    (lambda: step_times.segment_times(0, sigma_data=0.5), "at least one"),
+    (lambda: times.segment_times(0, sigma_data=0.5), "at least one"),
   ],
 )  # fmt: skip
 def test_bad_steps_are_refused_with_advice(make, message):
@@ -288,7 +288,7 @@ def test_the_number_of_network_evaluations_is_as_promised():
     (samplers.ddim, times.ode_times(10, sigma_data=SIGMA_DATA), 10),
     (samplers.dpmpp_2m, times.ode_times(10, sigma_data=SIGMA_DATA), 10),
     (samplers.stochastic, times.ode_times(10, sigma_data=SIGMA_DATA), 19),
-    (samplers.segments, step_times.segment_times(4, sigma_data=SIGMA_DATA), 4),
+    (samplers.segments, times.segment_times(4, sigma_data=SIGMA_DATA), 4),
     (samplers.consistency, times.consistency_times(1.1, sigma_data=SIGMA_DATA), 2),
     (samplers.consistency, times.consistency_times(sigma_data=SIGMA_DATA), 1),
   ):

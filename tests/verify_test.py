@@ -81,7 +81,7 @@ guidance from 0: continuous.draw_guidance [continuous]
 guidance up to 1 more: continuous.draw_guidance [continuous]
   maxval=high => maxval=high + 1
 segments of equal number, not of equal length: continuous.segment_starts [continuous]
-  jnp.arange(num_segments) => jnp.arange(num_segments) ** 2
+  jnp.asarray(decreasing[:0:-1], t.dtype) => jnp.asarray(decreasing[:0:-1], t.dtype) ** 2
 target not over sigma_data: diffusion.loss [diffusion distribution]
   trigflow.velocity(x0, z, t) / sigma_data => trigflow.velocity(x0, z, t)
 diffusion weight not exponential: diffusion.loss [diffusion]
@@ -272,7 +272,7 @@ half of the noise: few_steps.alternate [moments]
   z = scale * => z = 0.5 * scale *
 segment is its upper end: few_steps.segments [few_steps]
   "segment": s => "segment": t
-segments uniform in sigma: step_times.segment_times [few_steps]
+segments uniform in sigma: times.segment_times [few_steps]
   np.linspace(np.arctan2(sigma_max, sigma_data), 0.0, => np.geomspace(1.56, 0.001,
 positions count upwards: step_times.consistency_times_from_positions [few_steps]
   *sigmas[indices[:-1]] => *sigmas[indices[:-1] + 1]

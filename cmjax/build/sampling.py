@@ -74,7 +74,7 @@ def _sampler_times(config: ConfigDict, name: str, grid: dict[str, Any]) -> np.nd
   if name == "segments":
     if not config.net.get("segment", False):
       raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
-    return step_times.segment_times(config.loss.get("num_segments", 1), sigma_data=sigma_data)
+    return times.segment_times(config.loss.get("num_segments", 1), sigma_data=sigma_data)
   if name == "consistency":
     mid, sigmas = grid.pop("mid_times", ()), grid.pop("mid_sigmas", ())
     if mid and sigmas:

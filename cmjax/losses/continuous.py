@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax import statistics, tangent, trigflow
+from cmjax import statistics, tangent, times, trigflow
 from cmjax.times import SampleT
 from cmjax.types import Array, Cond, LossFn, Metrics, Network, Params, Time, VelocityFn
 from cmjax.weighting import Weighting
@@ -46,11 +46,10 @@ def check_guidance(guidance: tuple[float, float] | None) -> None:
 def segment_starts(t: Time, num_segments: int, *, sigma_data: float) -> Time:
   """t_k of the segment (t_k, t_k+1] of each t; what lies beyond t_max is in the last one.
 
-  The boundaries are uniform in t on [0, t_max], t_max = arctan(80 / sigma_data) (cmjax default, as
-  in edm2_sCM; the paper of sCM has only results of its multistep sCD).
+  The boundaries are those of `times.segment_times`.
   """
-  t_max = trigflow.sigma_to_t(80.0, sigma_data=sigma_data)
-  boundaries = jnp.arange(num_segments) * (t_max / num_segments)
+  decreasing = times.segment_times(num_segments, sigma_data=sigma_data)
+  boundaries = jnp.asarray(decreasing[:0:-1], t.dtype)
   # Compared, not divided: t_k < t then holds to the last bit, on which `tangent.discrete` relies.
   segment = jnp.sum(t[:, None] > boundaries[None, 1:], -1)
   return boundaries[segment]

@@ -157,7 +157,7 @@ def segments(
     params: its weights.
     key: of the initial noise, the only one.
     shape: [n, *d] of the samples.
-    times: the boundaries, decreasing to 0, e.g. `step_times.segment_times(4)`; NFE is one less.
+    times: the boundaries, decreasing to 0, e.g. `times.segment_times(4)`; NFE is one less.
     sigma_data: std of data and noise.
     cond: arrays of n entries, if the network is conditional; `segment` is filled in here.
 

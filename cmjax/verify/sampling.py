@@ -115,7 +115,7 @@ def _few_steps() -> Iterator[Row]:
   yield row(
     "consistency: fresh noise sqrt(sigma^2 - sigma_min^2)", np.std(noisy), added, 0.03, unit=0.0
   )
-  angles = step_times.segment_times(3, sigma_data=SD)
+  angles = times.segment_times(3, sigma_data=SD)
   ends = np.arctan(160) * np.array([1, 2 / 3, 1 / 3, 0])
   yield row("segment_times: uniform in t", angles, ends, 1e-6)
   key, x = _initial(angles)
