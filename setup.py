@@ -16,6 +16,7 @@ CORE = [
   "optax>=0.2.6",
   "orbax-checkpoint>=0.11.30",
   "pillow>=11.0",
+  "safetensors>=0.5",
   "scikit-learn>=1.5",
   "scipy>=1.14",
   "tensorboardX>=2.6.2",

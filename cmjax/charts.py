@@ -87,20 +87,33 @@ def _range_of_t(label: str) -> str:
   return f"t {match[1]}–{match[2]}" if match else label
 
 
-def chart(title: str, lines: Mapping[str, Series], ordered: bool, span: tuple[int, int]) -> str:
-  """One card: title, legend with last values, and the curves over the steps `span`."""
+def chart(
+  title: str,
+  lines: Mapping[str, Series],
+  ordered: bool,
+  span: tuple[int | float, int | float],
+  *,
+  x_label: str = "step",
+) -> str:
+  """One card: title, legend with last values, and the curves over the steps `span`.
+
+  Over anything else than steps (`x_label`) the legend has the lowest values.
+  """
+  of_steps = x_label == "step"
   values = np.concatenate([v for _, v in lines.values()])
   lost = np.count_nonzero(~np.isfinite(values))
   from_zero = all(name.endswith("_per_sec") for name in lines)  # a steady pace should look steady
   to_y, ticks, remark = _y_axis(values[np.isfinite(values)], from_zero)
   first, last = span if span[0] < span[1] else (span[0] - 1, span[0] + 1)
   x = lambda steps: np.interp(steps, (first, last), (_LEFT, _RIGHT))
-  marks, keys = [_axes(to_y, ticks, x, [s for s in _nice(*span, 6) if s == int(s)])], []
+  x_ticks = [s for s in _nice(*span, 6) if not of_steps or s == int(s)]
+  marks, keys = [_axes(to_y, ticks, x, x_ticks, x_label)], []
   for i, (label, (steps, v)) in enumerate(lines.items()):
     colour, name = _colour(i, len(lines), label, ordered), html.escape(_range_of_t(label))
     marks.append(_curve(name, x(steps), v, to_y, colour, alone=len(lines) == 1))
-    swatch = f'<i style="background:{colour}"></i>{name}' if len(lines) > 1 else "last"
-    keys.append(f'<span class="key">{swatch} <b>{number(v[-1])}</b></span>')
+    swatch = f'<i style="background:{colour}"></i>{name}' if len(lines) > 1 else ""
+    word, value = ("last", v[-1]) if of_steps else ("lowest", np.nanmin(v))
+    keys.append(f'<span class="key">{swatch or word} <b>{number(value)}</b></span>')
   if remark:
     keys.append(f'<span class="key">{remark}</span>')
   if lost:
@@ -155,7 +168,9 @@ def _short(value: int | float) -> str:
   return re.sub(r"e-0", "e-", f"{value:g}")
 
 
-def _axes(to_y: Callable, y_ticks: list[float], to_x: Callable, x_ticks: list[float]) -> str:
+def _axes(
+  to_y: Callable, y_ticks: list[float], to_x: Callable, x_ticks: list[float], x_label: str
+) -> str:
   parts = []
   for tick in y_ticks:
     y = float(to_y(tick))
@@ -167,7 +182,7 @@ def _axes(to_y: Callable, y_ticks: list[float], to_x: Callable, x_ticks: list[fl
     parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 17}" text-anchor="middle">{_short(tick)}</text>')
   parts.append(f'<path class="axis" d="M{_LEFT} {_BOTTOM}H{_RIGHT}"/>')
   middle = (_LEFT + _RIGHT) // 2
-  parts.append(f'<text x="{middle}" y="{_BOTTOM + 33}" text-anchor="middle">step</text>')
+  parts.append(f'<text x="{middle}" y="{_BOTTOM + 33}" text-anchor="middle">{x_label}</text>')
   return "".join(parts)
 
 

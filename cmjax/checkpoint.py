@@ -3,6 +3,7 @@
 A checkpoint is `checkpoints/<step>/` with the state, and beside it the config and the versions it
 was made with. Orbax writes it under a temporary name and renames it, so a kill leaves no half of
 one; `seals/<step>.json` then lists the sha256 of its files, so that damage done later is found.
+Snapshots of averages and reconstructed averages are written and read in the same way.
 """
 
 import contextlib
@@ -36,12 +37,15 @@ def _version(name: str) -> str:
     return "not installed"
 
 
-def check_writable(directory: Path, num_bytes: int) -> None:
+def check_writable(
+  directory: Path, num_bytes: int, folders: tuple[str, ...] = ("checkpoints",)
+) -> None:
   """Fails before training, not after hours of it, if the checkpoints of a run do not fit.
 
   Args:
     directory: the run's workdir; made if missing.
     num_bytes: of all its checkpoints, those that are there already among them.
+    folders: where they go, in the workdir.
   """
   probe = directory / ".write_probe"
   try:
@@ -52,12 +56,13 @@ def check_writable(directory: Path, num_bytes: int) -> None:
     raise ValueError(
       f"Cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir."
     ) from error
-  free, there = shutil.disk_usage(directory).free, _folder_bytes(directory / "checkpoints")
+  free = shutil.disk_usage(directory).free
+  there = sum(_folder_bytes(directory / folder) for folder in folders)
   if free + there < num_bytes:
     raise ValueError(
-      f"The workdir {directory} has {free / 1e6:.1f} MB free, but its checkpoints need "
+      f"The workdir {directory} has {free / 1e6:.1f} MB free, but its {' and '.join(folders)} need "
       f"{(num_bytes - there) / 1e6:.1f} MB more. Free some, choose another --workdir, or lower "
-      "checkpoint.keep."
+      f"checkpoint.keep{', or raise snapshots.every_steps' * ('snapshots' in folders)}."
     )
 
 
@@ -78,22 +83,33 @@ class Checkpoints:
 
   Args:
     directory: the run's workdir.
-    keep: how many of the newest to keep.
+    keep: how many of the newest to keep; None: all.
     primary: whether this process writes the seals (one of them does).
     read_only: for another run's directory: nothing in it is moved, removed or written.
+    folder: where they are in the directory; a plural, its singular names one in messages.
   """
 
   def __init__(
-    self, directory: str | Path, *, keep: int = 2, primary: bool = True, read_only: bool = False
+    self,
+    directory: str | Path,
+    *,
+    keep: int | None = 2,
+    primary: bool = True,
+    read_only: bool = False,
+    folder: str = "checkpoints",
   ):
     self.workdir = Path(directory).absolute()
-    self.directory = self.workdir / "checkpoints"
+    self.directory = self.workdir / folder
+    self._noun = folder.removesuffix("s")
+    self._seals = self.workdir / "seals"
+    if folder != "checkpoints":
+      self._seals /= folder
     self.primary = primary and not read_only
     self.read_only = read_only
     self._unsealed: int | None = None
     if read_only and not self.directory.is_dir():
       raise ValueError(
-        f"No checkpoints in {directory}: train that run first, or correct the path to its workdir."
+        f"No {folder} in {directory}: train that run first, or correct the path to its workdir."
       )
     # Of another run nothing may be tidied up: it may be training just now.
     options = ocp.CheckpointManagerOptions(
@@ -124,11 +140,14 @@ class Checkpoints:
     self.wait()
     if step in self.steps():
       return
+    if self.primary:  # of one of this step that was since removed by hand
+      (self._seals / f"{step}.json").unlink(missing_ok=True)
     meta |= {"config": dict(config), "versions": versions()}
     self._unsealed = step
     with self._explained():
       self._manager.save(
         step,
+        force=True,  # orbax leaves out, silently, a step before one that is there
         args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
       )
 
@@ -153,7 +172,7 @@ class Checkpoints:
       good = max((step for step in self.steps() if step != self._unsealed), default="none")
       failed, self._unsealed = self._unsealed, None
       raise OSError(
-        f"The checkpoint of step {failed} could not be written to {self.directory}: {error}. "
+        f"The {self._noun} of step {failed} could not be written to {self.directory}: {error}. "
         f"The last good one is that of step {good}: start the same command again to go on from it; "
         "if the disk is full, free some space first."
       ) from error
@@ -182,7 +201,7 @@ class Checkpoints:
     for step in existed:
       try:
         whole = self._verify(step)
-        meta = self._read(step, meta=ocp.args.JsonRestore())
+        meta = self.meta(step)
       except Exception as error:  # orbax has no type for damage: tensorstore's is bare
         self._set_aside(step, error)
         continue
@@ -209,6 +228,29 @@ class Checkpoints:
       )
     return None
 
+  def meta(self, step: int) -> dict[str, Any]:
+    """What is beside the state of a step: config, versions, and what was given to `save`."""
+    return self._read(step, meta=ocp.args.JsonRestore())
+
+  def load(self, step: int, layout: Callable[[dict[str, Any]], Any]) -> Restored:
+    """One step that must be good; nothing is moved, nor another taken in its place.
+
+    Raises:
+      ValueError: it is not there, it is damaged, or not laid out as `layout` (see `restore`) says.
+    """
+    if step not in self.steps():
+      there = ", ".join(map(str, sorted(self.steps()))) or "none"
+      raise ValueError(f"No {self._noun} of step {step} in {self.directory}. There are: {there}.")
+    try:
+      self._verify(step)
+      meta = self.meta(step)
+      return Restored(step, self._read(step, state=ocp.args.StandardRestore(layout(meta))), meta)
+    except Exception as error:  # orbax has no type for damage: tensorstore's is bare
+      raise ValueError(
+        f"The {self._noun} of step {step} in {self.directory} cannot be read: {error}. Move it "
+        "away to go on without it."
+      ) from error
+
   def _read(self, step: int, **item: Any) -> Any:
     """One item of a checkpoint: `state=...` or `meta=...`."""
     (name,) = item
@@ -216,21 +258,20 @@ class Checkpoints:
 
   def _seal(self, step: int) -> None:
     """Writes the digests of a step's files, and forgets those of steps that are gone."""
-    seals = self.workdir / "seals"
-    seal = seals / f"{step}.json"
+    seal = self._seals / f"{step}.json"
     if not self.primary or seal.exists() or step not in self.steps():
       return
-    seals.mkdir(exist_ok=True)
+    self._seals.mkdir(parents=True, exist_ok=True)
     partial = seal.with_suffix(".partial")
     partial.write_text(json.dumps(_digests(self.directory / str(step))))
     partial.replace(seal)
-    for other in seals.glob("*.json"):
+    for other in self._seals.glob("*.json"):
       if int(other.stem) not in self.steps():
         other.unlink()
 
   def _verify(self, step: int) -> bool:
     """Raises if a step's files are not as they were sealed; False for one that never was."""
-    seal = self.workdir / "seals" / f"{step}.json"
+    seal = self._seals / f"{step}.json"
     if not seal.exists():
       return False
     expected, found = json.loads(seal.read_text()), _digests(self.directory / str(step))
@@ -249,7 +290,7 @@ class Checkpoints:
       broken = self.workdir / "broken"
       broken.mkdir(exist_ok=True)
       shutil.move(self.directory / str(step), broken / f"{step}.{time.time_ns()}")
-      (self.workdir / "seals" / f"{step}.json").unlink(missing_ok=True)
+      (self._seals / f"{step}.json").unlink(missing_ok=True)
     self._manager.reload()
 
 

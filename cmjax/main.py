@@ -38,6 +38,7 @@ _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many (modes sample, 
 _SAMPLER = flags.DEFINE_string(
   "sampler", None, "Of config.samplers; default: all (modes sample, search)."
 )
+_EMA = flags.DEFINE_string("ema", None, "Average; default: the run's first (mode sample).")
 _NUM_PROBES = flags.DEFINE_integer("num_probes", 12, "Per intermediate time (mode search).")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise (modes sample, search).")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
@@ -81,7 +82,12 @@ def main(argv: list[str]) -> None:
       print(found)  # noqa: T201
     else:
       for path in sample.sample(
-        config, workdir, num_samples=_NUM_SAMPLES.value, name=_SAMPLER.value, seed=_SEED.value
+        config,
+        workdir,
+        num_samples=_NUM_SAMPLES.value,
+        name=_SAMPLER.value,
+        seed=_SEED.value,
+        ema=_EMA.value,
       ):
         print(path)  # noqa: T201
   except (ValueError, OSError, FloatingPointError) as error:

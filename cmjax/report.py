@@ -222,6 +222,20 @@ def page(
   body = "".join(f"<section><h2>{name}</h2>{part}</section>" for name, part in sections if part)
   empty = "" if history else "<p>No metrics have been recorded yet.</p>"
   text = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+  return _document(title, f"{_summary(history, times, config)}{text}{empty}", body)
+
+
+def chart_page(
+  title: str, card: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[str]
+) -> str:
+  """The HTML text of a page of one chart (`charts.chart`), and the table of its numbers."""
+  text = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+  table = f'<div class="card scroll">{_table(rows)}</div>'
+  body = f'<section><div class="charts">{card}</div></section><section>{table}</section>'
+  return _document(title, text, body)
+
+
+def _document(title: str, head: str, body: str) -> str:
   # The policy makes the browser itself hold the promise of no script and no network.
   return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -229,7 +243,7 @@ def page(
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none';img-src data:;style-src 'unsafe-inline'">
 <title>{html.escape(title)}</title><style>{_CSS}</style></head><body><main>
-<header><h1>{html.escape(title)}</h1>{_summary(history, times, config)}{text}{empty}</header>
+<header><h1>{html.escape(title)}</h1>{head}</header>
 {body}</main></body></html>
 """
 

@@ -1,8 +1,14 @@
-"""Runs on disk as others use them: to go on with, to distil, to start from, to guide with."""
+"""Runs on disk as others use them: to go on with, to distil, to start from, to guide with.
 
+An average that `python -m cmjax.ema` made has a name like the others: posthoc_0.050 is the one of
+sigma_rel 0.05 at the latest step that it was made for, posthoc_0.050_step4096 the one at that step.
+"""
+
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +17,30 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import build, checkpoint, sharding
+from cmjax.ema import snapshots
 from cmjax.train_step import TrainState
 from cmjax.types import Array, Model, Network, Params
 
 logger = logging.getLogger("cmjax")
 
 # What may differ between two sittings of one run: how long, how often, where; not what.
-FREE = ("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite")
-
+FREE = (
+  *("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite"),
+  "snapshots",
+)
 
 # Intermediate times of few-step samplers, by the sampler's key; written by mode search.
 TIMES = "sampler_times.json"
+
+_POSTHOC = re.compile(r"posthoc_(\d*\.?\d+)(?:_step(\d+))?")
+
+
+class Snapshots(NamedTuple):
+  """The stored copies of a run's averages."""
+
+  config: ConfigDict
+  emas: dict[int, dict[str, float]]  # {step: {ema name: sigma_rel}}, by rising step
+  read: Callable[[int], dict[str, Params]]  # step -> {ema name: params}, as they were stored
 
 
 class Trained(NamedTuple):
@@ -31,6 +50,14 @@ class Trained(NamedTuple):
   net: Network
   averages: dict[str, Params]  # {ema name: params of the network}
   step: int
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+  """The config that a run had when it last started."""
+  path = Path(workdir).expanduser() / "config.json"
+  if not path.is_file():
+    raise ValueError(f"No config.json in {workdir}: train first, or correct the path of the run.")
+  return ConfigDict(json.loads(path.read_text()))
 
 
 def load_state(workdir: str | Path, mesh: Mesh) -> checkpoint.Restored:
@@ -54,12 +81,79 @@ def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
 def load_model(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Model:
   """The network and the average of `section` (workdir, ema), which must fit this run's data."""
   trained = load_network(section.workdir, mesh)
-  return trained.net, _average(config, trained, section)
+  return trained.net, _average(config, trained, section, mesh)
 
 
-def _average(config: ConfigDict, trained: Trained, section: ConfigDict) -> Params:
+def _average(config: ConfigDict, trained: Trained, section: ConfigDict, mesh: Mesh) -> Params:
   _check_relative(config, trained.config, section.workdir)
-  return build.pick(trained.averages, section.ema, f"average (ema) of {section.workdir}")
+  return load_average(trained, section.workdir, section.ema, mesh)[0]
+
+
+def load_average(
+  trained: Trained, workdir: str | Path, name: str, mesh: Mesh
+) -> tuple[Params, int]:
+  """An average of a run by its name, of its checkpoint or a post-hoc one, and the step it is of."""
+  wanted = None if name in trained.averages else _POSTHOC.fullmatch(name)
+  if wanted is None:
+    return build.pick(trained.averages, name, f"average (ema) of {workdir}"), trained.step
+  folder = posthoc_folder(workdir, float(wanted[1]))
+  if not folder.is_dir():
+    raise ValueError(
+      f"There is no average {name!r} in {workdir}. To make it: "
+      f"python -m cmjax.ema --workdir={workdir} --sigma_rel={wanted[1]}"
+    )
+  shapes = jax.eval_shape(trained.net.init, jax.random.key(0))
+  stored = checkpoint.Checkpoints(folder, read_only=True)
+  with contextlib.closing(stored):
+    step = int(wanted[2]) if wanted[2] else max(stored.steps(), default=0)
+    return stored.load(step, lambda meta: {"params": sharded(shapes, mesh)}).state["params"], step
+
+
+def load_averages(
+  config: ConfigDict, trained: Trained, workdir: str | Path, mesh: Mesh
+) -> dict[str, Params]:
+  """The averages of a run, and those post-hoc ones that config.evals names."""
+  named = {name for section in config.evals.values() for name in section.get("emas", ())}
+  missing = sorted(named - set(trained.averages))
+  return trained.averages | {
+    name: load_average(trained, workdir, name, mesh)[0] for name in missing
+  }
+
+
+def length(sigma_rel: float) -> str:
+  """A length of averages as it is in names: 0.050, 0.1235."""
+  text = f"{sigma_rel:.3f}"
+  return text if float(text) == sigma_rel else f"{sigma_rel:.6f}".rstrip("0")
+
+
+def posthoc_folder(workdir: str | Path, sigma_rel: float) -> Path:
+  """Where the post-hoc averages of one length are: checkpoints, by the steps that they are of."""
+  return Path(workdir).expanduser() / "posthoc" / f"sigma_rel_{length(sigma_rel)}"
+
+
+@contextlib.contextmanager
+def open_snapshots(workdir: str | Path, mesh: Mesh) -> Iterator[Snapshots]:
+  """The stored copies of a run's averages, laid out on `mesh` when they are read."""
+  path = Path(workdir).expanduser()
+  if not (path / snapshots.FOLDER).is_dir():
+    raise ValueError(
+      f"No snapshots in {workdir}: averages are made of those that a run with config.snapshots "
+      "stores while it trains."
+    )
+  stored = checkpoint.Checkpoints(path, read_only=True, folder=snapshots.FOLDER)
+  with contextlib.closing(stored):
+    metas = {step: stored.meta(step) for step in sorted(stored.steps())}
+    if not metas:
+      raise ValueError(f"No snapshot in {workdir} is complete yet: train that run first.")
+    config = ConfigDict(metas[max(metas)]["config"])
+    shapes = jax.eval_shape(build.network(config).init, jax.random.key(0))
+
+    def layout(meta):
+      copy = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, meta["dtype"]), shapes)
+      return sharded({name: copy for name in meta["emas"]}, mesh)
+
+    emas = {step: dict(meta["emas"]) for step, meta in metas.items()}
+    yield Snapshots(config, emas, lambda step: stored.load(step, layout).state)
 
 
 def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
@@ -97,7 +191,7 @@ def load_teacher(config: ConfigDict, mesh: Mesh) -> Model | None:
       f"loss.guidance asks the teacher in {config.teacher.workdir} for its prediction without a "
       "class, but it was trained with loss.label_dropout=0: train one with 0.1, or drop guidance."
     )
-  return trained.net, _average(config, trained, config.teacher)
+  return trained.net, _average(config, trained, config.teacher, mesh)
 
 
 def load_guides(config: ConfigDict, mesh: Mesh) -> dict[str, Model]:
@@ -142,7 +236,7 @@ def first_weights(config: ConfigDict, net: Network, key: Array, mesh: Mesh) -> P
         f"init_from: the network in {config.init_from.workdir} has net.{name}={theirs!r}, this run "
         f"has {ours!r}: its weights would mean something else. Set net.{name}={theirs!r}."
       )
-  params = _average(config, trained, config.init_from)
+  params = _average(config, trained, config.init_from, mesh)
   return grow(net, params, key, f"init_from: {config.init_from.workdir}")
 
 
@@ -173,19 +267,25 @@ def sharded(abstract: Any, mesh: Mesh) -> Any:
 
 def layout(config: ConfigDict, abstract: TrainState, mesh: Mesh, meta: dict[str, Any]) -> Any:
   """How the state of this run is to be restored, if the stored config is that of this run."""
+  check_same_run(config, meta, "checkpoints")
+  return sharded(abstract, mesh)
+
+
+def check_same_run(config: ConfigDict, meta: dict[str, Any], what: str = "snapshots") -> None:
+  """Raises if what is in the workdir was made with another config than this run's."""
   ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(meta["config"])
   differ = [
-    f"{key}: {theirs.get(key, 'not set')} in the checkpoint, {ours.get(key, 'not set')} now"
+    f"{key}: {theirs.get(key, 'not set')} in the {what.removesuffix('s')}, "
+    f"{ours.get(key, 'not set')} now"
     for key in sorted(ours.keys() | theirs.keys())
     if ours.get(key) != theirs.get(key) and key.split(".")[0] not in FREE
   ]
   if differ:
     raise ValueError(
-      "The config does not fit the checkpoints in the workdir:\n  "
+      f"The config does not fit the {what} in the workdir:\n  "
       + "\n  ".join(differ)
       + "\nTake the old values, or another --workdir."
     )
-  return sharded(abstract, mesh)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

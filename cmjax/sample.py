@@ -13,16 +13,23 @@ from cmjax.data import proposal, sources
 
 
 def sample(
-  config: ConfigDict, workdir: str | Path, *, num_samples: int, name: str | None, seed: int
+  config: ConfigDict,
+  workdir: str | Path,
+  *,
+  num_samples: int,
+  name: str | None,
+  seed: int,
+  ema: str | None = None,
 ) -> list[Path]:
-  """Draws samples from the averages of the newest good checkpoint.
+  """Draws samples from an average of the newest good checkpoint, or from a post-hoc one.
 
   Args:
-    config: its samplers are used, and its first average.
+    config: its samplers are used.
     workdir: of the run.
     num_samples: how many of each sampler.
     name: one of config.samplers; None: each of them.
     seed: of the noise.
+    ema: the average's name; None: the first of the run.
 
   Returns:
     The files written to workdir/samples: a picture, and an .npz with `samples` [n, *d] in [-1, 1].
@@ -30,15 +37,16 @@ def sample(
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   mesh = sharding.make_mesh(**config.mesh)
-  stored, net, averages, step = runs.load_network(workdir, mesh)
+  trained = runs.load_network(workdir, mesh)
   config, guides = runs.with_searched_times(config, workdir), runs.load_guides(config, mesh)
-  ema = next(iter(stored.ema))
+  ema = ema or next(iter(trained.config.ema))
+  params, step = runs.load_average(trained, workdir, ema, mesh)
   folder = Path(workdir).absolute() / "samples"
   folder.mkdir(exist_ok=True)
   paths = []
   for key in [name] if name else list(config.samplers):
-    sampler = build.sampler(config, key, net, mesh, guides.get(key))
-    x0 = sampler(averages[ema], jax.random.key(seed), num_samples)
+    sampler = build.sampler(config, key, trained.net, mesh, guides.get(key))
+    x0 = sampler(params, jax.random.key(seed), num_samples)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     reporting.save_png(picture, reporting.picture(x0))
@@ -54,16 +62,21 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> str:
     The scores, one a line.
   """
   mesh = sharding.make_mesh(**config.mesh)
-  _, net, averages, step = runs.load_network(workdir, mesh)
+  trained = runs.load_network(workdir, mesh)
+  averages = runs.load_averages(config, trained, workdir, mesh)
   config = runs.with_searched_times(config, workdir)
   scores = {}
   guides = runs.load_guides(config, mesh)
-  for label, (_, evaluator) in build.evaluators(config, net, mesh, guides).items():
+  for label, (_, evaluator) in build.evaluators(
+    config, trained.net, mesh, guides, emas=averages
+  ).items():
     for name, value in evaluator(averages, train.eval_key(config)):
       if not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   train.finish(config, Path(workdir).absolute(), scores)
-  return f"step {step}\n" + "\n".join(f"{name}: {value:.5g}" for name, value in scores.items())
+  return f"step {trained.step}\n" + "\n".join(
+    f"{name}: {value:.5g}" for name, value in scores.items()
+  )
 
 
 def search_times(

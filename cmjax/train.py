@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import build, checkpoint, reporting, runs, sharding, statistics
+from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import NONFINITE, TrainState, make_train_step
 from cmjax.types import Array, Metrics, Model, Network, Params
 
@@ -29,7 +30,7 @@ KEYS = (
   *("seed", "total_steps", "batch_size", "sigma_data", "data", "net", "loss", "optim", "ema"),
   *("init_from", "teacher", "samplers", "evals", "log_every_steps", "checkpoint", "mesh"),
   "nonfinite",
-)
+)  # and snapshots, if any
 
 # One seed, one key for each.
 PURPOSES = ("initialise", "train", "evaluate")
@@ -47,8 +48,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   """Trains, or goes on training, until config.total_steps.
 
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
-  samples/, scores.json and report.html. A run goes on from its newest good checkpoint; one that was
-  killed at any moment ends with the same state, bit for bit, as one that was not.
+  samples/, scores.json and report.html, and with config.snapshots also snapshots/. A run goes on
+  from its newest good checkpoint; one that was killed at any moment ends with the same state, bit
+  for bit, as one that was not.
 
   Args:
     config: as in `configs/`.
@@ -74,13 +76,19 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   init, lr = build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
   abstract = jax.eval_shape(init, jax.random.key(0))
-  checkpoint.check_writable(workdir, (config.checkpoint.keep + 1) * checkpoint.num_bytes(abstract))
+  plan, keep = build.snapshots(config), config.checkpoint.keep
+  check_writable(
+    workdir, (keep + 1) * checkpoint.num_bytes(abstract), plan, config.total_steps, abstract.ema
+  )
   evaluators = build.evaluators(config, net, mesh, runs.load_guides(config, mesh))
 
   # --- state: the newest good checkpoint, else config.init_from, else random weights ---
   primary = sharding.process()[0] == 0
-  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, primary=primary)
+  checkpoints = checkpoint.Checkpoints(workdir, keep=keep, primary=primary)
   restored = checkpoints.restore(functools.partial(runs.layout, config, abstract, mesh))
+  snapshots = Snapshots(
+    workdir, plan, primary=primary, check=functools.partial(runs.check_same_run, config)
+  )
   state = restored.state if restored else _fresh(config, net, teacher, init, mesh)
   start = int(state.step)
   if start > config.total_steps:
@@ -111,6 +119,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     interruption() as interrupted,
     reporter,
     contextlib.closing(checkpoints),
+    contextlib.closing(snapshots),
     contextlib.closing(batches),
   ):
     for step in range(start, config.total_steps + 1):
@@ -128,9 +137,14 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
         window.read()  # a step to stop at must not become a checkpoint
         with reporter.paused():
+          snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
           checkpoints.save(
             step, state, config.to_dict(), evaluated=not stop, skipped=window.skipped
           )
+      if snapshots.due(step, last):
+        window.read()
+        with reporter.paused():
+          snapshots.save(step, state.ema, config.to_dict())
       if last:
         break
       if stop:
@@ -147,6 +161,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
       reporter.progress(step + 1, window.latest)
       checkpoints.poll()
+      snapshots.poll()
 
   if primary:
     finish(config, workdir, scores)

@@ -4,9 +4,11 @@ All are for residuals of F, that is of unit scale: the weight that EDM calls lam
 c_out^2, which is 1 for EDM itself.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from cmjax import embeddings
@@ -50,5 +52,36 @@ def learned(*, bias: float = 0.0, channels: int = 128) -> Weighting:
     # A dot of float32 vectors that stays float32 also where matmuls default to less.
     products = embeddings.positional(t, channels) * params["kernel"][None]
     return jnp.sum(products, -1) + params["bias"]
+
+  return Weighting(init, apply)
+
+
+def edm2(*, sigma_data: float, channels: int = 128) -> Weighting:
+  """w(t) = -u(t), where u is the logvar of Karras et al. 2024: a head with weights of unit norm.
+
+  u is one weight for each of `channels` random features sqrt(2) cos(f c + p) of c = ln(sigma) / 4,
+  so it can reach about sqrt(2 channels) and starts at random; `learned` has no bound, starts where
+  it should, and is smooth up to t = pi/2. For networks that are trained as EDM2 trains its own.
+  """
+
+  def init(key):
+    key_f, key_p, key_w = jax.random.split(key, 3)
+    freqs = 2 * math.pi * jax.random.normal(key_f, (channels,), jnp.float32)
+    phases = 2 * math.pi * jax.random.uniform(key_p, (channels,), jnp.float32)
+    kernel = jax.random.normal(key_w, (channels, 1), jnp.float32)
+    return {
+      "logvar_fourier": {"freqs": freqs, "phases": phases},
+      "logvar_linear": {"kernel": kernel},
+    }
+
+  def apply(params, t):
+    # Neither frequencies nor phases are trained.
+    f, p = (jax.lax.stop_gradient(params["logvar_fourier"][k]) for k in ("freqs", "phases"))
+    c_noise = jnp.log(sigma_data * jnp.tan(t)) / 4
+    features = math.sqrt(2) * jnp.cos(c_noise[:, None] * f[None] + p[None])
+    kernel = params["logvar_linear"]["kernel"][:, 0]
+    # As every weight of EDM2 is normalised; see `networks.magnitude.normalize`.
+    kernel = kernel / (1e-4 + jnp.sqrt(jnp.mean(kernel**2))) / math.sqrt(channels)
+    return -jnp.sum(features * kernel[None], -1)
 
   return Weighting(init, apply)

@@ -6,8 +6,8 @@ Distils, and starts from, the average of runs/cifar10_edm_teacher. Heun steps on
 target is the network itself (mu = 0), RAdam 4e-4, batch 512, 800k steps (Song et al. 2023, table
 3). The squared l2 distance; cifar10_cd.py:lpips takes LPIPS, which the paper finds best.
 
-Published, with LPIPS: FID 3.55 in one step, 2.93 in two. Not run by us. The network is EDM's
-DDPM++; the paper's NCSN++ is not here yet.
+Published, with LPIPS: FID 3.55 in one step, 2.93 in two. Not run by us. The network is its
+teacher's DDPM++; the paper's is the NCSN++ of cifar10_ct.py.
 """
 
 import ml_collections as mlc

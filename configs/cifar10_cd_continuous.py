@@ -6,8 +6,8 @@ r"""CIFAR-10, unconditional: continuous-time CD of 2023 (theorem 5) of the EDM t
 RAdam 5e-6, dropout 0.3, batch 512, 800k steps (Song et al. 2023, appendix B and released configs).
 --config.loss.stop_gradient=False --config.optim.lr=1e-3 is theorem 3 with the paper's rate.
 
-Published as a curve only; discrete CD is better there. Not run by us. The network is EDM's DDPM++;
-the paper's NCSN++ is not here yet.
+Published as a curve only; discrete CD is better there. Not run by us. The network is its
+teacher's DDPM++; the paper's is the NCSN++ of cifar10_ct.py.
 """
 
 import ml_collections as mlc

@@ -6,8 +6,8 @@ N(k) from 2 to 150 by the square-root curriculum, a target network with mu(k) fr
 paper's convention; "openai" is that of the released code), RAdam 4e-4, batch 512, 800k steps (Song
 et al. 2023, table 3). The squared l2 distance; cifar10_ct.py:lpips takes LPIPS, as the paper does.
 
-Published, with LPIPS: FID 8.70 in one step, 5.83 in two. Not run by us. The network is EDM's
-DDPM++; the paper's NCSN++ is not here yet.
+Published, with LPIPS: FID 8.70 in one step, 5.83 in two. Not run by us. The network is the
+paper's NCSN++.
 """
 
 import ml_collections as mlc
@@ -29,8 +29,8 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="ddpmpp", resolution=32, in_channels=3, channels=8 if smoke else 128,
     channel_mult=(1, 1, 1) if smoke else (2, 2, 2), num_blocks=1 if smoke else 4,
     attn_resolutions=(16,), dropout=0.0, num_classes=0, augment_dim=0,
-    modulation="additive", preconditioning="edm",
-    embedding="fourier", fourier_scale=16.0, dtype="float32",
+    modulation="additive", preconditioning="edm", embedding="fourier", fourier_scale=16.0,
+    noise_mult=2, fir=(1, 3, 3, 1), encoder="residual", dtype="float32",
   )  # fmt: skip
   c.loss = dict(
     name="ct", sigma_min=0.002, weight="uniform", distance=dict(name="squared_l2"),

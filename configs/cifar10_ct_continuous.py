@@ -7,8 +7,8 @@ RAdam 5e-6, dropout 0.3, batch 512, 800k steps (Song et al. 2023, appendix B and
 starting from runs/cifar10_edm_teacher, without which it does not train (there; iCT trains it from
 random weights with a small Fourier scale).
 
-Published as a curve only. Not run by us. The network is EDM's DDPM++; the paper's NCSN++ is not
-here yet.
+Published as a curve only. Not run by us. The network is its teacher's DDPM++; the paper's is the
+NCSN++ of cifar10_ct.py.
 """
 
 import ml_collections as mlc

@@ -4,7 +4,7 @@ r"""ImageNet-64, class-conditional: EDM's diffusion teacher, in EDM's preconditi
     --workdir=runs/imagenet64_edm_teacher
 
 Adam 1e-4, batch 4096, dropout 0.1, average of 50 Mimg, 2500 Mimg (Karras et al. 2022). The network
-is a DDPM++ of ADM's widths: the paper's own is not here yet.
+is the paper's, ADM with 295.9 M parameters, in float32 (theirs: float16 with a scaled loss).
 
 Published: FID 2.44 at NFE 79. Not run by us.
 """
@@ -25,10 +25,11 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     npz=dict(path=""), folder=dict(path="", held_out=0.0),
   )  # fmt: skip
   c.net = dict(
-    name="ddpmpp", resolution=64, in_channels=3, channels=8 if smoke else 192,
+    name="adm", resolution=64, in_channels=3, channels=8 if smoke else 192,
     channel_mult=(1, 1, 1, 1) if smoke else (1, 2, 3, 4), num_blocks=1 if smoke else 3,
-    attn_resolutions=(16, 8), dropout=0.1, dropout_resolution=64, num_classes=1000,
-    augment_dim=0, modulation="additive", preconditioning="edm", dtype="float32",
+    attn_resolutions=(32, 16, 8), channels_per_head=8 if smoke else 64, dropout=0.1,
+    dropout_resolution=64, num_classes=1000, augment_dim=0, modulation="scale_shift",
+    preconditioning="edm", dtype="float32",
   )  # fmt: skip
   c.loss = dict(name="diffusion", P_mean=-1.2, P_std=1.2, weighting="constant")
   c.optim = dict(

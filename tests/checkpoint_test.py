@@ -85,6 +85,31 @@ def test_the_newest_are_kept_and_a_step_is_saved_once(workdir):
   assert sorted(p.name for p in (workdir / "seals").iterdir()) == ["30.json", "40.json"]
 
 
+def test_one_that_was_removed_by_hand_is_saved_again_and_is_whole(workdir):
+  for step in STEPS:  # also before one that is there
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(step, state(step), CONFIG, note="again")
+    checkpoints.close()
+    again = checkpoint.Checkpoints(workdir, read_only=True)
+    assert again.steps() == [20, 10]
+    restored = again.load(step, layout)
+    again.close()
+    assert_is_state_of(restored, step)
+    assert restored.meta["note"] == "again"
+
+
+def test_one_step_is_loaded_or_it_is_an_error_and_nothing_is_moved(workdir):
+  read = checkpoint.Checkpoints(workdir, read_only=True)
+  with pytest.raises(ValueError, match="No checkpoint of step 30 in .* There are: 10, 20"):
+    read.load(30, layout)
+  truncate(largest(workdir, 10))
+  with pytest.raises(ValueError, match="checkpoint of step 10 in .* cannot be read: .* Move it aw"):
+    read.load(10, layout)
+  read.close()
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20"]
+
+
 def test_saving_copies_the_state_before_it_is_donated(tmp_path):
   update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   checkpoints = checkpoint.Checkpoints(tmp_path)

@@ -42,6 +42,18 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.checkpoint = dict(every_steps=4, keep=2)
   if variant == "long":
     c.evals, c.log_every_steps, c.checkpoint.every_steps = {}, 20, 20
+  if variant == "snapshots":
+    c.ema = dict(
+      power_05=dict(name="power", sigma_rel=0.05),
+      power_10=dict(name="power", sigma_rel=0.10),
+      power_15=dict(name="power", sigma_rel=0.15),  # of which there are no snapshots
+      main=c.ema.main,
+    )
+    c.snapshots = dict(every_steps=2, emas=("power_05", "power_10"), dtype="float16")
+    c.evals = dict(
+      fd=dict(name="frechet", samplers=("one_step", "two_steps"), emas=("main",), every_steps=6,
+              num_samples=64, batch_size=32, features="pixels"),
+    )  # fmt: skip
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
   return c

@@ -11,6 +11,7 @@ from cmjax.build.models import batches as batches
 from cmjax.build.models import network as network
 from cmjax.build.models import source as source
 from cmjax.build.sampling import evaluators as evaluators
+from cmjax.build.sampling import frechet_scores as frechet_scores
 from cmjax.build.sampling import sampler as sampler
 from cmjax.build.sampling import sampler_nfe as sampler_nfe
 from cmjax.build.sampling import sampling_net as sampling_net
@@ -20,5 +21,6 @@ from cmjax.build.sections import pick as pick
 from cmjax.build.training import ema_decays as ema_decays
 from cmjax.build.training import optimizer as optimizer
 from cmjax.build.training import schedule as schedule
+from cmjax.build.training import snapshots as snapshots
 from cmjax.build.training import state_init as state_init
 from cmjax.networks import grow as grow

@@ -17,7 +17,7 @@ from cmjax.types import LossFn, Model, Network, Params, VelocityFn
 # pairs, distance and weight; discrete sCM is "sct" and "scd" with the tangent "discrete".
 METHODS = ("diffusion", "sct", "ct", "ct_continuous", "scd", "cd", "cd_continuous")
 DISTILLATION = ("scd", "cd", "cd_continuous")
-WEIGHTINGS = ("learned", "constant", "inverse_sigma")
+WEIGHTINGS = ("learned", "constant", "inverse_sigma", "edm2")
 TANGENTS = {
   "exact": tangent.exact,
   "central": tangent.central,
@@ -48,6 +48,8 @@ def _weighting(config: ConfigDict, *, unit_l2: bool = False) -> weighting.Weight
     return weighting.constant()
   if name == "inverse_sigma":
     return weighting.inverse_sigma(sigma_data=config.sigma_data)
+  if name == "edm2":
+    return weighting.edm2(sigma_data=config.sigma_data)
   # A tangent of unit L2 norm has a mean square of 1/D, so that is where w = log D starts.
   return weighting.learned(bias=float(np.log(np.prod(sample_shape(config)))) if unit_l2 else 0.0)
 

@@ -18,7 +18,13 @@ SOURCES = {
   "tfds": sources.tfds,
   "toy2d": sources.toy2d,
 }
-NETWORKS = {"mlp": networks.MLP, "ddpmpp": networks.DDPMpp}
+NETWORKS = {
+  "mlp": networks.MLP,
+  "ddpmpp": networks.DDPMpp,
+  "adm": networks.ADM,
+  "edm2": networks.EDM2,
+  "dit": networks.DiT,
+}
 PRECONDITIONINGS = ("trigflow", "edm")
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +184,7 @@ def search_score(
   factory, (t_max, *mid), options, guided_by = _sampler(config, key)
   if factory is not samplers.consistency or guided_by:
     raise ValueError(f"samplers.{key}: times are searched for an unguided 'consistency' sampler.")
-  label = next((k for k, e in config.evals.items() if e.name == "frechet"), None)
-  if label is None:
-    raise ValueError("A search of times needs a 'frechet' evaluator in config.evals: its features.")
+  label = _first_frechet(config, "A search of times")
   if num_samples < 2:
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
   *_, own = read(config.evals[label], f"evals.{label}")
@@ -214,6 +212,32 @@ def search_score(
   return len(mid) + 1, score
 
 
+def frechet_scores(
+  config: ConfigDict, net: Network, mesh: Mesh, guides: Mapping[str, Model] | None = None
+) -> tuple[str, Callable[[Params, Array], dict[str, float]]]:
+  """The first Frechet evaluator of the config, for any parameters: its label, and the scores.
+
+  The scores are (params, key) -> {sampler: distance}, from the same noise for the same key.
+  """
+  label = _first_frechet(config, "A sweep of averages")
+  only = ConfigDict(config.to_dict())
+  only.evals = {label: only.evals[label].to_dict() | {"emas": ("posthoc",)}}
+  _, evaluate = evaluators(only, net, mesh, guides, emas=("posthoc",))[label]
+
+  def scores(params, key):
+    values = dict(evaluate({"posthoc": params}, key))
+    return {name: float(values[f"{name}/posthoc"]) for name in only.evals[label].samplers}
+
+  return label, scores
+
+
+def _first_frechet(config: ConfigDict, what: str) -> str:
+  label = next((k for k, e in config.evals.items() if e.name == "frechet"), None)
+  if label is None:
+    raise ValueError(f"{what} needs a 'frechet' evaluator in config.evals: its features.")
+  return label
+
+
 def _image_batches(data: sources.Source, batch_size: int = 4096) -> Iterator[np.ndarray]:
   """All samples of a source in [-1, 1], in order, a batch at a time."""
   for start in range(0, len(data), batch_size):
@@ -233,20 +257,33 @@ def _features(kwargs: dict[str, Any], what: str) -> metrics.Features:
 
 
 def evaluators(
-  config: ConfigDict, net: Network, mesh: Mesh, guides: Mapping[str, Model] | None = None
+  config: ConfigDict,
+  net: Network,
+  mesh: Mesh,
+  guides: Mapping[str, Model] | None = None,
+  *,
+  emas: Collection[str] | None = None,
 ) -> dict[str, tuple[int, metrics.Evaluator]]:
-  """{name: (every so many steps, evaluator)} of `config.evals`; `guides` are for autoguidance."""
-  guides = guides or {}
+  """{name: (every so many steps, evaluator)} of `config.evals`.
+
+  Args:
+    config: of the run.
+    net: its network.
+    mesh: whose devices share the work.
+    guides: the other models, for autoguidance, by the sampler's key.
+    emas: the averages that there are; None: those of config.ema.
+  """
+  guides, known = guides or {}, dict.fromkeys(config.ema if emas is None else emas)
   made = {}
   by_name = functools.cache(lambda key: sampler(config, key, net, mesh, guides.get(key)))
   for label, section in config.evals.items():
-    name, every, keys, emas, kwargs = read(
+    name, every, keys, own_emas, kwargs = read(
       section, f"evals.{label}", "every_steps", "samplers", "emas"
     )
     pick(EVALUATORS, name, f"evaluator (evals.{label}.name)")
-    drawn, kwargs = {key: by_name(key) for key in keys}, kwargs | {"emas": emas}
-    for key in emas:
-      pick(dict(config.ema), key, f"average (evals.{label}.emas)")
+    drawn, kwargs = {key: by_name(key) for key in keys}, kwargs | {"emas": own_emas}
+    for key in own_emas:
+      pick(known, key, f"average (evals.{label}.emas)")
     what = f"evals.{label} ({name})"
     if name in ("samples", "throughput"):
       make = metrics.samples if name == "samples" else metrics.throughput

@@ -1,5 +1,6 @@
 """What a train step is made of beside the loss: optimizers, averages, the state of step 0."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cmjax import ema, optim
+from cmjax import ema, networks, optim
 from cmjax.build.losses import curriculum_of, target_name, weightings
+from cmjax.build.models import NETWORKS
 from cmjax.build.sections import call, pick, read
+from cmjax.ema.snapshots import DTYPES, Plan
 from cmjax.train_step import TrainState, make_init
 from cmjax.types import Network
 
@@ -37,7 +40,27 @@ def _chain(section: ConfigDict, what: str) -> optax.GradientTransformation:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """The optax chain of `config.optim`; beside it that of the fake score, where VSD trains one."""
+  """The optax chain of `config.optim`; beside it that of the fake score, where VSD trains one.
+
+  The weights that a network wants at unit norm are put back there after each update.
+  """
+  tx, paths = _optimizer(config), _normalized_paths(config)
+  return optax.chain(tx, optim.project(networks.normalize_kernel, paths)) if paths else tx
+
+
+def _normalized_paths(config: ConfigDict) -> list[str]:
+  """Where the weights are that are held at unit norm: those that the network names, and its fake's.
+
+  In EDM2's networks these are all kernels, the one of its head for logvar too; in others, none.
+  """
+  network = pick(NETWORKS, config.net.name, "network (net.name)")
+  paths = [f"^(net|fake)/.*({path})" for path in getattr(network, "normalized_paths", ())]
+  if config.loss.get("weighting") == "edm2":
+    paths.append("^weighting/logvar_linear/kernel$")
+  return paths
+
+
+def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
   main = _chain(config.optim, "optim")
   if not config.loss.get("vsd"):
     return main
@@ -56,6 +79,32 @@ def ema_decays(config: ConfigDict) -> dict[str, ema.Decay]:
   if target_name(config):
     decays["target"] = _target(config)
   return decays
+
+
+def snapshots(config: ConfigDict) -> Plan | None:
+  """What `config.snapshots` (every_steps, emas, dtype) asks for; None where there is none."""
+  if not config.get("snapshots"):
+    return None
+  return call(functools.partial(_snapshots, config), "snapshots", **config.snapshots)
+
+
+def _snapshots(
+  config: ConfigDict, *, every_steps: int, emas: tuple[str, ...], dtype: str = "float16"
+) -> Plan:
+  pick(DTYPES, dtype, "dtype (snapshots.dtype)")
+  if every_steps < 1:
+    raise ValueError(f"snapshots.every_steps={every_steps} must be at least 1.")
+  sections = {name: pick(dict(config.ema), name, "average (snapshots.emas)") for name in emas}
+  power = [name for name, section in config.ema.items() if section.name == "power"]
+  if not sections or not set(sections) <= set(power):
+    raise ValueError(
+      f"snapshots.emas={tuple(emas)} must be averages of the kind 'power': no other has a profile "
+      f"that lengths can be made of later. This config has: {', '.join(power) or 'none'}."
+    )
+  lengths = {name: float(section.sigma_rel) for name, section in sections.items()}
+  if len(set(lengths.values())) < len(lengths):
+    raise ValueError(f"snapshots.emas: two of one length tell nothing more than one: {lengths}.")
+  return Plan(every_steps, lengths, dtype)
 
 
 def _average(config: ConfigDict, section: ConfigDict, label: str) -> ema.Decay:
@@ -82,9 +131,10 @@ def state_init(config: ConfigDict, net: Network) -> Callable[..., TrainState]:
   """(key, start=None, fake=None) -> the TrainState of step 0.
 
   `start` are the network's first weights and `fake` those of the fake score that VSD trains; where
-  they are not given they are random.
+  they are not given they are random. All weights that are held at unit norm are put there.
   """
   weights, tx, names = weightings(config), optimizer(config), tuple(ema_decays(config))
+  paths = _normalized_paths(config)
 
   def init(key, start=None, fake=None):
     def init_params(key):
@@ -93,7 +143,7 @@ def state_init(config: ConfigDict, net: Network) -> Callable[..., TrainState]:
       params |= {name: weight.init(key_weighting) for name, weight in weights.items()}
       if config.loss.get("vsd"):
         params["fake"] = jax.tree.map(jnp.copy, params["net"] if fake is None else fake)
-      return params
+      return optim.at_paths(networks.normalize_kernel, paths, params)
 
     return make_init(init_params, tx, names)(key)
 

@@ -4,6 +4,7 @@ Images are [b, h, w, c] and kernels HWIO. Every layer works in the dtype of what
 dtype that is, `adapter.as_network` decides.
 """
 
+import functools
 import math
 
 import jax
@@ -25,6 +26,34 @@ def xavier_uniform(key: Array, shape: tuple[int, ...], gain: float = 1.0) -> Arr
   return gain * flat.reshape(shape)
 
 
+def kaiming_uniform(
+  key: Array, shape: tuple[int, ...], gain: float = 1.0, *, fan_in: int | None = None
+) -> Array:
+  """gain * U(-a, a) with a = sqrt(3 / fan_in), in float32; a gain of 0 gives zeros.
+
+  `fan_in` is that of the kernel: of `shape` itself, unless it is given, as for a bias.
+  """
+  limit = math.sqrt(3 / (fan_in or math.prod(shape[:-1])))
+  flat = jax.random.uniform(key, (math.prod(shape),), jnp.float32, -limit, limit)
+  return gain * flat.reshape(shape)
+
+
+def standard_normal(key: Array, shape: tuple[int, ...], gain: float = 1.0) -> Array:
+  """gain * N(0, 1), in float32."""
+  return gain * jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
+
+
+# How a kernel starts. Biases start at 0, but with "kaiming" they are drawn as the kernel is.
+INITS = {"xavier": xavier_uniform, "kaiming": kaiming_uniform, "normal": standard_normal}
+
+
+def _first_bias(init: str, kernel_shape: tuple[int, ...], gain: float, rngs: nnx.Rngs) -> Array:
+  *fan_in, cout = kernel_shape
+  if init != "kaiming":
+    return jnp.zeros(cout)
+  return kaiming_uniform(rngs.params(), (cout,), gain, fan_in=math.prod(fan_in))
+
+
 def along_last(a: Array, like: Array) -> Array:
   """A vector [c] with leading axes of size 1, so that it broadcasts against `like` [..., c]."""
   return a.reshape((1,) * (like.ndim - 1) + a.shape)
@@ -36,16 +65,25 @@ class Linear(nnx.Module):
   Args:
     cin: width of the input.
     cout: width of the output.
-    use_bias: whether there is a b; it starts at 0.
-    gain: factor on the initial W; 0 makes the layer start as the zero map.
+    use_bias: whether there is a b.
+    gain: factor on the initial values; 0 makes the layer start as the zero map.
+    init: how it starts, a key of `INITS`.
     rngs: where the initial values come from.
   """
 
   def __init__(
-    self, cin: int, cout: int, *, use_bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs
+    self,
+    cin: int,
+    cout: int,
+    *,
+    use_bias: bool = True,
+    gain: float = 1.0,
+    init: str = "xavier",
+    rngs: nnx.Rngs,
   ):
-    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (cin, cout), gain))
-    self.bias = nnx.Param(jnp.zeros(cout)) if use_bias else None
+    shape = (cin, cout)
+    self.kernel = nnx.Param(INITS[init](rngs.params(), shape, gain))
+    self.bias = nnx.Param(_first_bias(init, shape, gain, rngs)) if use_bias else None
 
   def __call__(self, x: Float[Array, "*b cin"]) -> Float[Array, "*b cout"]:
     """Maps the last axis from `cin` to `cout`."""
@@ -81,20 +119,76 @@ class Fourier(nnx.Module):
     return embeddings.fourier(t, jax.lax.stop_gradient(self.freqs[...]))
 
 
-def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-  """The mean of each 2 x 2 square: the FIR filter [1, 1] with stride 2."""
-  b, h, w, c = x.shape
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+# Taps of the low-pass filter before a halving of the resolution, and after a doubling.
+BOX, BINOMIAL = (1, 1), (1, 3, 3, 1)
 
 
-def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-  """Each pixel becomes a 2 x 2 square: the transposed FIR filter [1, 1], nearest neighbour."""
-  b, h, w, c = x.shape
-  squares = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-  return squares.reshape(b, 2 * h, 2 * w, c)
+def check_fir(taps: tuple[int, ...]) -> None:
+  """Raises ValueError for taps that cannot be normalised, or halve and double to other sizes."""
+  if len(taps) < 2 or len(taps) % 2 or not sum(taps) > 0:
+    raise ValueError(
+      f"fir={tuple(taps)} must be an even number of taps with a positive sum: (1, 1) takes means "
+      "of 2 x 2 squares (DDPM++, ADM), (1, 3, 3, 1) is NCSN++'s."
+    )
 
 
-RESAMPLE = {"keep": lambda x: x, "down": downsample, "up": upsample}
+def downsample(
+  x: Float[Array, "b h w c"], taps: tuple[int, ...] = BOX, *, pad: int | None = None
+) -> Float[Array, "b h2 w2 c"]:
+  """Every second value of x filtered with `taps` along both axes; with (1, 1) 2 x 2 means.
+
+  Args:
+    x: images.
+    taps: of the filter; it is divided by its sum.
+    pad: zeros around x; by default as many as make the result half as large.
+  """
+  if tuple(taps) == BOX:
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+  n = len(taps)
+  pad = (n - 1) // 2 if pad is None else pad
+  for axis in (1, 2):
+    padded = _pad(x, axis, pad)
+    x = _filter(padded, axis, taps, (padded.shape[axis] - n) // 2 + 1, stride=2)
+  return x
+
+
+def upsample(x: Float[Array, "b h w c"], taps: tuple[int, ...] = BOX) -> Float[Array, "b h2 w2 c"]:
+  """x with zeros in between, filtered along both axes: the transpose of `downsample`, times 4.
+
+  With (1, 1) each pixel becomes a 2 x 2 square.
+  """
+  if tuple(taps) == BOX:
+    b, h, w, c = x.shape
+    squares = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return squares.reshape(b, 2 * h, 2 * w, c)
+  for axis in (1, 2):
+    spread = _pad(x, axis, len(taps) // 2, between=1)
+    x = 2 * _filter(spread, axis, taps[::-1], 2 * x.shape[axis], stride=1)
+  return x
+
+
+def _pad(x: Array, axis: int, edge: int, between: int = 0) -> Array:
+  """x with `edge` zeros at both ends of an axis, and `between` after each value but the last."""
+  widths = [(edge, edge, between) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+
+def _filter(x: Array, axis: int, taps: tuple[int, ...], size: int, stride: int) -> Array:
+  """sum_i taps[i] x[i + stride m] / sum(taps) for m < size, by shifts, which every device fuses."""
+  last = stride * (size - 1) + 1
+  cuts = (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(len(taps)))
+  terms = ((k / sum(taps)) * cut for k, cut in zip(taps, cuts, strict=True))
+  return functools.reduce(jnp.add, terms)
+
+
+def resample(
+  x: Float[Array, "b h w c"], kind: str, taps: tuple[int, ...] = BOX
+) -> Float[Array, "b h2 w2 c"]:
+  """x ("keep"), or at half ("down") or twice ("up") the resolution."""
+  if kind == "keep":
+    return x
+  return downsample(x, taps) if kind == "down" else upsample(x, taps)
 
 
 class Conv(nnx.Module):
@@ -104,8 +198,11 @@ class Conv(nnx.Module):
     cin: channels of the input.
     cout: channels of the output.
     size: side of the kernel, odd.
-    resample: "keep", "down" (2 x 2 means) or "up" (nearest neighbour), before the convolution.
-    gain: factor on the initial kernel; 0 makes the layer start as the zero map.
+    resample: "keep", "down" or "up", before the convolution; or "fused_down", after it: the
+      convolution is then padded by what the filter needs as well, and the filter by nothing.
+    fir: taps of the filter that changes the resolution.
+    gain: factor on the initial values; 0 makes the layer start as the zero map.
+    init: how it starts, a key of `INITS`.
     rngs: where the initial values come from.
   """
 
@@ -116,23 +213,32 @@ class Conv(nnx.Module):
     size: int,
     *,
     resample: str = "keep",
+    fir: tuple[int, ...] = BOX,
     gain: float = 1.0,
+    init: str = "xavier",
     rngs: nnx.Rngs,
   ):
-    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (size, size, cin, cout), gain))
-    self.bias = nnx.Param(jnp.zeros(cout))
-    self.resample = resample
+    shape = (size, size, cin, cout)
+    self.kernel = nnx.Param(INITS[init](rngs.params(), shape, gain))
+    self.bias = nnx.Param(_first_bias(init, shape, gain, rngs))
+    self.resample, self.fir = resample, tuple(fir)
 
   def __call__(self, x: Float[Array, "b h w cin"]) -> Float[Array, "b h2 w2 cout"]:
     """Resamples, convolves and adds the bias."""
-    x = RESAMPLE[self.resample](x)
     kernel = self.kernel[...]
-    if kernel.shape[:2] == (1, 1):
-      y = jnp.matmul(x, kernel[0, 0])
+    if self.resample == "fused_down":
+      pad = kernel.shape[0] // 2 + (len(self.fir) - 1) // 2
+      y = downsample(_convolve(x, kernel, [(pad, pad)] * 2), self.fir, pad=0)
     else:
-      axes = ("NHWC", "HWIO", "NHWC")
-      y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+      y = _convolve(resample(x, self.resample, self.fir), kernel, "SAME")
     return y + along_last(self.bias[...], y)
+
+
+def _convolve(x: Array, kernel: Array, padding) -> Array:
+  if kernel.shape[:2] == (1, 1) and padding == "SAME":
+    return jnp.matmul(x, kernel[0, 0])
+  axes = ("NHWC", "HWIO", "NHWC")
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=axes)
 
 
 class GroupNorm(nnx.Module):
@@ -197,8 +303,10 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
   return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def label_rows(cond: Cond, num_classes: int) -> Float[Array, "b n"]:
+def label_rows(cond: Cond, num_classes: int, *, scaled: bool = True) -> Float[Array, "b n"]:
   """One-hot rows of cond["label"], times sqrt(num_classes) so that their mean square is 1.
+
+  Not `scaled`, plain one-hot rows, as ADM reads them.
 
   A label of -1 (as any outside 0 .. num_classes - 1) gives a row of zeros: no condition.
 
@@ -213,7 +321,8 @@ def label_rows(cond: Cond, num_classes: int) -> Float[Array, "b n"]:
   label = cond["label"]
   if label.ndim != 1 or not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(f"cond['label'] must be integers [b]; got {label.dtype}{list(label.shape)}.")
-  return math.sqrt(num_classes) * jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+  rows = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+  return math.sqrt(num_classes) * rows if scaled else rows
 
 
 def condition_rows(cond: Cond, name: str, t: Time, channels: int) -> Float[Array, "b n"]:

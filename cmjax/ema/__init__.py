@@ -1,4 +1,7 @@
-"""Exponential moving averages of the parameters; several lengths at once."""
+"""Exponential moving averages of the parameters; several lengths at once.
+
+Lengths that were not averaged while training: `posthoc`, and `python -m cmjax.ema`.
+"""
 
 from collections.abc import Callable, Mapping
 
