@@ -65,11 +65,14 @@ def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, 
   assert (tmp_path / "report.html").exists()
 
 
-def test_the_plane_and_the_digits_take_their_smoke_steps(tmp_path, one_device):
-  scores = train.train(load("toy2d_sct", "smoke"), tmp_path / "toy2d")
+def test_the_plane_takes_its_smoke_steps(tmp_path, one_device):
+  scores = train.train(load("toy2d_sct", "smoke"), tmp_path)
   assert scores["swd/two_step/main"] > scores["swd/floor"] > 0  # ten steps do not make a model
-  teacher = load("digits_teacher", "smoke")
-  scores = train.train(teacher, tmp_path / "teacher")
+
+
+@pytest.mark.slow  # `make quickstart` runs both in earnest
+def test_digits_take_their_smoke_steps(tmp_path, one_device):
+  scores = train.train(load("digits_teacher", "smoke"), tmp_path / "teacher")
   assert scores["fd/heun/main"] > scores["fd/floor"] > 0 and scores["speed/heun"] > 0
   config = load("digits_scd", "smoke")
   config.teacher.workdir = config.init_from.workdir = str(tmp_path / "teacher")

@@ -84,6 +84,7 @@ def derivatives():
   return jax.jit(lambda x, b, direction: jax.jvp(lambda x: grad(x, b), (x,), (direction,)))
 
 
+@pytest.mark.slow  # the derivative of a derivative of VGG16 takes long to compile
 def test_gradient_and_second_derivative_agree_with_finite_differences():
   with jax.enable_x64(True):
     a, b = jnp.asarray(images(1), jnp.float64)

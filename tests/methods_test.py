@@ -180,7 +180,8 @@ def test_what_does_not_fit_is_refused_before_training(name, values, message, tea
   assert not (tmp_path / "checkpoints").exists()
 
 
-def test_guidance_needs_a_teacher_that_dropped_labels(tmp_path):
+def labelled_digits():
+  """A diffusion config with labels, never dropped, and the guided student that learns from it."""
   digits = tiny.config().unlock()
   digits.data = dict(name="digits", flip=False)
   digits.net = dict(
@@ -190,28 +191,37 @@ def test_guidance_needs_a_teacher_that_dropped_labels(tmp_path):
   digits.loss = dict(name="diffusion", P_mean=-1.0, P_std=1.2, weighting="constant")
   digits.samplers = dict(heun=dict(name="heun", num_steps=3))
   digits.evals, digits.total_steps = {}, 2
+  student = digits.copy_and_resolve_references()
+  student.loss = dict(name="scd", guidance=(1.0, 2.0), **SCM)
+  student.net.guidance = True
+  return digits, student
+
+
+def test_guidance_needs_a_teacher_that_dropped_labels(tmp_path):
+  digits, student = labelled_digits()
   train.train(digits, tmp_path / "teacher")
-  config = digits.copy_and_resolve_references()
-  config.loss = dict(name="scd", guidance=(1.0, 2.0), **SCM)
-  config.net.guidance = True
-  config.teacher.workdir = str(tmp_path / "teacher")
+  student.teacher.workdir = str(tmp_path / "teacher")
   with pytest.raises(ValueError, match="trained with loss.label_dropout=0: train one with 0.1"):
-    train.train(config, tmp_path / "student")
+    train.train(student, tmp_path / "student")
   digits.samplers.heun.guidance = dict(name="classifier_free", scale=1.5)
   with pytest.raises(ValueError, match="loss.label_dropout is 0: train with label_dropout=0.1"):
     build.sampler(digits, "heun", build.network(digits), sharding.make_mesh())
 
+
+@pytest.mark.slow  # two runs and two samplers of a U-Net to compile
+def test_a_guided_student_trains_from_a_teacher_that_dropped_labels(tmp_path):
+  digits, student = labelled_digits()
   digits.loss.label_dropout = 0.2
   train.train(digits, tmp_path / "dropped")
-  config.teacher.workdir = config.init_from.workdir = str(tmp_path / "dropped")
-  config.samplers = dict(
+  student.teacher.workdir = student.init_from.workdir = str(tmp_path / "dropped")
+  student.samplers = dict(
     plain=dict(name="consistency"),
     guided=dict(name="consistency", guidance=dict(name="input", scale=2.0)),
   )
-  train.train(config, tmp_path / "student")
+  train.train(student, tmp_path / "student")
   trained = runs.load_network(tmp_path / "student", sharding.make_mesh())
   params = jax.tree.map(lambda a: a + 0.05, trained.averages["main"])
-  draw = lambda key: build.sampler(config, key, trained.net, sharding.make_mesh())(
+  draw = lambda key: build.sampler(student, key, trained.net, sharding.make_mesh())(
     params, jax.random.key(0), 8
   )
   assert np.abs(draw("plain") - draw("guided")).max() > 1e-4  # the scale reaches the network
