@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cmjax import naming
 from cmjax.types import Params
 
 
@@ -89,7 +90,7 @@ def at_paths(
   """`tree` with function(leaf, *leaves of `rest`) at the paths of `project`; elsewhere as it is."""
 
   def leaf(path, a, *others):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = naming.name(path)
     return function(a, *others) if any(re.search(p, name) for p in paths) else a
 
   return jax.tree_util.tree_map_with_path(leaf, tree, *rest)

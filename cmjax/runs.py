@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, sharding
+from cmjax import build, checkpoint, naming, sharding
 from cmjax.ema import snapshots
 from cmjax.train_step import TrainState
 from cmjax.types import Array, Model, Network, Params
@@ -252,8 +252,7 @@ def grow(net: Network, params: Params, key: Array, what: str) -> Params:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+  return {name: x.shape for name, x in naming.by_name(tree).items()}
 
 
 def sharded(abstract: Any, mesh: Mesh) -> Any:

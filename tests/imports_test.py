@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "cmjax"
 # floors; inside its own folder, also from its own. What is not listed has no place yet: add it.
 ROOMS = {
   "types": (0, "base"),
+  "naming": (0, "base"),
   "embeddings": (0, "base"),
   "trigflow": (1, "mathematics"),
   "edm": (2, "mathematics"),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax import naming
 from cmjax.types import Params
 
 # Axes of a `kernel` as PyTorch has them: of a convolution (from HWIO to OIHW), of a linear map.
@@ -48,7 +49,7 @@ FAMILIES = {
 
 def torch_names(params: Params, family: str) -> dict[str, str]:
   """{the PyTorch name: the path here} of each parameter; arrays or only their shapes."""
-  return {_torch_name(path, _rules(family)): path for path in _by_path(params)}
+  return {_torch_name(path, _rules(family)): path for path in naming.by_name(params)}
 
 
 def constants(
@@ -65,7 +66,7 @@ def constants(
   taps = np.asarray(fir, np.float32) / np.float32(sum(fir))
   found = {}
   for pattern, layers in rules.filters:
-    matches = (re.match(pattern, path) for path in _by_path(params))
+    matches = (re.match(pattern, path) for path in naming.by_name(params))
     for module in dict.fromkeys(match[0] for match in matches if match):
       for layer in layers:
         name = _torch_name(f"{module}{layer}/resample_filter", rules)
@@ -94,7 +95,7 @@ def to_torch(
   rules = _rules(family)
   state = {
     _torch_name(path, rules): _transposed(path, np.asarray(a), TO_TORCH)
-    for path, a in _by_path(params).items()
+    for path, a in naming.by_name(params).items()
   }
   return state | constants(params, family, fir=fir)
 
@@ -119,7 +120,7 @@ def from_torch(
       floating-point or of another shape, with what was got and what is expected.
   """
   rules = _rules(family)
-  wanted, known = _by_path(shapes), constants(shapes, family, fir=fir)
+  wanted, known = naming.by_name(shapes), constants(shapes, family, fir=fir)
   names = {path: _torch_name(path, rules) for path in wanted}
   errors = []
   for path, a in wanted.items():
@@ -141,7 +142,7 @@ def from_torch(
     )
 
   def leaf(path, a):
-    path = _name(path)
+    path = naming.name(path)
     return _transposed(path, np.asarray(state[names[path]], a.dtype), FROM_TORCH)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -174,11 +175,3 @@ def _axes(path: str, ndim: int, table: Mapping[int, tuple[int, ...]]) -> tuple[i
 
 def _transposed(path: str, a: np.ndarray, table: Mapping[int, tuple[int, ...]]) -> np.ndarray:
   return np.array(a.transpose(_axes(path, a.ndim, table)), order="C")
-
-
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _by_path(params: Params) -> dict[str, Any]:
-  return {_name(path): a for path, a in jax.tree_util.tree_leaves_with_path(params)}

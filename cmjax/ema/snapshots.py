@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmjax import checkpoint
+from cmjax import checkpoint, naming
 from cmjax.types import Params
 
 logger = logging.getLogger("cmjax")
@@ -74,8 +74,8 @@ class Snapshots:
       shardings = jax.tree.map(lambda x: x.sharding, state)
       self._cast = jax.jit(_halve, out_shardings=(shardings, None))
     halves, overflows = self._cast(state)
-    flat = jax.tree_util.tree_leaves_with_path(jax.device_get(overflows))
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, over in flat if over]
+    flat = naming.by_name(jax.device_get(overflows))
+    names = [name for name, over in flat.items() if over]
     if not names:
       return halves, "float16"
     logger.warning(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmjax import naming
 from cmjax.types import Network, Params
 
 
@@ -73,25 +74,21 @@ def _at_least_float32(dtype):
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def _path(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _cast(params: Params, dtype, patterns: Sequence[str]) -> Params:
   """The parameters in `dtype`, those that a pattern names in float32 at least."""
 
   def leaf(path, a):
-    stays = any(re.search(pattern, _path(path)) for pattern in patterns)
+    stays = any(re.search(pattern, naming.name(path)) for pattern in patterns)
     return a.astype(_at_least_float32(dtype) if stays else dtype)
 
   return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _check_patterns(patterns: Sequence[str], shapes: Params) -> None:
-  paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+  names = list(naming.by_name(shapes))
   for pattern in patterns:
-    if not any(re.search(pattern, path) for path in paths):
+    if not any(re.search(pattern, name) for name in names):
       raise ValueError(
         f"float32_paths has {pattern!r}, which is found in no parameter of this network. "
-        f"Its parameters: {', '.join(paths[:8])}, ..."
+        f"Its parameters: {', '.join(names[:8])}, ..."
       )

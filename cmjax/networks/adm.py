@@ -15,8 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax import embeddings
-from cmjax.networks.layers import Conv, Fourier, GroupNorm, Linear, label_rows
+from cmjax.networks.layers import Conv, GroupNorm, Linear, label_rows
 from cmjax.networks.unet import (
   Style,
   UNetBlock,
@@ -24,8 +23,10 @@ from cmjax.networks.unet import (
   check_input,
   check_options,
   decoder_specs,
+  embed_time,
   encoder_specs,
   level_resolutions,
+  make_conditions,
   run_block,
 )
 from cmjax.types import Cond, Time
@@ -122,8 +123,8 @@ class ADM(nnx.Module):
     plan = (resolutions, widths, num_blocks, tuple(attn_resolutions))
 
     def block(spec):
-      small = dropout_resolution is None or spec.resolution <= dropout_resolution
-      return UNetBlock(spec, embed, style, dropout=dropout if small else 0.0, rngs=rngs)
+      rate = spec.dropout(dropout, dropout_resolution)
+      return UNetBlock(spec, embed, style, dropout=rate, rngs=rngs)
 
     self.enc_specs = tuple(encoder_specs(*plan))
     self.dec_specs = tuple(decoder_specs(*plan, attend_in_all=True))
@@ -136,12 +137,7 @@ class ADM(nnx.Module):
 
     # Last, so that all other initial weights are those of a network without them.
     self.embedding, self.guidance, self.segment = embedding, guidance, segment
-    if embedding == "fourier":
-      self.map_noise = Fourier(channels, fourier_scale, rngs=rngs)
-    if guidance:
-      self.map_guidance = Linear(channels, channels, gain=0.0, rngs=rngs)
-    if segment:
-      self.map_segment = Linear(channels, channels, gain=0.0, rngs=rngs)
+    make_conditions(self, channels, fourier_scale, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b h w c"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None
@@ -165,12 +161,9 @@ class ADM(nnx.Module):
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
     """The embedding of time and conditions that every block sees; labels come after its layers."""
-    if self.embedding == "fourier":
-      e = self.map_noise(t)
-    else:
-      # Frequencies 10000^(-i / half) with i < half, which do not reach the endpoint 1 / 10000.
-      half = self.channels // 2
-      e = embeddings.positional(t, self.channels, max_period=10_000 ** (1 - 1 / half))
+    # Frequencies 10000^(-i / half) with i < half, which do not reach the endpoint 1 / 10000.
+    half = self.channels // 2
+    e = embed_time(self, t, self.channels, max_period=10_000 ** (1 - 1 / half))
     e = add_conditions(self, e, cond, t)
     e = self.map_layer1(jax.nn.silu(self.map_layer0(e)))
     if self.num_classes:

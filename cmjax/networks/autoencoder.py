@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from cmjax import naming
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import Conv, GroupNorm, Linear, along_last, kaiming_uniform
 from cmjax.types import Params
@@ -364,7 +365,7 @@ def _new_name(name: str) -> str:
 
 def _torch_name(path) -> str:
   """`a.b.weight` of the path a/b/kernel or a/b/scale."""
-  name = jax.tree_util.keystr(path, simple=True, separator=".")
+  name = naming.name(path, ".")
   return re.sub(r"\.(kernel|scale)$", ".weight", name)
 
 

@@ -16,8 +16,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax import embeddings
-from cmjax.networks.layers import BOX, Conv, Fourier, GroupNorm, Linear, label_rows
+from cmjax.networks.layers import BOX, Conv, GroupNorm, Linear, label_rows
 from cmjax.networks.unet import (
   Style,
   UNetBlock,
@@ -26,8 +25,10 @@ from cmjax.networks.unet import (
   check_input,
   check_options,
   decoder_specs,
+  embed_time,
   encoder_specs,
   level_resolutions,
+  make_conditions,
   run_block,
 )
 from cmjax.types import Cond, Time
@@ -137,8 +138,8 @@ class DDPMpp(nnx.Module):
     plan = (resolutions, widths, num_blocks, tuple(attn_resolutions))
 
     def block(spec):
-      small = dropout_resolution is None or spec.resolution <= dropout_resolution
-      return UNetBlock(spec, embed, style, dropout=dropout if small else 0.0, rngs=rngs)
+      rate = spec.dropout(dropout, dropout_resolution)
+      return UNetBlock(spec, embed, style, dropout=rate, rngs=rngs)
 
     self.first = f"{resolution}x{resolution}_conv"
     self.enc_specs, self.dec_specs = tuple(encoder_specs(*plan)), tuple(decoder_specs(*plan))
@@ -151,12 +152,7 @@ class DDPMpp(nnx.Module):
 
     # Last, so that all other initial weights are those of a network without them.
     self.embedding, self.guidance, self.segment = embedding, guidance, segment
-    if embedding == "fourier":
-      self.map_noise = Fourier(noise, fourier_scale, rngs=rngs)
-    if guidance:
-      self.map_guidance = Linear(noise, noise, gain=0.0, rngs=rngs)
-    if segment:
-      self.map_segment = Linear(noise, noise, gain=0.0, rngs=rngs)
+    make_conditions(self, noise, fourier_scale, rngs=rngs)
     self.residual = encoder == "residual"
     if self.residual:
       c = in_channels
@@ -195,8 +191,7 @@ class DDPMpp(nnx.Module):
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
     """The embedding of time and conditions that every block sees."""
-    fourier = self.embedding == "fourier"
-    e = self.map_noise(t) if fourier else embeddings.positional(t, self.noise_channels)
+    e = embed_time(self, t, self.noise_channels)
     cos, sin = jnp.split(e, 2, axis=-1)
     e = jnp.concatenate([sin, cos], axis=-1)  # EDM's order, for the sake of its checkpoints
     if self.num_classes:

@@ -19,15 +19,16 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax import embeddings
 from cmjax.networks.attention import attend, check_implementation, split_heads
-from cmjax.networks.layers import Fourier, Linear, check_dropout, dropout, label_rows, pnorm
+from cmjax.networks.layers import Linear, check_dropout, dropout, label_rows, pnorm
 from cmjax.networks.unet import (
   EMBEDDINGS,
   QK_NORMS,
   add_conditions,
   check_choice,
   check_input,
+  embed_time,
+  make_conditions,
   rms_norm_qk,
 )
 from cmjax.types import Cond, Params, Time
@@ -210,12 +211,7 @@ class DiT(nnx.Module):
 
     # Last, so that all other initial weights are those of a network without them.
     self.embedding, self.guidance, self.segment = embedding, guidance, segment
-    if embedding == "fourier":
-      self.map_noise = Fourier(embed_channels, fourier_scale, rngs=rngs)
-    if guidance:
-      self.map_guidance = Linear(embed_channels, embed_channels, gain=0.0, rngs=rngs)
-    if segment:
-      self.map_segment = Linear(embed_channels, embed_channels, gain=0.0, rngs=rngs)
+    make_conditions(self, embed_channels, fourier_scale, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b h w c"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None
@@ -256,8 +252,7 @@ class DiT(nnx.Module):
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
     """The embedding of time and conditions that every block sees."""
-    fourier = self.embedding == "fourier"
-    e = self.map_noise(t) if fourier else embeddings.positional(t, self.embed_channels)
+    e = embed_time(self, t, self.embed_channels)
     e = add_conditions(self, e, cond, t)
     e = self.map_layer1(jax.nn.silu(self.map_layer0(e)))
     if self.num_classes:

@@ -231,13 +231,12 @@ class EDM2(nnx.Module):
       self.emb_label = MPLinear(num_classes, embed, rngs=rngs)
 
     def block(spec, encoder):
-      no_dropout = dropout_resolution is not None and spec.resolution > dropout_resolution
       return EDM2Block(
         spec,
         embed,
         encoder=encoder,
         modulation=modulation,
-        dropout=0.0 if no_dropout else dropout,
+        dropout=spec.dropout(dropout, dropout_resolution),
         channels_per_head=channels_per_head,
         attention=attention,
         rngs=rngs,

@@ -13,10 +13,12 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from cmjax import embeddings
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import (
   BOX,
   Conv,
+  Fourier,
   GroupNorm,
   Linear,
   check_dropout,
@@ -49,6 +51,10 @@ class BlockSpec(NamedTuple):
   def resolution(self) -> int:
     """Side of the images that it gives."""
     return int(self.name.partition("x")[0])
+
+  def dropout(self, rate: float, largest: int | None) -> float:
+    """`rate`, or 0 where the images are larger than `largest`; None: they never are."""
+    return rate if largest is None or self.resolution <= largest else 0.0
 
 
 class Style(NamedTuple):
@@ -199,6 +205,27 @@ def run_block(
   """block(x, e, rngs); with `remat` a gradient computes its inside again instead of storing it."""
   call = lambda block, x, e, rngs: block(x, e, rngs)
   return (nnx.remat(call) if remat else call)(block, x, e, rngs)
+
+
+def make_conditions(net: Any, channels: int, fourier_scale: float, *, rngs: nnx.Rngs) -> None:
+  """Gives a network the layers that its `embedding`, `guidance` and `segment` ask for.
+
+  `map_noise` embeds the time with embedding="fourier"; `map_guidance` and `map_segment`, which
+  `add_conditions` applies, start at 0. All are as wide as the embedding of the time.
+  """
+  if net.embedding == "fourier":
+    net.map_noise = Fourier(channels, fourier_scale, rngs=rngs)
+  if net.guidance:
+    net.map_guidance = Linear(channels, channels, gain=0.0, rngs=rngs)
+  if net.segment:
+    net.map_segment = Linear(channels, channels, gain=0.0, rngs=rngs)
+
+
+def embed_time(net: Any, t: Time, channels: int, **kwargs: float) -> Float[Array, "b n"]:
+  """The embedding of t that the network's `embedding` names; `kwargs` are of the positional one."""
+  if net.embedding == "fourier":
+    return net.map_noise(t)
+  return embeddings.positional(t, channels, **kwargs)
 
 
 def add_conditions(net: Any, e: Float[Array, "b n"], cond: Cond, t: Time) -> Float[Array, "b n"]:

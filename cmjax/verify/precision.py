@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmjax import build, runs, sharding, statistics
+from cmjax import build, naming, runs, sharding, statistics
 from cmjax.build import models, sections
 from cmjax.types import NetFn
 from cmjax.verify.table import Row
@@ -126,12 +126,13 @@ def _most_sensitive(config: ConfigDict, params: Any) -> Row:
   inputs = _network_inputs(config)
   slope = lambda params: np.asarray(run(params, *inputs)[1], np.float64)
   exact, kept = slope(params), getattr(models.NETWORKS[config.net.name], "float32_paths", ())
-  paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  paths = [path for path in paths if not any(re.search(pattern, path) for pattern in kept)]
+  paths = [
+    path for path in naming.by_name(params) if not any(re.search(pattern, path) for pattern in kept)
+  ]
 
   def error(prefix):
     def leaf(path, a):
-      inside = _path(path) in paths and _path(path).startswith(prefix)
+      inside = naming.name(path) in paths and naming.name(path).startswith(prefix)
       return a.astype(jnp.bfloat16).astype(a.dtype) if inside else a
 
     changed = slope(jax.tree_util.tree_map_with_path(leaf, params))
@@ -143,7 +144,3 @@ def _most_sensitive(config: ConfigDict, params: Any) -> Row:
     prefix = max(sorted({"/".join([*parts, ""]) for parts in modules}), key=error)
   name = f"share of {prefix.rstrip('/')} in the error of dF/dt in bfloat16: the largest"
   return Row("", name, 0.0, error(prefix), error(prefix), PRECISION["bfloat16"][1])
-
-
-def _path(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
