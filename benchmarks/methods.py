@@ -23,6 +23,7 @@ command is started again; each finished run is a row of results.json.
 """
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -193,15 +194,50 @@ def run(args, data, method, seed):
   config = configure(args, data, method, seed, steps)
   workdir = args.workdir / data / method / f"seed{seed}"
   start = time.monotonic()
-  scores = train.train(config, workdir)
-  if not scores:  # it had come to its end, and was stopped before it was written down
-    scores = json.loads((workdir / "scores.json").read_text())
-  jax.clear_caches()
+  scores = train_and_score(config, workdir)
   gflop = steps * count_flops(args, data, method) / 1e9
   return {
     "steps": steps, "gflop": gflop, "seconds": time.monotonic() - start,
     "scores": scores, "curve": curve(workdir, gflop / steps) if args.curve else {},
   }  # fmt: skip
+
+
+def train_and_score(config, workdir):
+  """The scores of a run, trained as far as that is not done yet."""
+  scores = train.train(config, workdir)
+  jax.clear_caches()
+  # Empty if it had come to its end, and was stopped before it was written down.
+  return scores or json.loads((workdir / "scores.json").read_text())
+
+
+def fill(path, seeds, runs, stopped, *, diverged=None):
+  """Makes the rows that a file of results has not: {name: {seed: row}}.
+
+  Seed by seed, so that a short budget still compares everything.
+
+  Args:
+    path: of the file, which is written after each row.
+    seeds: how many.
+    runs: {name: a function from a seed to the row}.
+    stopped: () -> whether to end before the next row.
+    diverged: the row of a run that stopped with a FloatingPointError; None: none is kept.
+  """
+  for seed in range(seeds):
+    for name, run in runs.items():
+      rows = json.loads(path.read_text()) if path.exists() else {}
+      if str(seed) in rows.get(name, {}):
+        continue
+      if stopped():
+        return
+      try:
+        row = run(seed)
+      except FloatingPointError as error:  # a result too, and no reason to lose the others
+        print(f"{name}, seed {seed}, diverged: {error}")
+        if diverged is None:
+          continue
+        row = diverged
+      rows.setdefault(name, {})[str(seed)] = row
+      write_json(path, rows)
 
 
 def curve(workdir, gflop):
@@ -373,23 +409,9 @@ def report(args):
 
 
 def train_all(args, stopped):
-  """Seed by seed, so that a short budget still compares every method."""
-  path = args.workdir / args.data / "results.json"
   make_detector(args, args.data)
-  for seed in range(args.seeds):
-    for method in args.methods:
-      rows = json.loads(path.read_text()) if path.exists() else {}
-      if str(seed) in rows.get(method, {}):
-        continue
-      if stopped():
-        return
-      try:
-        row = run(args, args.data, method, seed)
-      except FloatingPointError as error:  # a result too, and no reason to lose the others
-        print(f"{method}, seed {seed}, diverged: {error}")
-        continue
-      rows.setdefault(method, {})[str(seed)] = row
-      write_json(path, rows)
+  runs = {method: functools.partial(run, args, args.data, method) for method in args.methods}
+  fill(args.workdir / args.data / "results.json", args.seeds, runs, stopped)
 
 
 def stopper(minutes):

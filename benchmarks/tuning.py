@@ -11,19 +11,21 @@ sigma_data is changed, which needs a teacher of its own. It goes on where it was
 a table for each data set into docs/RESULTS.md.
 """
 
+import functools
 import json
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import methods
 
-from cmjax import train
-
 # What --mode=measure prints: sigma_data, and (P_mean, P_std) of a teacher and of a student.
 PROPOSED = {
   "digits": dict(sigma_data=0.752, teacher=(-1.1, 1.3), scd=(-0.7, 1.5)),
-  "fashion_mnist": dict(sigma_data=0.705, teacher=(0.0, 1.2), scd=(-0.5, 1.5)),
+  "fashion_mnist": dict(
+    sigma_data=methods.FASHION_MNIST["sigma_data"],
+    teacher=tuple(methods.FASHION_MNIST["teacher"].values()),
+    scd=tuple(methods.FASHION_MNIST["student"].values()),
+  ),
 }
 SHIFTS = (-0.8, 0.0, 0.8)  # of P_mean
 FACTORS = (0.6, 1.5)  # of P_std, and of sigma_data
@@ -77,33 +79,16 @@ def workdir(args, row, seed):
 
 
 def run(args, row, seed):
-  """The scores of one run, trained as far as that is not done yet."""
-  directory = workdir(args, row, seed)
-  scores = train.train(configure(args, row, seed), directory)
-  methods.jax.clear_caches()
-  return scores or json.loads((directory / "scores.json").read_text())
+  """The scores of one run."""
+  return {"scores": methods.train_and_score(configure(args, row, seed), workdir(args, row, seed))}
 
 
 def train_all(args, stopped):
-  path = args.workdir / args.data / "tuning.json"
   methods.make_detector(args, args.data)
-  for seed in range(args.seeds):
-    for row in settings(args.data, args.changed):
-      done = json.loads(path.read_text()) if path.exists() else {}
-      if str(seed) in done.get(row.name, {}):
-        continue
-      if stopped():
-        return
-      start = time.monotonic()
-      try:
-        scores = run(args, row, seed)
-      except FloatingPointError as error:  # a result too
-        print(f"{row.name}, seed {seed}, diverged: {error}")
-        scores = {}
-      done.setdefault(row.name, {})[str(seed)] = {
-        "scores": scores, "seconds": time.monotonic() - start
-      }  # fmt: skip
-      methods.write_json(path, done)
+  rows = settings(args.data, args.changed)
+  runs = {row.name: functools.partial(run, args, row) for row in rows}
+  path = args.workdir / args.data / "tuning.json"
+  methods.fill(path, args.seeds, runs, stopped, diverged={"scores": {}})
 
 
 def table(data, done):
