@@ -191,13 +191,15 @@ def make_step_fn(
   twice and compiled for minutes.
   """
   tx, decays, target = build.optimizer(config), build.ema_decays(config), build.target_name(config)
+  scale = build.loss_scale(config)
 
   def loss_of(frozen):
     model = (teacher, frozen["teacher"]) if teacher else None
     return build.loss(config, net, model, frozen["lpips"])
 
   def step_fn(state, batch, key, frozen):
-    return make_train_step(loss_of(frozen), tx, decays, target=target)(state, batch, key)
+    train_step = make_train_step(loss_of(frozen), tx, decays, target=target, loss_scale=scale)
+    return train_step(state, batch, key)
 
   loss_of(frozen)  # once for nothing, so that a wrong section of the config is found at the door
   return step_fn

@@ -49,11 +49,16 @@ def make_train_step(
   ema_decays: Mapping[str, ema.Decay],
   *,
   target: str | None = None,
+  loss_scale: float = 1.0,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """train_step(state, batch, key) -> (state, metrics): pure; the caller jits and shards it.
 
   With `target`, the average of that name is the target network of a loss that has one: the loss
   finds it in params["target"], and no gradient goes there.
+
+  With `loss_scale` the loss is multiplied before it is differentiated and the gradient divided
+  after, both in float32: what is small there would be lost in a float16 body, which has nothing
+  below 6e-8. Take a power of two, which rounds nothing.
 
   All randomness is a function of (key, state.step), so a resumed run repeats itself. A step whose
   loss or gradient is not finite changes nothing but the step count, whatever the policy that the
@@ -65,8 +70,13 @@ def make_train_step(
   def train_step(state, batch, key):
     key = jax.random.fold_in(key, state.step)
     fixed = {} if target is None else {"target": state.ema[target]}
-    grad_fn = jax.value_and_grad(lambda params, *args: loss_fn(params | fixed, *args), has_aux=True)
-    (value, metrics), grads = grad_fn(state.params, batch, key, state.step)
+
+    def scaled(params):
+      value, metrics = loss_fn(params | fixed, batch, key, state.step)
+      return value * loss_scale, metrics
+
+    (value, metrics), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
+    grads = jax.tree.map(lambda g: g / loss_scale, grads)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 

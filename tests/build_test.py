@@ -189,3 +189,39 @@ def test_a_learned_weighting_starts_where_a_tangent_of_unit_norm_has_unit_weight
 def test_a_sampler_costs_its_network_evaluations(section, nfe):
   config = changed({"samplers.x": ConfigDict(section)})
   assert build.sampler_nfe(config, "x") == nfe
+
+
+def test_a_tangent_has_the_precision_of_its_own_and_the_network_keeps_its():
+  """F_error and the gradient's F of the bfloat16 network, ||g|| of the float32 one, to the bit."""
+
+  def metrics(**values):
+    config = changed({f"{k.replace('__', '.')}": v for k, v in values.items()})
+    net = build.network(config)
+    params = build.state_init(config, net)(jax.random.key(0)).params
+    params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+    batch = {"image": jax.random.normal(jax.random.key(1), (16, 2))}
+    found = build.loss(config, net)(params, batch, jax.random.key(2), 10)[1]
+    return {name: float(mean.total) for name, mean in found.items()}
+
+  wide, narrow = metrics(net__dtype="float32"), metrics(net__dtype="bfloat16")
+  tangent = {"name": "exact", "dtype": "float32", "matmul_precision": "highest"}
+  mixed = metrics(net__dtype="bfloat16", loss__tangent=tangent)
+  assert wide["tangent_norm"] != narrow["tangent_norm"] and wide["F_error"] != narrow["F_error"]
+  assert mixed["tangent_norm"] == wide["tangent_norm"]
+  assert mixed["F_error"] == narrow["F_error"]
+
+
+@pytest.mark.parametrize(
+  ("values", "expected"),
+  [
+    ({}, True),
+    ({"loss.tangent": {"name": "exact"}}, True),
+    ({"loss.tangent": {"name": "exact", "dtype": "float32"}}, True),
+    ({"loss.tangent": {"name": "exact", "matmul_precision": "highest"}}, False),
+    ({"net.dtype": "float16", "loss.tangent": {"name": "exact", "dtype": "float32"}}, False),
+  ],
+)
+def test_a_step_has_a_second_pass_only_where_the_precisions_differ(values, expected):
+  from cmjax.build.models import tangent_network
+
+  assert (tangent_network(changed(values)) is None) == expected

@@ -59,7 +59,7 @@ ROOMS = {
   "train": (6, "program"),
   "sample": (7, "program"),
   "verify": (7, "program"),
-  "plan": (5, "program"),
+  "plan": (7, "program"),
   "main": (8, "program"),
 }
 # Files that are one room: what runs write, the page made of it, and its curves.

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax import tangent, times, trigflow, weighting
+from cmjax import statistics, tangent, times, trigflow, weighting
 from cmjax.losses import continuous, diffusion
 from cmjax.types import Network
 
@@ -164,6 +164,43 @@ def test_primal_and_tangent_share_one_call_and_one_key():
   )
   loss_fn({"net": jnp.ones(()), "weighting": {}}, batch(4), jax.random.key(0), 0)
   assert len(calls) == 1 and calls[0] is not None
+
+
+def test_a_tangent_of_its_own_network_gives_g_and_the_other_one_the_gradient():
+  """The same lines as in Algorithm 1, with F = p x^3 where the tangent has p x^2 t."""
+  keys = []
+
+  def network(F):
+    return Network(lambda key: {}, lambda p, x, t, cond, key: keys.append(key) or p * F(x, t))
+
+  loss_fn = continuous.loss(
+    network(lambda x, t: x**3),
+    continuous.data_velocity(),
+    SAMPLE_T,
+    weighting.constant(),
+    sigma_data=SIGMA_DATA,
+    warmup_steps=0,
+    tangent_net=network(lambda x, t: x**2 * t[:, None]),
+  )
+  p, x0, key = {"net": jnp.float32(0.7), "weighting": {}}, batch(32)["image"], jax.random.key(3)
+  grads, metrics = jax.grad(loss_fn, has_aux=True)(p, {"image": x0}, key, 0)
+  assert len(keys) == 2 and jnp.array_equal(*map(jax.random.key_data, keys))
+
+  key_t, key_z, _ = jax.random.split(key, 3)
+  t = np.asarray(SAMPLE_T(key_t, (32,)), np.float64)[:, None]
+  z = SIGMA_DATA * np.asarray(jax.random.normal(key_z, x0.shape), np.float64)
+  x0 = np.asarray(x0, np.float64)
+  x_t = np.cos(t) * x0 + np.sin(t) * z
+  dxdt, x = np.cos(t) * z - np.sin(t) * x0, x_t / SIGMA_DATA
+  F, dF = 0.7 * x**2 * t, 0.7 * (2 * x * t * dxdt / SIGMA_DATA + x**2)
+  g = -(np.cos(t) ** 2) * (SIGMA_DATA * F - dxdt)
+  g -= np.cos(t) * np.sin(t) * (x_t + SIGMA_DATA * dF)
+  norm = np.linalg.norm(g, axis=-1, keepdims=True)
+  expected = np.mean(-2 / D * np.sum(x**3 * g / (norm + 0.1), -1))
+  assert float(grads["net"]) == pytest.approx(expected, rel=1e-4)
+  assert statistics.merge([metrics])["tangent_norm"] == pytest.approx(np.mean(norm), rel=1e-5)
+  F_error = np.mean((0.7 * x**3 - dxdt / SIGMA_DATA) ** 2)
+  assert statistics.merge([metrics])["F_error"] == pytest.approx(F_error, rel=1e-5)
 
 
 def test_labels_reach_student_and_teacher_and_the_teacher_has_no_dropout():

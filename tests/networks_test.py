@@ -235,9 +235,44 @@ def test_init_is_a_function_of_the_key_and_gives_float32():
   assert np.any(a["blocks"]["block0"]["fc0"]["kernel"] != a["blocks"]["block1"]["fc0"]["kernel"])
 
 
+@pytest.mark.parametrize("make", [mlp, unet])
+def test_products_have_their_precision_in_every_derivative(make):
+  """Of the jvp, and of the gradient of its primal: the network's own, whatever the context says."""
+
+  def step(net, params, x, t, cond):
+    def value(params):
+      F, dF = jax.jvp(lambda x, t: net.apply(params, x, t, cond, None), (x, t), (x, t))
+      return jnp.sum((F - jax.lax.stop_gradient(dF)) ** 2)
+
+    return jax.grad(value)(params)
+
+  def precisions(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+        yield eqn.params["precision"]
+      for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+        sub = getattr(sub, "jaxpr", sub)
+        if hasattr(sub, "eqns"):
+          yield from precisions(sub)
+
+  found = {}
+  for name in ("highest", "default"):
+    net = as_network(make, matmul_precision=name)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    with jax.default_matmul_precision("high"):
+      jaxpr = jax.make_jaxpr(functools.partial(step, net))(params, *inputs(make))
+    found[name] = list(precisions(jaxpr.jaxpr))
+  highest = (jax.lax.Precision.HIGHEST,) * 2
+  assert len(found["highest"]) == len(found["default"]) > 12
+  assert set(found["highest"]) == {highest}
+  assert all(p != highest and p != (jax.lax.Precision.HIGH,) * 2 for p in found["default"])
+
+
 def test_adapter_refuses_what_it_cannot_carry():
   with pytest.raises(ValueError, match="int32 is not floating-point"):
     as_network(mlp, dtype="int32")
+  with pytest.raises(ValueError, match="'best'. Choose from: default, high, highest"):
+    as_network(mlp, matmul_precision="best")
   with pytest.raises(ValueError, match="'mapp', .*found in no parameter.*blocks/block0"):
     as_network(mlp, float32_paths=("mapp",))
 

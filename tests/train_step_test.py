@@ -103,3 +103,24 @@ def test_the_target_is_the_average_of_that_name_and_gets_no_gradient():
   np.testing.assert_allclose(state.ema["target"]["p"], P0 - 0.25 * LR * P0, rtol=1e-6)
   _, metrics = step(state, {}, jax.random.key(1))
   assert metrics["loss"].total == pytest.approx(float(np.sum(P0 - 0.25 * LR * P0)), rel=1e-5)
+
+
+def test_loss_scale_saves_what_float16_would_lose_and_changes_nothing_else():
+  """L = c (p . x) in float16 with c = 3e-8, the half of the smallest number of float16."""
+  x = np.array([0.5, -1.0, 2.0], np.float32)
+
+  def faint(params, batch, key, step):
+    product = jnp.sum(params["net"]["p"].astype(jnp.float16) * x.astype(np.float16))
+    value = 3e-8 / 4 * product.astype(jnp.float32)
+    return value, {"loss": statistics.mean(value)}
+
+  def gradient(scale):
+    tx, decays = optax.sgd(1.0), {"main": ema.half_life(8, batch_size=4)}
+    state = train_step.make_init(lambda key: {"net": {"p": jnp.zeros(3)}}, tx, ("main",))(None)
+    step = train_step.make_train_step(faint, tx, decays, loss_scale=scale)
+    state, metrics = step(state, {}, jax.random.key(0))
+    return -state.params["net"]["p"], metrics["loss"].total
+
+  np.testing.assert_array_equal(gradient(1.0)[0], 0.0)
+  np.testing.assert_allclose(gradient(2.0**15)[0], 3e-8 / 4 * x, rtol=1e-3)
+  assert gradient(2.0**15)[1] == gradient(1.0)[1]

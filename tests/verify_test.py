@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import textwrap
 
 import jax
@@ -389,7 +390,8 @@ def test_the_table_shows_what_failed_and_a_crash_is_a_row(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_is_measured_at_its_precision(dtype):
   found = verify.network(tiny.config(**{"net.dtype": dtype}))
-  assert len(found) == 3 * 6 + 1
+  # By jvp against differences, F, dF/dt at the config's precision and at three others; the culprit.
+  assert len(found) == (2 + 4) * 6 + 1
   assert all(r.passed for r in found)
   F_error = max(r.error for r in found if r.name.startswith(f"F in {dtype}"))
   assert (1e-3 if dtype == "bfloat16" else 1e-9) < F_error < (0.03 if dtype == "bfloat16" else 1e-5)
@@ -401,6 +403,40 @@ def test_a_network_is_measured_at_its_precision(dtype):
     "block0/fc1",
     "blocks/block0",
   )
+
+
+def test_the_derivative_is_measured_at_every_precision_and_judged_at_the_tangents():
+  config = tiny.config(**{"net.dtype": "bfloat16"}).unlock()
+  config.loss.tangent = dict(name="exact", dtype="float32", matmul_precision="highest")
+  found = verify.network(config)
+  errors = {}
+  for r in found:
+    if r.name.startswith("dF/dt in "):
+      errors.setdefault(r.name.rsplit(",", 1)[0][len("dF/dt in ") :], []).append(r.error)
+  judged = {r.name.rsplit(",", 1)[0] for r in found[6:-1] if r.tolerance < math.inf}
+  assert judged == {"F in bfloat16", "dF/dt in float32 (highest products)"}
+  assert set(errors) == {"float32 (highest products)", "float32", "bfloat16", "float16"}
+  worst = {name: max(values) for name, values in errors.items()}
+  assert worst["float32 (highest products)"] < 1e-5
+  assert 1e-4 < worst["float16"] < worst["bfloat16"] < 0.3
+  assert all(len(values) == 6 for values in errors.values())
+
+
+def test_a_precision_that_is_not_in_use_may_overflow(monkeypatch):
+  """The first layer's weights times 1e6 are infinite in float16, and only there."""
+  config = tiny.config()
+  weights = verify.precision._weights
+
+  def large(*args):
+    params = weights(*args)
+    params["fc_in"]["kernel"] = params["fc_in"]["kernel"] * 1e6
+    return params
+
+  monkeypatch.setattr(verify.precision, "_weights", large)
+  rows = {r.name: r for r in verify.network(config)}
+  half = [r for name, r in rows.items() if name.startswith("dF/dt in float16")]
+  assert all(math.isinf(r.error) and r.passed for r in half) and len(half) == 6
+  assert all(math.isfinite(r.error) for r in rows.values() if r not in half)
 
 
 def test_a_network_with_a_wrong_derivative_fails_in_float64(monkeypatch):

@@ -19,6 +19,7 @@ from cmjax.build.sampling import search_score as search_score
 from cmjax.build.sections import call as call
 from cmjax.build.sections import pick as pick
 from cmjax.build.training import ema_decays as ema_decays
+from cmjax.build.training import loss_scale as loss_scale
 from cmjax.build.training import optimizer as optimizer
 from cmjax.build.training import schedule as schedule
 from cmjax.build.training import snapshots as snapshots

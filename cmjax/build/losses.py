@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cmjax import distances, guidance, lpips, tangent, times, weighting
+from cmjax.build.models import PRECISION, tangent_network
 from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.losses import continuous, continuous_2023, diffusion, discrete, distribution
 from cmjax.types import LossFn, Model, Network, Params, VelocityFn
@@ -134,6 +135,7 @@ def _continuous(
     weights["weighting"],
     sigma_data=sigma_data,
     estimator=estimator,
+    tangent_net=tangent_network(config),
     **kwargs,
   )
   if not vsd:
@@ -171,6 +173,8 @@ def _distribution(config, vsd, base, net, velocity, weights) -> LossFn:
 def _estimator(config: ConfigDict, section: Section) -> tuple[tangent.Estimator, dict[str, Any]]:
   """How the tangent is found, and the grid of times where it needs one."""
   name, kwargs = read(section, "loss.tangent")
+  for key in PRECISION:
+    kwargs.pop(key, None)  # of the network, not of the estimator
   factory, what = pick(TANGENTS, name, "estimator (loss.tangent.name)"), f"loss.tangent ({name})"
   if name != "discrete":
     return call(factory, what, **kwargs), {}

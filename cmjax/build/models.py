@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import edm, networks, sharding
-from cmjax.build.sections import call, pick, read, sample_shape
+from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.data import pipeline, sources
 from cmjax.types import Batch, Network
 
@@ -25,23 +25,38 @@ NETWORKS = {
   "edm2": networks.EDM2,
   "dit": networks.DiT,
 }
+# What a tangent can have of its own.
+PRECISION = ("dtype", "matmul_precision")
 PRECONDITIONINGS = ("trigflow", "edm")
 
 
-def network(config: ConfigDict) -> Network:
-  """The network of `config.net`; `dtype` is that of its body.
+def network(config: ConfigDict, precision: Section | None = None) -> Network:
+  """The network of `config.net`; `dtype` and `matmul_precision` are those of its body.
+
+  `precision` has other ones, where the same network is wanted at another precision.
 
   Whatever `preconditioning` says, the network that comes back takes and gives TrigFlow's units;
   with "edm" the module inside embeds ln(sigma) / 4 and its output is EDM's F (`edm.as_trigflow`).
   """
-  name, dtype, kwargs = read(config.net, "net", "dtype")
+  section = dict(config.net) | dict(precision or {})
+  name, dtype, kwargs = read(section, "net", "dtype")
+  matmul_precision = kwargs.pop("matmul_precision", None)
   kind = pick(PRECONDITIONINGS, kwargs.pop("preconditioning", "trigflow"), "net.preconditioning")
   module = pick(NETWORKS, name, "network (net.name)")
   make = lambda rngs: call(module, f"net ({name})", rngs=rngs, **kwargs)
-  net = networks.as_network(make, dtype=dtype)
+  net = networks.as_network(make, dtype=dtype, matmul_precision=matmul_precision)
   if kind == "edm":
     return Network(net.init, edm.as_trigflow(net.apply, sigma_data=config.sigma_data))
   return net
+
+
+def tangent_network(config: ConfigDict) -> Network | None:
+  """The network at the precision of `config.loss.tangent`; None where that is its own."""
+  wanted = config.loss.get("tangent") or {}
+  changed = {key: wanted[key] for key in PRECISION if wanted.get(key, None) is not None}
+  if all(changed[key] == config.net.get(key, None) for key in changed):
+    return None
+  return network(config, changed)
 
 
 def source(config: ConfigDict, split: str = "train") -> sources.Source:

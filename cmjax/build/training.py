@@ -35,6 +35,7 @@ def _schedule(section: ConfigDict, what: str) -> optax.Schedule:
 
 def _chain(section: ConfigDict, what: str) -> optax.GradientTransformation:
   name, _, _, kwargs = read(section, what, "lr", "schedule")
+  kwargs.pop("loss_scale", None)  # of the train step
   factory = pick(OPTIMIZERS, name, f"optimizer ({what}.name)")
   return call(factory, f"{what} ({name})", _schedule(section, what), **kwargs)
 
@@ -46,6 +47,14 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """
   tx, paths = _optimizer(config), _normalized_paths(config)
   return optax.chain(tx, optim.project(networks.normalize_kernel, paths)) if paths else tx
+
+
+def loss_scale(config: ConfigDict) -> float:
+  """`config.optim.loss_scale`: by what the loss is multiplied for a body in float16; 1 without."""
+  scale = config.optim.get("loss_scale", 1.0)
+  if not scale > 0:
+    raise ValueError(f"optim.loss_scale={scale} must be positive; for float16 try 2.0**15.")
+  return float(scale)
 
 
 def _normalized_paths(config: ConfigDict) -> list[str]:

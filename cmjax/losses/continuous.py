@@ -68,6 +68,7 @@ def loss(
   estimator: tangent.Estimator = tangent.tangent,
   guidance: tuple[float, float] | None = None,
   num_segments: int = 1,
+  tangent_net: Network | None = None,
 ) -> LossFn:
   """Algorithm 1 of sCM (Lu & Song 2024, appendix A).
 
@@ -94,6 +95,9 @@ def loss(
       the student learns and the (guided) teacher applies. Not for sCT: data cannot be guided.
     num_segments: M of multistep sCD: f leads to the start t_k of one of M segments of time, and
       the student gets it as cond["segment"]; see `segment_starts`. 1 for a plain consistency model.
+    tangent_net: the student at another precision, for the tangent alone: in bfloat16 the error of a
+      jvp is far above that of F (arXiv 2510.08431, sec. 4.2 and F.2). F then is a call of its own,
+      so a step costs one forward pass more. None: the primal of the jvp is F.
 
   Raises:
     ValueError: for an unknown norm, a guidance that is no pair, less than one segment.
@@ -119,8 +123,10 @@ def loss(
       origin = segment_starts(t, num_segments, sigma_data=sigma_data)
       cond = cond | {"segment": origin}
 
+    # Without a gradient, nothing of a tangent's own pass is kept for one.
+    weights = params["net"] if tangent_net is None else jax.lax.stop_gradient(params["net"])
     F, g = estimator(
-      lambda x, t: net.apply(params["net"], x, t, cond, key_net),
+      lambda x, t: (tangent_net or net).apply(weights, x, t, cond, key_net),
       x_t,
       t,
       dxdt,
@@ -128,6 +134,8 @@ def loss(
       warmup=jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0,
       origin=origin,
     )
+    if tangent_net is not None:
+      F = net.apply(params["net"], x_t / sigma_data, t, cond, key_net)
     w = weighting.apply(params["weighting"], t)
     residual = F - jax.lax.stop_gradient(F) - tangent.normalize(g, c, rms=rms)
     squared = jnp.mean(residual.reshape(len(x0), -1) ** 2, -1)

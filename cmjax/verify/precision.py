@@ -1,4 +1,4 @@
-"""Rows of one network at one precision: its derivative, its rounding, and where that comes from."""
+"""Rows of one network by precision: its derivative, its rounding, and where that comes from."""
 
 import math
 import re
@@ -24,10 +24,21 @@ PRECISION = {
   "bfloat16": (0.05, 0.5),
   "float16": (0.01, 0.1),
 }
+# What a config could have instead; on a CPU the products of both float32 are the same.
+POLICIES = (
+  dict(dtype="float32", matmul_precision="highest"),
+  dict(dtype="float32", matmul_precision="default"),
+  dict(dtype="bfloat16", matmul_precision="default"),
+  dict(dtype="float16", matmul_precision="default"),
+)
 
 
 def network(config: ConfigDict, workdir: str | Path | None = None) -> list[Row]:
-  """Rows of the network of a config: its derivative in float64, and its rounding in its own dtype.
+  """Rows of the network of a config: its derivative in float64, and its rounding by precision.
+
+  Judged are F in the precision of `config.net`, and dF/dt in that of the tangent, which
+  `config.loss.tangent` can set apart. Below them is dF/dt in every other precision that there is
+  to choose (`POLICIES`), which no result can make fail.
 
   Its weights are those of the run's first average or, where the run has no checkpoint yet, random
   ones without a zero among them: a layer that starts at 0 would hide all that is before it.
@@ -35,30 +46,52 @@ def network(config: ConfigDict, workdir: str | Path | None = None) -> list[Row]:
   The last row names the module whose weights, rounded to bfloat16 while all else is exact, disturb
   dF/dt most: the first to keep in float32. (What `float32_paths` keeps anyway is not a candidate.)
   """
-  dtype = jnp.dtype(config.net.dtype).name
-  own = build.network(config).apply
-  params = _weights(config, workdir)
-  F_own, dF_own = jax.device_get(jax.jit(_F_and_slope(own))(params, *_network_inputs(config)))
+  params, inputs = _weights(config, workdir), _network_inputs(config)
+  own, of_tangent = _policies(config)
+  policies = {_label(own): own, _label(of_tangent): of_tangent}
+  policies |= {_label(policy): policy for policy in POLICIES}
+
+  def run(policy):
+    apply = build.network(config, policy).apply
+    return jax.device_get(jax.jit(_F_and_slope(apply))(params, *inputs))
+
+  found = {label: run(policy) for label, policy in policies.items()}
   culprit = _most_sensitive(config, params)
   with jax.enable_x64(True):
-    wide = build.network(_with_dtype(config, "float64")).apply
-    params, inputs = _float64(params), _float64(_network_inputs(config))
+    wide = build.network(config, {"dtype": "float64"}).apply
+    params, inputs = _float64((params, inputs))
     F, dF = jax.device_get(jax.jit(_F_and_slope(wide))(params, *inputs))
     numeric = jax.device_get(jax.jit(_central_difference(wide))(params, *inputs))
-  tolerance_F, tolerance_dF = PRECISION[dtype]
-  found = [
+  allowed_F = PRECISION[own["dtype"]][0]
+  allowed_dF = {_label(of_tangent): PRECISION[of_tangent["dtype"]][1]}
+  rows = [
     *_per_bin("dF/dt by jvp and by differences, float64", dF, numeric, 1e-6),
-    *_per_bin(f"F in {dtype}", F_own, F, tolerance_F),
-    *_per_bin(f"dF/dt in {dtype}", dF_own, dF, tolerance_dF),
-    culprit,
+    *_per_bin(f"F in {_label(own)}", found[_label(own)][0], F, allowed_F),
   ]
-  return [r._replace(group="network") for r in found]
+  # Those of the config first.
+  for label in (*allowed_dF, *(label for label in found if label not in allowed_dF)):
+    allowed = allowed_dF.get(label, math.inf)
+    note = "" if label in allowed_dF else "to compare with"
+    for r in _per_bin(f"dF/dt in {label}", found[label][1], dF, allowed):
+      # What overflows is no number, and for a precision that is not in use that is an answer too.
+      lost = math.isinf(allowed) and math.isnan(r.error)
+      rows.append(r._replace(note=note, error=math.inf if lost else r.error))
+  return [r._replace(group="network") for r in [*rows, culprit]]
 
 
-def _with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
-  copy = config.copy_and_resolve_references()
-  copy.net.dtype = dtype
-  return copy
+def _policies(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
+  """The precision of the network, and that of its tangent."""
+  read = lambda section: {
+    key: section[key] for key in models.PRECISION if section.get(key, None) is not None
+  }
+  own = {"matmul_precision": "default"} | read(config.net)
+  own["dtype"] = jnp.dtype(own["dtype"]).name
+  return own, own | read(config.loss.get("tangent") or {})
+
+
+def _label(policy: dict[str, str]) -> str:
+  products = policy["matmul_precision"]
+  return policy["dtype"] + ("" if products == "default" else f" ({products} products)")
 
 
 def _float64(tree: Any) -> Any:
@@ -122,7 +155,7 @@ def _per_bin(name: str, value: np.ndarray, truth: np.ndarray, tolerance: float) 
 
 def _most_sensitive(config: ConfigDict, params: Any) -> Row:
   """Goes down from the whole network to the part that disturbs dF/dt most, two levels deep."""
-  run = jax.jit(_F_and_slope(build.network(_with_dtype(config, "float32")).apply))
+  run = jax.jit(_F_and_slope(build.network(config, {"dtype": "float32"}).apply))
   inputs = _network_inputs(config)
   slope = lambda params: np.asarray(run(params, *inputs)[1], np.float64)
   exact, kept = slope(params), getattr(models.NETWORKS[config.net.name], "float32_paths", ())
