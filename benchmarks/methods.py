@@ -329,6 +329,7 @@ def write_results(path, name, title, lines):
     text = text[: text.index(begin)] + block + text[text.index(end) + len(end) :]
   else:
     text = text.rstrip("\n") + f"\n\n## {title}\n\n{block}\n"
+  path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
 
 

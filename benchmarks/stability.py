@@ -10,8 +10,9 @@ activations (AdaGN) and with sCM's adaptive double normalisation, this draws the
 both parts, over sigma_data, for real images and their own velocities. It writes docs/stability.png
 and a table into docs/RESULTS.md.
 
-The weights are those of the start, plus noise of 0.3 over the root of the fan-in: what starts at
-zero, the last convolution above all, would make every network equal.
+The weights are those of the start, but what starts at zero there (the last convolution, and the
+last one of each block) is drawn with a variance of one over the fan-in: with F = 0 all networks
+would be equal.
 """
 
 import argparse
@@ -49,14 +50,16 @@ def parts(F, x0, z, t, *, sigma_data):
 
 
 def random_weights(net, seed):
-  """Initial weights without a zero among them."""
+  """Initial weights, those that start at zero or nearly so drawn at the usual size instead."""
   generator = np.random.default_rng(seed)
 
-  def perturbed(a):
-    scale = 0.3 / math.sqrt(math.prod(a.shape[:-1]))
-    return a + jnp.asarray(scale * generator.standard_normal(a.shape), a.dtype)
+  def drawn(a):
+    usual = 1 / math.sqrt(math.prod(a.shape[:-1]))
+    if a.ndim < 2 or jnp.std(a) > 0.1 * usual:
+      return a
+    return jnp.asarray(usual * generator.standard_normal(a.shape), a.dtype)
 
-  return jax.tree.map(perturbed, jax.jit(net.init)(jax.random.key(seed)))
+  return jax.tree.map(drawn, jax.jit(net.init)(jax.random.key(seed)))
 
 
 def norms(config, images, times, seeds):
@@ -88,7 +91,8 @@ def load_images(args):
   if args.images == "noise":
     shape = (args.batch_size, *[config.net.resolution] * 2, config.net.in_channels)
     return trigflow.noise(jax.random.key(1), shape, sigma_data=config.sigma_data)
-  return jnp.asarray(sources.as_array(build.source(config))[0][: args.batch_size])
+  pixels = sources.as_array(build.source(config))[0][: args.batch_size]
+  return jnp.asarray(pixels, jnp.float32) / 127.5 - 1
 
 
 def table(found, times, command):

@@ -11,6 +11,8 @@ import safetensors.numpy
 from flax import nnx
 
 from cmjax import latents
+from cmjax.convert import autoencoder as weights
+from cmjax.convert import names as torch_names
 from cmjax.networks import autoencoder, autoencoder_kl
 
 SMALL = dict(widths=(8, 16), num_blocks=1)
@@ -167,7 +169,7 @@ def test_weights_of_a_file_are_those_that_were_written(tmp_path, old):
   _, shapes, params = small()
   path = tmp_path / "vae.safetensors"
   safetensors.numpy.save_file(torch_state(params, np.float16, old), path)
-  got = autoencoder.read(path, shapes)
+  got = weights.read(path, shapes)
   half = jax.tree.map(lambda a: a.astype(np.float16).astype(np.float32), params)
   jax.tree.map(np.testing.assert_array_equal, got, half)
   assert all(a.dtype == np.float32 for a in jax.tree.leaves(got))
@@ -179,7 +181,7 @@ def test_bfloat16_weights_are_read_exactly(tmp_path):
   path = tmp_path / "vae.safetensors"
   safetensors.numpy.save_file(torch_state(params, ml_dtypes.bfloat16), path)
   expected = jax.tree.map(lambda a: a.astype(ml_dtypes.bfloat16).astype(np.float32), params)
-  jax.tree.map(np.testing.assert_array_equal, autoencoder.read(path, shapes), expected)
+  jax.tree.map(np.testing.assert_array_equal, weights.read(path, shapes), expected)
 
 
 def test_one_error_names_every_tensor_that_does_not_fit():
@@ -190,25 +192,41 @@ def test_one_error_names_every_tensor_that_does_not_fit():
   state["quant_conv.bias"] = np.zeros(8, np.int32)
   state["loss.logvar"] = np.zeros(())
   with pytest.raises(ValueError) as error:
-    autoencoder.from_diffusers(state, shapes)
+    torch_names.from_torch(state, shapes, weights.FAMILY)
   message = str(error.value)
   assert "encoder.conv_in.bias is missing, expected (8,)" in message
   assert "decoder.conv_in.weight is (16, 3, 3, 3), expected (16, 4, 3, 3)" in message
   assert "quant_conv.bias is int32, expected a floating-point type" in message
-  assert "loss.logvar () is unknown" in message and "\n" not in message
+  assert "loss.logvar () is not in this network" in message and "\n" not in message
   with pytest.raises(ValueError, match=r"and \d+ more\. Give a file of diffusers' AutoencoderKL"):
-    autoencoder.from_diffusers({}, shapes)
+    torch_names.from_torch({}, shapes, weights.FAMILY)
 
 
-def test_what_is_no_safetensors_file_is_explained(tmp_path):
-  with pytest.raises(ValueError, match="nowhere.safetensors is not a safetensors file"):
-    autoencoder.read(tmp_path / "nowhere.safetensors")
+def test_what_is_no_file_of_weights_is_explained(tmp_path):
+  with pytest.raises(ValueError, match=r"nowhere.safetensors does not exist"):
+    weights.read(tmp_path / "nowhere.safetensors")
   path = tmp_path / "page.safetensors"
   path.write_text("<html>404</html>")
-  with pytest.raises(ValueError, match="page.safetensors is not a safetensors file"):
-    autoencoder.read(path)
-  with pytest.raises(ValueError, match="is not a safetensors file"):
-    autoencoder.read(tmp_path)
+  with pytest.raises(ValueError, match=r"page.safetensors: it is a web page"):
+    weights.read(path)
+  with pytest.raises(ValueError, match="is a folder"):
+    weights.read(tmp_path)
+  _, shapes, params = small()
+  state = torch_state(params)
+  del state["decoder.conv_out.bias"]
+  safetensors.numpy.save_file(state, path)
+  with pytest.raises(ValueError, match=r"page.safetensors: .*conv_out.bias is missing.*\(3,\)"):
+    weights.read(path, shapes)
+
+
+def test_weights_are_written_as_diffusers_names_them_and_read_back(tmp_path):
+  _, shapes, params = small()
+  path = tmp_path / "vae.safetensors"
+  weights.write(path, params)
+  state, expected = safetensors.numpy.load_file(path), torch_state(params)
+  assert set(state) == set(expected)
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+  jax.tree.map(np.testing.assert_array_equal, weights.read(path, shapes), params)
 
 
 # --- latents ------------------------------------------------------------------------------------

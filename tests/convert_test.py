@@ -65,7 +65,7 @@ def params_of(name, **changes):
 def state_of(name, params):
   """The state_dict that the network's PyTorch module would have."""
   net = NETS[name]
-  state = names.to_torch(params, write.FAMILIES[net["name"]], fir=net.get("fir", (1, 1)))
+  state = names.to_torch(params, names.OF_NETWORK[net["name"]], fir=net.get("fir", (1, 1)))
   return state | (logvar() if name == "edm2" else {})
 
 
@@ -270,7 +270,7 @@ def test_a_published_network_is_recognised_from_names_and_shapes(name):
   shapes = jax.eval_shape(build.network(config).init, jax.random.key(0))
   # Views of one number: no memory.
   zeros = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), "f4"), a.shape), shapes)
-  torch_names = names.torch_names(zeros, write.FAMILIES[net["name"]])
+  torch_names = names.torch_names(zeros, names.OF_NETWORK[net["name"]])
   state = {name: _torch_view(path, zeros) for name, path in torch_names.items()}
   assert sum(a.size for a in state.values()) == count
   found = detect.detect(files.Weights(state)).net
@@ -546,3 +546,31 @@ def test_every_family_is_converted_run_exported_and_read_back(name, tmp_path):
   before, after = (detect.detect(only(files.read(p))) for p in (path, out))
   assert before.net == after.net
   assert_equal(after.tensors, {k: a.astype("f4") for k, a in before.tensors.items()})
+
+
+DIT = dict(
+  name="dit", resolution=8, in_channels=3, patch=2, size=None, depth=3, width=16, num_heads=2,
+  num_classes=3, dtype="float32",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("net", "name", "shape"),
+  [
+    (DIT, "blocks.block2.qkv.weight", (48, 16)),
+    (DIT | dict(scan=True), "blocks.block2.qkv.weight", (48, 16)),
+    (dict(name="mlp", dim=2, width=16, depth=1, embed_channels=16, dtype="float32"),
+     "fc_in.weight", (16, 14)),
+  ],
+)  # fmt: skip
+def test_our_own_networks_go_out_under_their_own_names_and_come_back(net, name, shape, tmp_path):
+  config = write.run_config(detect.Found("cmjax", net, SIGMA_DATA, (1, 1), {}))
+  params = random_like(jax.eval_shape(build.network(config).init, jax.random.key(0)))
+  before, after, path = tmp_path / "before", tmp_path / "after", tmp_path / "own.safetensors"
+  write._save(before, config, {"net": params, "weighting": {}}, {})
+  write.export(before, path)
+  assert only(files.read(path)).tensors[name].shape == shape
+  write.convert(path, after)
+  found, _, averages, _ = runs.load_network(after, sharding.make_mesh())
+  assert found.net.to_dict() == config.net.to_dict() and found.sigma_data == SIGMA_DATA
+  jax.tree.map(np.testing.assert_array_equal, averages["main"], params)

@@ -68,7 +68,7 @@ SAME_FOLDER = {"charts": "reporting", "report": "reporting"}
 LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
   "base": {"jax", "numpy", "jaxtyping"},
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
-  "networks": {"jax", "numpy", "jaxtyping", "flax", "safetensors"},
+  "networks": {"jax", "numpy", "jaxtyping", "flax"},
 }
 OWNERS = {  # what is known in few places -> the rooms that may
   "nnx": {"networks"},

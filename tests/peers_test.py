@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 from cmjax import edm, ema, lpips, samplers, times, trigflow
-from cmjax.convert import files
-from cmjax.networks import DiT, as_network, autoencoder, autoencoder_kl, dit
+from cmjax.convert import files, names
+from cmjax.networks import DiT, as_network, autoencoder_kl, dit
 from cmjax.networks.unet import BlockSpec, Style, UNetBlock
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
@@ -239,7 +239,7 @@ def test_autoencoder_is_that_of_diffusers():
   theirs = randomize(torch_vae((128, 160), 1))
   vae = autoencoder_kl(widths=(128, 160), num_blocks=1)
   state = {name: a.numpy() for name, a in theirs.state_dict().items()}
-  params = autoencoder.from_diffusers(state, jax.eval_shape(vae.init, jax.random.key(0)))
+  params = names.from_torch(state, jax.eval_shape(vae.init, jax.random.key(0)), "autoencoder_kl")
   rng = np.random.default_rng(6)
   images, z = (
     rng.uniform(-1, 1, (2, 12, 8, 3)).astype("f"),
@@ -261,7 +261,7 @@ def test_sd_vae_has_the_tensors_of_diffusers():
   assert sum(p.numel() for p in theirs.parameters()) == 83_653_863
   state = {name: np.broadcast_to(np.float16(0), p.shape) for name, p in theirs.state_dict().items()}
   shapes = jax.eval_shape(autoencoder_kl().init, jax.random.key(0))
-  autoencoder.from_diffusers(state, shapes)  # which checks every name and shape
+  names.from_torch(state, shapes, "autoencoder_kl")  # which checks every name and shape
 
 
 def linear(layer):

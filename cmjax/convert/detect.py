@@ -10,7 +10,7 @@ import numpy as np
 
 from cmjax.convert import jcm
 from cmjax.convert.files import Weights
-from cmjax.convert.names import FAMILIES
+from cmjax.convert.names import FAMILIES, OF_NETWORK
 from cmjax.convert.tensors import shown
 
 # The metadata of a file that cmjax exported: its config.net and sigma_data, as JSON.
@@ -56,6 +56,7 @@ class Found(NamedTuple):
 def detect(weights: Weights) -> Found:
   """The network of these weights.
 
+  Of a file that cmjax exported from a network of its own (DiT, MLP), the metadata say which it is.
   DDPM++, NCSN++, ADM and EDM2 are told apart by names alone, widths and depth by shapes. What the
   file says of itself (a module's arguments) is compared, and only believed where tensors are
   silent: dropout, sigma_data.
@@ -65,6 +66,10 @@ def detect(weights: Weights) -> Found:
   """
   tensors, options = dict(weights.tensors), weights.options
   _check_class(weights.class_name)
+  if METADATA in options:
+    said, sigma_data = _exported(options[METADATA])
+    if OF_NETWORK.get(str(said.get("name"))) == "cmjax":
+      return Found("cmjax", said, sigma_data, (1, 1), tensors)
   if jcm.is_jcm(tensors):
     tensors = jcm.as_edm(tensors)
   tensors = _with_prefix(tensors)

@@ -31,11 +31,15 @@ class Family(NamedTuple):
       filter as the constant `resample_filter` in each of those layers ("" is the module itself).
     others: a pattern of names in a file that belong to no network, such as those of a head that
       only a loss uses.
+    renamed: (pattern, replacement) pairs from names that older files have to those of now.
+    advice: what to do where tensors do not fit.
   """
 
-  prefix: str
+  prefix: str = ""
   filters: tuple[tuple[str, tuple[str, ...]], ...] = ()
   others: str | None = None
+  renamed: tuple[tuple[str, str], ...] = ()
+  advice: str = "Give the network the options that it was trained with."
 
 
 FAMILIES = {
@@ -44,7 +48,24 @@ FAMILIES = {
     filters=((r".*_(?:down|up)(?=/)", ("/conv0", "/skip")), (r".*_aux_residual(?=/)", ("",))),
   ),
   "edm2": Family(prefix="unet.", others="^logvar_"),
+  # Diffusers' AutoencoderKL. The attention's layers had other names before 2023.
+  "autoencoder_kl": Family(
+    renamed=tuple(
+      (rf"(attentions\.\d+\.){old}\.", rf"\g<1>{new}.")
+      for old, new in (
+        ("query", "to_q"),
+        ("key", "to_k"),
+        ("value", "to_v"),
+        ("proj_attn", "to_out.0"),
+      )
+    ),
+    advice="Give a file of diffusers' AutoencoderKL, and the widths that it was trained with.",
+  ),
+  # Networks that no PyTorch code base has just so: our own names.
+  "cmjax": Family(),
 }
+# net.name -> the family whose names it is written out under.
+OF_NETWORK = {"ddpmpp": "edm", "adm": "edm", "edm2": "edm2", "dit": "cmjax", "mlp": "cmjax"}
 
 
 def torch_names(params: Params, family: str) -> dict[str, str]:
@@ -120,6 +141,7 @@ def from_torch(
       floating-point or of another shape, with what was got and what is expected.
   """
   rules = _rules(family)
+  state = {_renamed(name, rules): array for name, array in state.items()}
   wanted, known = naming.by_name(shapes), constants(shapes, family, fir=fir)
   names = {path: _torch_name(path, rules) for path in wanted}
   errors = []
@@ -137,8 +159,7 @@ def from_torch(
   if errors:
     more = f"; ... and {len(errors) - 8} more" if len(errors) > 8 else ""
     raise ValueError(
-      f"These tensors do not fit the network: {'; '.join(errors[:8])}{more}. Give the network the "
-      "options that it was trained with."
+      f"These tensors do not fit the network: {'; '.join(errors[:8])}{more}. {rules.advice}"
     )
 
   def leaf(path, a):
@@ -161,6 +182,12 @@ def _rules(family: str) -> Family:
   if family not in FAMILIES:
     raise ValueError(f"Unknown family {family!r}. Choose from: {', '.join(sorted(FAMILIES))}.")
   return FAMILIES[family]
+
+
+def _renamed(name: str, rules: Family) -> str:
+  for pattern, replacement in rules.renamed:
+    name = re.sub(pattern, replacement, name)
+  return name
 
 
 def _torch_name(path: str, rules: Family) -> str:

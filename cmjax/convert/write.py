@@ -11,8 +11,10 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from cmjax import build, checkpoint, edm, runs, sharding
+from cmjax.build import sections
 from cmjax.convert import detect, files, names
 from cmjax.convert.tensors import as_float32
+from cmjax.networks import dit
 from cmjax.train_step import TrainState
 from cmjax.types import Params
 
@@ -22,7 +24,6 @@ LICENCE = (
   "EDM2 (NVIDIA) are CC BY-NC-SA 4.0: not for commercial use, to be credited, and to be passed on "
   "under the same licence; so is what is converted or distilled from them."
 )
-FAMILIES = {"ddpmpp": "edm", "adm": "edm", "edm2": "edm2"}  # net.name -> how PyTorch names it
 LOGVAR = ("logvar_fourier.freqs", "logvar_fourier.phases", "logvar_linear.weight")
 
 
@@ -106,8 +107,14 @@ def run_config(found: detect.Found) -> ConfigDict:
 def _params(config: ConfigDict, found: detect.Found) -> Params:
   """{net, weighting} of the run."""
   state = {name: as_float32(name, array) for name, array in found.tensors.items()}
-  shapes = jax.eval_shape(build.network(config).init, jax.random.key(0))
-  params = {"net": names.from_torch(state, shapes, found.family, fir=found.fir), "weighting": {}}
+  scan, init = config.net.get("scan", False), build.network(config).init
+  shapes = jax.eval_shape(
+    lambda key: dit.unstack(init(key)) if scan else init(key), jax.random.key(0)
+  )
+  net = names.from_torch(state, shapes, found.family, fir=found.fir)
+  if scan:
+    net = jax.tree.map(np.asarray, dit.stack(net))
+  params = {"net": net, "weighting": {}}
   if config.loss.weighting == "edm2":
     freqs, phases, weight = (state[name] for name in LOGVAR)
     params["weighting"] = {
@@ -165,21 +172,18 @@ def check(workdir: str | Path, expected: Params) -> str:
   if not jax.tree.all(same):
     raise ValueError(f"{workdir} does not give back the weights that were written to it.")
   sigmas = jnp.array([0.02, 0.5, 20.0])
-  shape = (len(sigmas), *_sample_shape(config))
+  shape = (len(sigmas), *sections.sample_shape(config))
   noise = jax.random.normal(jax.random.key(0), (int(np.prod(shape)),)).reshape(shape)
   cond = {"label": jnp.zeros(len(sigmas), jnp.int32)} if config.net.get("num_classes") else {}
   cond |= {k: jnp.ones(len(sigmas)) for k in ("guidance", "segment") if config.net.get(k)}
   denoiser = jax.jit(edm.as_edm(net.apply, sigma_data=config.sigma_data), static_argnums=4)
-  D = denoiser(params, noise * sigmas.reshape(-1, 1, 1, 1), sigmas, cond, None)
-  sizes = np.sqrt(np.mean(np.asarray(D, np.float64) ** 2, axis=(1, 2, 3)))
+  x = noise * sigmas.reshape(-1, *[1] * (len(shape) - 1))
+  D = np.asarray(denoiser(params, x, sigmas, cond, None), np.float64)
+  sizes = np.sqrt(np.mean(D.reshape(len(sigmas), -1) ** 2, axis=-1))
   if not np.isfinite(sizes).all():
     raise ValueError(f"the network in {workdir} gives values that are not finite: {sizes}.")
   said = ", ".join(f"{s:.3g} at sigma {t:g}" for s, t in zip(sizes, sigmas, strict=True))
   return f"weights read back bit for bit; the size of what it makes of pure noise: {said}"
-
-
-def _sample_shape(config: ConfigDict) -> tuple[int, ...]:
-  return (config.net.resolution, config.net.resolution, config.net.in_channels)
 
 
 def export(workdir: str | Path, target: str | Path, *, ema: str | None = None) -> str:
@@ -205,10 +209,12 @@ def export(workdir: str | Path, target: str | Path, *, ema: str | None = None) -
   mesh = sharding.make_mesh()
   restored = runs.load_state(workdir, mesh)
   config, averages = ConfigDict(restored.meta["config"]), restored.state.ema
-  family = build.pick(FAMILIES, config.net.name, "network with PyTorch names (net.name)")
+  family = build.pick(names.OF_NETWORK, config.net.name, "network with PyTorch names (net.name)")
   trained = runs.Trained(config, build.network(config), averages, restored.step)
   name = next(iter(config.ema)) if ema is None else ema
   params, step = runs.load_average(trained, workdir, name, mesh)
+  if config.net.get("scan", False):
+    params = dit.unstack(params)  # a file has the same names with and without
   state = names.to_torch(params, family, fir=tuple(config.net.get("fir", (1, 1))))
   if config.loss.get("weighting") == "edm2":
     state |= _logvar(restored.state.params["weighting"])

@@ -2,34 +2,26 @@
 
 The modules are diffusers' `AutoencoderKL`: same layers, and names that differ by slashes for dots
 (`encoder/down_blocks/0/resnets/0/conv1/kernel`). The defaults are the architecture of
-`stabilityai/sd-vae-ft-mse`, whose weights are not ours to ship: `read` takes its file
-`diffusion_pytorch_model.safetensors`, by a path of your own. What is fed to the encoder and how
-latents are scaled is `cmjax.latents`' matter.
+`stabilityai/sd-vae-ft-mse`, whose weights are not ours to ship: `convert.autoencoder.read` takes
+its file `diffusion_pytorch_model.safetensors`, by a path of your own. What is fed to the encoder
+and how latents are scaled is `cmjax.latents`' matter.
 """
 
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax import naming
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import Conv, GroupNorm, Linear, along_last, kaiming_uniform
 from cmjax.types import Params
 
 # Of the log-variance, as in the paper's code: part of what the encoder is, not a repair.
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
-# Names of the attention's layers in files of before 2023.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class Autoencoder(NamedTuple):
@@ -291,84 +283,3 @@ class StridedConv(nnx.Module):
     axes, pads = ("NHWC", "HWIO", "NHWC"), [(0, 1), (0, 1)]
     y = jax.lax.conv_general_dilated(x, self.kernel[...], (2, 2), pads, dimension_numbers=axes)
     return y + along_last(self.bias[...], y)
-
-
-def read(path: str | os.PathLike, shapes: Params | None = None) -> Params:
-  """The weights in a safetensors file of diffusers' `AutoencoderKL`, as float32.
-
-  Args:
-    path: of the file.
-    shapes: the parameters that the autoencoder has, as `jax.eval_shape(vae.init, key)` gives them;
-      by default those of the SD-VAE.
-
-  Raises:
-    ValueError: for a file that is missing or no safetensors file, or weights that do not fit.
-  """
-  try:
-    state = safetensors.numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise ValueError(
-      f"{os.fspath(path)} is not a safetensors file that can be read ({error}). Give the path of "
-      "the VAE's diffusion_pytorch_model.safetensors."
-    ) from error
-  if shapes is None:
-    shapes = jax.eval_shape(autoencoder_kl().init, jax.random.key(0))
-  return from_diffusers(state, shapes)
-
-
-def from_diffusers(state: Mapping[str, np.ndarray], shapes: Params) -> Params:
-  """The parameters of an autoencoder from the state_dict of diffusers' `AutoencoderKL`.
-
-  Args:
-    state: arrays by name, in any floating-point dtype; the attention's layers under their old names
-      (`query`, `proj_attn`, ...) or new ones (`to_q`, `to_out.0`, ...).
-    shapes: the parameters that it has, arrays or only their shapes.
-
-  Returns:
-    float32 arrays with the structure of `shapes`.
-
-  Raises:
-    ValueError: naming every tensor that is missing, too many, not floating-point or of another
-      shape, with what was got and what is expected.
-  """
-  state = {_new_name(name): a for name, a in state.items()}
-  wanted = {_torch_name(path): a for path, a in jax.tree_util.tree_leaves_with_path(shapes)}
-  errors = []
-  for name, a in wanted.items():
-    expected = tuple(a.shape[i] for i in _axes(name, a.ndim))
-    if name not in state:
-      errors.append(f"{name} is missing, expected {expected}")
-    elif not jnp.issubdtype(state[name].dtype, jnp.floating):
-      errors.append(f"{name} is {state[name].dtype}, expected a floating-point type")
-    elif state[name].shape != expected:
-      errors.append(f"{name} is {state[name].shape}, expected {expected}")
-  errors += [f"{name} {state[name].shape} is unknown" for name in sorted(set(state) - set(wanted))]
-  if errors:
-    more = f"; ... and {len(errors) - 8} more" if len(errors) > 8 else ""
-    raise ValueError(
-      f"These are not the weights of this autoencoder: {'; '.join(errors[:8])}{more}. Give a file "
-      "of diffusers' AutoencoderKL, and the widths that it was trained with."
-    )
-
-  def leaf(path, a):
-    name = _torch_name(path)
-    back = np.argsort(_axes(name, a.ndim))
-    return np.array(state[name].astype(np.float32).transpose(back), order="C")
-
-  return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
-def _new_name(name: str) -> str:
-  renamed = lambda match: f"attentions.{match[1]}.{OLD_NAMES[match[2]]}."
-  return re.sub(rf"attentions\.(\d+)\.({'|'.join(OLD_NAMES)})\.", renamed, name)
-
-
-def _torch_name(path) -> str:
-  """`a.b.weight` of the path a/b/kernel or a/b/scale."""
-  name = naming.name(path, ".")
-  return re.sub(r"\.(kernel|scale)$", ".weight", name)
-
-
-def _axes(name: str, ndim: int) -> tuple[int, ...]:
-  """The order in which PyTorch has the axes of one of our arrays: OIHW for HWIO, [out, in]."""
-  return {4: (3, 2, 0, 1), 2: (1, 0)}.get(ndim, tuple(range(ndim)))
