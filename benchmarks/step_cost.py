@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import build, train
+from cmjax import build, plan, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Forward passes of a step. Student and its gradient are 3; a target, a tangent (one jvp), a teacher
@@ -51,19 +51,10 @@ def configure(method, args):
   return config
 
 
-def teacher_of(config):
-  """The network that a method distils, None if it has no teacher."""
-  if not config.teacher.workdir:
-    return None
-  config = config.copy_and_resolve_references()
-  config.net.update(guidance=False, segment=False)
-  return build.network(config)
-
-
 def compile_step(method, args):
   """The compiled step, its arguments, and the seconds it took to trace and to compile."""
   config = configure(method, args)
-  net, teacher = build.network(config), teacher_of(config)
+  net, teacher = build.network(config), plan.teacher_network(config)
   key = jax.random.key(0)
   frozen = {"teacher": jax.jit(teacher.init)(key) if teacher else None, "lpips": None}
   state = jax.jit(build.state_init(config, net))(key)

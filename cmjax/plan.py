@@ -66,9 +66,5 @@ def compile_step(config: ConfigDict, mesh: Mesh) -> Any:
   """
   net, teacher = build.network(config), teacher_network(config)
   arguments = abstract_arguments(config, mesh)
-  state, *_, frozen = arguments
-  step = train.make_step_fn(config, net, teacher, frozen)
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-  with jax.set_mesh(mesh):
-    return jitted.lower(*arguments).compile()
+  step = train.make_step_fn(config, net, teacher, arguments[-1])
+  return train.compile_step(step, mesh, arguments)

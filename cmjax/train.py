@@ -155,7 +155,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       batch = next(batches)
       if compiled is None:
         with reporter.paused():
-          compiled = _compile(step_fn, state, batch, train_key, frozen)
+          compiled = _compile(step_fn, mesh, (state, batch, train_key, frozen))
       with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
         state, metrics = compiled(state, batch, train_key, frozen)
       window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
@@ -299,12 +299,21 @@ def interruption() -> Iterator[Callable[[], signal.Signals | None]]:
       signal.signal(number, handler)
 
 
-def _compile(step_fn, state: TrainState, batch, key, frozen: Params):
+def compile_step(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
+  """The step compiled for (state, batch, key, frozen) on the devices of `mesh`; donates the state.
+
+  The arguments are arrays, or `jax.ShapeDtypeStruct`s with their shardings.
+  """
+  shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
+  jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+  with jax.set_mesh(mesh):  # kernels of attention have to know what to be split over
+    return jitted.lower(*arguments).compile()
+
+
+def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
   """The step, compiled ahead of time once, with its price in the log."""
   start = time.perf_counter()
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-  compiled = jitted.lower(state, batch, key, frozen).compile()
+  compiled = compile_step(step_fn, mesh, arguments)
   cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
   logger.info(
     "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "
@@ -312,7 +321,7 @@ def _compile(step_fn, state: TrainState, batch, key, frozen: Params):
     time.perf_counter() - start,
     cost.get("flops", 0) / 1e9,
     memory.temp_size_in_bytes / 1e6 if memory else 0,
-    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+    sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
   )
   return compiled
 

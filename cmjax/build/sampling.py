@@ -157,7 +157,11 @@ def sampler(
       x0 = jax.lax.with_sharding_constraint(x0, sharding.batch_sharding(mesh))
     return jax.lax.with_sharding_constraint(x0, sharding.replicated(mesh))
 
-  return lambda params, key, n: np.asarray(draw(params, guide[1] if guide else None, key, n))
+  def sample(params, key, n):
+    with jax.set_mesh(mesh):  # kernels of attention have to know what to be split over
+      return np.asarray(draw(params, guide[1] if guide else None, key, n))
+
+  return sample
 
 
 def sampler_nfe(config: ConfigDict, key: str) -> int:
