@@ -216,7 +216,7 @@ def test_a_tangent_has_the_precision_of_its_own_and_the_network_keeps_its():
   [
     ({}, True),
     ({"loss.tangent": {"name": "exact"}}, True),
-    ({"loss.tangent": {"name": "exact", "dtype": "float32"}}, True),
+    ({"loss.tangent": {"name": "exact", "dtype": "float32", "matmul_precision": None}}, True),
     ({"loss.tangent": {"name": "exact", "matmul_precision": "highest"}}, False),
     ({"net.dtype": "float16", "loss.tangent": {"name": "exact", "dtype": "float32"}}, False),
   ],
