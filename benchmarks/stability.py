@@ -38,7 +38,7 @@ PARTS = ("d_t f", "grad_x f . dx/dt")
 
 
 def parts(F, x0, z, t, *, sigma_data):
-  """Both parts of df/dt along the circle through x0 and z, [b, *d] each, and f itself."""
+  """Both parts of df/dt along the circle through x0 and z, [b, *d] each."""
   x_t, dxdt = trigflow.interpolate(x0, z, t), trigflow.velocity(x0, z, t)
 
   def f(x, t):

@@ -4,9 +4,11 @@ import pathlib
 import runpy
 import types
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from cmjax import build
+from cmjax import build, tangent
 
 BENCHMARK = runpy.run_path(
   str(pathlib.Path(__file__).parents[1] / "benchmarks" / "methods.py"), run_name="methods"
@@ -65,3 +67,39 @@ def test_tuning_changes_one_setting_and_distils_from_the_teacher_of_that_sigma_d
       assert config.teacher.workdir == config.init_from.workdir
     else:
       assert not config.teacher.workdir
+
+
+def test_both_parts_of_the_tangent_are_right_and_add_up_to_df_dt(monkeypatch):
+  """benchmarks/stability.py: of an F linear in x, each part by hand, and their sum by `tangent`."""
+  folder = pathlib.Path(__file__).parents[1] / "benchmarks"
+  monkeypatch.syspath_prepend(str(folder))
+  benchmark = runpy.run_path(str(folder / "stability.py"), run_name="stability")
+  x0, z = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("f")
+  t, sd = jnp.array([0.1, 0.6, 1.1, 1.5]), 0.5
+  F = lambda x, t: x * jnp.sin(3 * t)[:, None]
+  by_t, by_x = benchmark["parts"](F, *map(jnp.asarray, (x0, z)), t, sigma_data=sd)
+  c, s, wave, slope = (f[:, None] for f in (np.cos(t), np.sin(t), np.sin(3 * t), 3 * np.cos(3 * t)))
+  x_t, dxdt = c * x0 + s * z, c * z - s * x0
+  # f = (cos t - sin t sin 3t) x_t
+  np.testing.assert_allclose(by_t, (-s - c * wave - s * slope) * x_t, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(by_x, (c - s * wave) * dxdt, rtol=1e-4, atol=1e-5)
+  _, g = tangent.tangent(F, jnp.asarray(x_t), t, jnp.asarray(dxdt), sigma_data=sd)
+  np.testing.assert_allclose(c * (by_t + by_x), g, rtol=1e-3, atol=1e-5)
+
+
+def test_the_time_embeddings_of_the_stability_plot_differ_as_the_paper_says(monkeypatch, tmp_path):
+  """Fourier 16 has a d_t f more than ten times the others'; grad_x f . dx/dt is alike in all."""
+  folder = pathlib.Path(__file__).parents[1] / "benchmarks"
+  monkeypatch.syspath_prepend(str(folder))
+  benchmark = runpy.run_path(str(folder / "stability.py"), run_name="stability")
+  page = folder.parent / "configs" / "digits_sct.py"
+  args = types.SimpleNamespace(config=page, channels=16, images="data", batch_size=8)
+  images, times = benchmark["load_images"](args), np.array([0.3, 1.0])
+  assert images.shape == (8, 8, 8, 1) and -1 <= float(images.min()) < 0 < float(images.max()) <= 1
+  found = {
+    name: benchmark["norms"](benchmark["configure"](args, name, "double norm"), images, times, 1)[0]
+    for name in benchmark["EMBEDDINGS"]
+  }
+  assert np.all(found["Fourier 16"][:, 0] > 10 * found["positional"][:, 0])
+  np.testing.assert_allclose(found["Fourier 0.02"], found["positional"], rtol=0.3)
+  np.testing.assert_allclose(found["Fourier 16"][:, 1], found["positional"][:, 1], rtol=0.3)
