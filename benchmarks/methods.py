@@ -19,7 +19,9 @@ of the weights are scored; the one with the best one-step distance, in the mean 
 one that the table shows for a method.
 
 Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
-command is started again; each finished run is a row of results.json.
+command is started again; each finished run is a row of results.json. The rows behind the tables of
+docs/RESULTS.md are in docs/results/: --known=docs/results makes those that are missing there, on
+another machine too, and trains a teacher again only where a student needs it.
 """
 
 import argparse
@@ -193,6 +195,11 @@ def run(args, data, method, seed):
   steps = steps_of(args, data, method)
   config = configure(args, data, method, seed, steps)
   workdir = args.workdir / data / method / f"seed{seed}"
+  teacher = config.teacher.workdir or config.init_from.workdir
+  if (
+    teacher and not (Path(teacher) / "scores.json").exists()
+  ):  # its row may be an earlier sitting's
+    train_and_score(configure(args, data, "teacher", seed), Path(teacher))
   start = time.monotonic()
   scores = train_and_score(config, workdir)
   gflop = steps * count_flops(args, data, method) / 1e9
@@ -208,6 +215,12 @@ def train_and_score(config, workdir):
   jax.clear_caches()
   # Empty if it had come to its end, and was stopped before it was written down.
   return scores or json.loads((workdir / "scores.json").read_text())
+
+
+def adopt(path, known):
+  """Takes the rows of earlier sittings, if there are any and none here yet."""
+  if known and known.exists() and not path.exists():
+    write_json(path, json.loads(known.read_text()))
 
 
 def fill(path, seeds, runs, stopped, *, diverged=None):
@@ -405,6 +418,7 @@ def report(args):
     print("\n".join(["", f"{data}:", *lines]))
     title = f"All methods at equal compute: {data}"
     write_results(args.docs / "RESULTS.md", f"methods:{data}", title, lines)
+    write_json(args.docs / "results" / f"methods_{data}.json", methods)
   if results:
     plot(args.docs / "methods.png", results)
 
@@ -412,7 +426,9 @@ def report(args):
 def train_all(args, stopped):
   make_detector(args, args.data)
   runs = {method: functools.partial(run, args, args.data, method) for method in args.methods}
-  fill(args.workdir / args.data / "results.json", args.seeds, runs, stopped)
+  path = args.workdir / args.data / "results.json"
+  adopt(path, args.known and args.known / f"methods_{args.data}.json")
+  fill(path, args.seeds, runs, stopped)
 
 
 def stopper(minutes):
@@ -444,6 +460,7 @@ def make_parser(doc, workdir, seeds):
   parser.add_argument("--budget", type=float, default=None, help="minutes, then stop and report")
   parser.add_argument("--curve", type=int, default=0, help="so many scores along each run")
   parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="RESULTS.md, methods.png")
+  parser.add_argument("--known", type=Path, help="folder with rows that need not be made again")
   parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
   parser.add_argument("--report_only", action="store_true")
   return parser

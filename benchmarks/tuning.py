@@ -88,6 +88,7 @@ def train_all(args, stopped):
   rows = settings(args.data, args.changed)
   runs = {row.name: functools.partial(run, args, row) for row in rows}
   path = args.workdir / args.data / "tuning.json"
+  methods.adopt(path, args.known and args.known / f"tuning_{args.data}.json")
   methods.fill(path, args.seeds, runs, stopped, diverged={"scores": {}})
 
 
@@ -117,10 +118,12 @@ def table(data, done):
 def report(args):
   for path in sorted(args.workdir.glob("*/tuning.json")):
     data = path.parent.name
-    lines = table(data, json.loads(path.read_text()))
+    rows = json.loads(path.read_text())
+    lines = table(data, rows)
     print("\n".join(["", f"{data}:", *lines]))
     title = f"P_mean, P_std and sigma_data: {data}"
     methods.write_results(args.docs / "RESULTS.md", f"tuning:{data}", title, lines)
+    methods.write_json(args.docs / "results" / f"tuning_{data}.json", rows)
 
 
 def main():

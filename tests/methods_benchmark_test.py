@@ -1,5 +1,6 @@
 """The comparison's runs: each method's page, stretched to the steps that its budget pays for."""
 
+import json
 import pathlib
 import runpy
 import types
@@ -30,6 +31,34 @@ def test_a_method_stretched_to_any_length_still_builds(method, data):
     if method == "ect":  # all stages, and nearly all steps in them
       used = config.loss.pairs.num_stages * config.loss.pairs.steps_per_stage
       assert 0.9 * steps < used <= steps
+
+
+def test_rows_of_an_earlier_sitting_are_not_made_again_and_a_missing_teacher_is(
+  monkeypatch, tmp_path
+):
+  known, workdir, trained = tmp_path / "known", tmp_path / "runs", []
+  known.mkdir()
+  (known / "methods_digits.json").write_text('{"teacher": {"0": {}}, "ect": {"0": {"old": 1}}}')
+  (workdir / "digits").mkdir(parents=True)
+  (workdir / "digits" / "flops.json").write_text('{"teacher": 3.0, "scd": 5.0, "ect": 4.0}')
+
+  def train_and_score(config, folder):
+    trained.append((folder.parent.name, config.total_steps))
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text("{}")
+    return {"fd/floor": 0.5}
+
+  functions = BENCHMARK["run"].__globals__
+  monkeypatch.setitem(functions, "train_and_score", train_and_score)
+  monkeypatch.setitem(functions, "make_detector", lambda *args: None)
+  options = dict(data="digits", methods=("teacher", "ect", "scd"), seeds=1, scale=1.0, known=known)
+  args = types.SimpleNamespace(**options, variant="", workdir=workdir, curve=0)
+  BENCHMARK["train_all"](args, lambda: False)
+  assert trained == [("teacher", 800), ("scd", 480)]  # 800 steps at 3 are 480 at 5
+  rows = json.loads((workdir / "digits" / "results.json").read_text())
+  assert rows["ect"] == {"0": {"old": 1}} and rows["scd"]["0"]["scores"] == {"fd/floor": 0.5}
+  BENCHMARK["train_all"](args, lambda: False)
+  assert len(trained) == 2
 
 
 @pytest.fixture
