@@ -13,6 +13,7 @@ import json
 import logging
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,11 +48,10 @@ def check_writable(
     num_bytes: of all its checkpoints, those that are there already among them.
     folders: where they go, in the workdir.
   """
-  probe = directory / ".write_probe"
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(b"0")
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=directory) as probe:  # other processes try it as well
+      probe.write(b"0")
   except OSError as error:
     raise ValueError(
       f"Cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir."
@@ -87,6 +87,7 @@ class Checkpoints:
     primary: whether this process writes the seals (one of them does).
     read_only: for another run's directory: nothing in it is moved, removed or written.
     folder: where they are in the directory; a plural, its singular names one in messages.
+    agree: whether all processes of the run say True; each asks at the same moments.
   """
 
   def __init__(
@@ -97,6 +98,7 @@ class Checkpoints:
     primary: bool = True,
     read_only: bool = False,
     folder: str = "checkpoints",
+    agree: Callable[[bool], bool] = bool,
   ):
     self.workdir = Path(directory).absolute()
     self.directory = self.workdir / folder
@@ -106,6 +108,7 @@ class Checkpoints:
       self._seals /= folder
     self.primary = primary and not read_only
     self.read_only = read_only
+    self._agree = agree
     self._unsealed: int | None = None
     if read_only and not self.directory.is_dir():
       raise ValueError(
@@ -199,11 +202,15 @@ class Checkpoints:
     """
     existed = self.steps()
     for step in existed:
+      whole, meta = False, {}
+      why: Exception = OSError("another process cannot read it")
       try:
         whole = self._verify(step)
         meta = self.meta(step)
       except Exception as error:  # orbax has no type for damage: tensorstore's is bare
-        self._set_aside(step, error)
+        why = error
+      if not self._agree(bool(meta)):
+        self._set_aside(step, why)
         continue
       abstract_state = layout(meta)
       try:
@@ -291,6 +298,7 @@ class Checkpoints:
       broken.mkdir(exist_ok=True)
       shutil.move(self.directory / str(step), broken / f"{step}.{time.time_ns()}")
       (self._seals / f"{step}.json").unlink(missing_ok=True)
+    self._agree(True)  # none looks again before it is moved
     self._manager.reload()
 
 

@@ -41,6 +41,11 @@ _SAMPLER = flags.DEFINE_string(
 _EMA = flags.DEFINE_string("ema", None, "Average; default: the run's first (mode sample).")
 _NUM_PROBES = flags.DEFINE_integer("num_probes", 12, "Per intermediate time (mode search).")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise (modes sample, search).")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, where no cluster tells it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's, from 0, with --coordinator.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
 
 
@@ -53,7 +58,7 @@ def main(argv: list[str]) -> None:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help and a misspelt flag need not wait for jax.
-  from cmjax import sample, train, verify
+  from cmjax import sample, sharding, train, verify
 
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
@@ -66,6 +71,7 @@ def main(argv: list[str]) -> None:
       sys.exit(0 if passed else 1)
     if workdir is None:
       raise ValueError(f"--mode={_MODE.value} needs --workdir, the folder of the run.")
+    sharding.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _MODE.value == "train":
       train.train(config, workdir)
     elif _MODE.value == "evaluate":

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -79,9 +80,60 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     )
 
 
+def start(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+  """Joins this process to the others of its run; alone it stays alone. Before any use of a device.
+
+  On Cloud TPU, under SLURM, Open MPI and on Kubernetes JAX finds the others by itself. Elsewhere
+  all three arguments say where they are. Every process must see the same workdir. When one dies the
+  others end within about 100 seconds, and the run goes on when all are started again.
+
+  Args:
+    coordinator: host:port of process 0.
+    num_processes: of the run.
+    process_id: of this one, from 0.
+
+  Raises:
+    ValueError: for some of the three but not all, or an id that is none of the processes'.
+  """
+  given = (coordinator, num_processes, process_id)
+  if any(a is not None for a in given) and None in given:
+    raise ValueError(
+      f"coordinator={coordinator}, num_processes={num_processes}, process_id={process_id}: give "
+      "all three, or none where the cluster says it (TPU, SLURM, MPI, Kubernetes)."
+    )
+  if num_processes is not None and process_id is not None:
+    if not 0 <= process_id < num_processes:
+      raise ValueError(f"process_id={process_id} is none of 0 to {num_processes - 1}.")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+    return
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    if "coordinator_address" not in str(error):  # which is how it says that there is no cluster
+      raise
+
+
 def process() -> tuple[int, int]:
   """This process's index, and how many there are."""
   return jax.process_index(), jax.process_count()
+
+
+def told_to_stop(step: int) -> bool:
+  """Whether all processes stop at this step, since one of them got SIGTERM. Ask at every step.
+
+  They agree in the background on the first step that none has begun. For several processes: JAX
+  then listens for the signal.
+  """
+  return multihost_utils.reached_preemption_sync_point(step)
+
+
+def all_agree(ok: bool) -> bool:
+  """Whether `ok` is true on every process; each must ask."""
+  if jax.process_count() == 1:
+    return ok
+  return bool(np.min(multihost_utils.process_allgather(np.asarray(ok, np.int32))))
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -97,5 +149,5 @@ def create(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-  """The tree with every array whole on every device."""
+  """The tree with every array whole on every device; what is on the host must be alike on all."""
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)

@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
   net, teacher = build.network(config), runs.load_teacher(config, mesh)
-  lpips_weights = jax.device_put(build.lpips_weights(config), sharding.replicated(mesh))
+  lpips_weights = sharding.gather(build.lpips_weights(config), mesh)
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
   init, lr = build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
@@ -84,7 +84,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
   # --- state: the newest good checkpoint, else config.init_from, else random weights ---
   primary = sharding.process()[0] == 0
-  checkpoints = checkpoint.Checkpoints(workdir, keep=keep, primary=primary)
+  checkpoints = checkpoint.Checkpoints(
+    workdir, keep=keep, primary=primary, agree=sharding.all_agree
+  )
   restored = checkpoints.restore(functools.partial(runs.layout, config, abstract, mesh))
   snapshots = Snapshots(
     workdir, plan, primary=primary, check=functools.partial(runs.check_same_run, config)
@@ -98,7 +100,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     )
   logger.info("Starting at step %d of %d in %s.", start, config.total_steps, workdir)
   batches = build.batches(config, mesh, start)
-  train_key = jax.device_put(_key(config, "train"), sharding.replicated(mesh))
+  train_key = sharding.create(lambda: _key(config, "train"), mesh)[0]
   reporter = reporting.Reporter(
     workdir,
     total_steps=config.total_steps,
@@ -123,7 +125,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     contextlib.closing(batches),
   ):
     for step in range(start, config.total_steps + 1):
-      last, stop = step == config.total_steps, interrupted()
+      last, stop = step == config.total_steps, interrupted(step)
       if last or stop or step % config.log_every_steps == 0:
         if scalars := window.flush():
           scalars["lr"] = float(jnp.asarray(lr(jnp.asarray(step - 1))))
@@ -279,8 +281,15 @@ class _Window:
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[Callable[[], signal.Signals | None]]:
-  """Yields a function: which of SIGTERM and SIGINT has come? A second SIGINT ends it at once."""
+def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
+  """Yields a function of the step: which of SIGTERM and SIGINT has come?
+
+  A second SIGINT ends it at once. Of several processes one gets SIGTERM, and all stop at the same
+  step; SIGINT ends them.
+  """
+  if sharding.process()[1] > 1:
+    yield lambda step: signal.SIGTERM if sharding.told_to_stop(step) else None
+    return
   received = []
 
   # It prints nothing: the signal may have come in the middle of a print, which must not be entered
@@ -293,7 +302,7 @@ def interruption() -> Iterator[Callable[[], signal.Signals | None]]:
   numbers = (signal.SIGTERM, signal.SIGINT)
   old = {number: signal.signal(number, handle) for number in numbers}
   try:
-    yield lambda: received[0] if received else None
+    yield lambda step: received[0] if received else None
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)

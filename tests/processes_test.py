@@ -1,0 +1,138 @@
+"""Several processes are one run: local ones with simulated devices, over gloo on the loopback."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from cmjax import runs, sharding, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+VALUES = {
+  "total_steps": 20, "batch_size": 64, "net.width": 128, "mesh.data": 2, "mesh.fsdp": 4,
+  "optim.lr": 1e-3,
+}  # fmt: skip
+
+
+class Processes:
+  """`count` processes of one run of tests/tiny.py, with eight devices together."""
+
+  started: list[subprocess.Popen] = []
+
+  def __init__(self, workdir, count, **values):
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    overrides = [f"--config.{key}={value}" for key, value in (VALUES | values).items()]
+    environment = os.environ | {
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+      "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+      "PYTHONPATH": str(ROOT),
+    }
+    self.logs = [workdir.with_suffix(f".{i}.log") for i in range(count)]
+    self.all = []
+    for i, log in enumerate(self.logs):
+      command = [
+        *(sys.executable, "-m", "cmjax.main", f"--config={ROOT / 'tests' / 'tiny.py'}:long"),
+        *(f"--workdir={workdir}", f"--coordinator=localhost:{port}", f"--num_processes={count}"),
+        *(f"--process_id={i}", *overrides),
+      ]
+      with log.open("w") as out:
+        self.all.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
+    self.started.extend(self.all)
+
+  def wait_for(self, text, process=0, seconds=300):
+    """Until the log of a process has this text."""
+    deadline = time.monotonic() + seconds
+    while text not in self.logs[process].read_text(errors="replace"):
+      assert time.monotonic() < deadline and self.all[process].poll() is None, self.said()
+      time.sleep(0.1)
+
+  def exit_codes(self, seconds=300):
+    return [process.wait(seconds) for process in self.all]
+
+  def said(self):
+    return "\n".join(log.read_text(errors="replace")[-2000:] for log in self.logs)
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left():
+  """Of the processes of a test that fails."""
+  yield
+  for process in Processes.started:
+    process.kill()
+    process.wait()
+  Processes.started.clear()
+
+
+def leaves(workdir):
+  state = runs.load_state(workdir, sharding.make_mesh()).state
+  return {name: np.asarray(a) for name, a in tiny.leaves(jax.device_get(state)).items()}
+
+
+def test_two_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path):
+  """One gets SIGTERM, both save the same step; the end is that of one process."""
+  workdir = tmp_path / "two"
+  first = Processes(workdir, 2, total_steps=100_000)
+  first.wait_for("Compiled", process=1)
+  first.all[1].send_signal(signal.SIGTERM)
+  assert first.exit_codes() == [train.INTERRUPTED] * 2, first.said()
+  (stopped,) = (int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name != "0")
+  assert f"saving step {stopped}" in first.logs[0].read_text()
+  assert f"saving step {stopped}" in first.logs[1].read_text()
+
+  total = stopped + 10
+  second = Processes(workdir, 2, total_steps=total)
+  assert second.exit_codes() == [0, 0], second.said()
+  assert f"Starting at step {stopped} of {total}" in second.logs[1].read_text()
+  steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+  assert steps == sorted(set(steps)) and steps[-1] == total  # of one writer
+
+  config = tiny.config("long", **VALUES | {"total_steps": total})
+  train.train(config, tmp_path / "one")
+  one, two = leaves(tmp_path / "one"), leaves(workdir)
+  assert set(one) == set(two)
+  # To rounding: gloo adds in another order than one process does.
+  for name, a in one.items():
+    difference = np.linalg.norm(two[name] - a) / max(np.linalg.norm(a), 1e-8)
+    assert difference < 1e-5, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.slow
+def test_when_one_process_dies_the_other_ends_and_both_can_go_on(tmp_path):
+  workdir = tmp_path / "two"
+  values = {"total_steps": 100_000, "checkpoint.every_steps": 5}
+  first = Processes(workdir, 2, **values)
+  first.wait_for("Compiled", process=1)
+  time.sleep(5)
+  first.all[1].kill()
+  codes = first.exit_codes(seconds=200)
+  assert codes[1] == -signal.SIGKILL and codes[0] not in (0, train.INTERRUPTED), first.said()
+  second = Processes(workdir, 2, **values)
+  second.wait_for("Starting at step")
+  text = second.logs[0].read_text()
+  assert int(text.split("Starting at step ")[1].split()[0]) > 0
+  second.all[0].send_signal(signal.SIGTERM)
+  assert second.exit_codes() == [train.INTERRUPTED] * 2, second.said()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("localhost:1", None, 0), "coordinator=localhost:1, num_processes=None.* give all three"),
+    ((None, 2, None), "give all three, or none"),
+    (("localhost:1", 2, 2), "process_id=2 is none of 0 to 1"),
+  ],
+)
+def test_half_an_address_is_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.start(*arguments)
