@@ -1,12 +1,14 @@
 """One device is not a special case: the same run on one device and on a mesh of eight."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
 from cmjax import build, sharding, train
+from cmjax.networks import layers
 
 MESH = sharding.make_mesh(2, 4)
 ONE = sharding.make_mesh(devices=jax.devices()[:1])
@@ -89,3 +91,31 @@ def test_one_device_and_a_mesh_of_two_by_four_train_the_same_parameters():
     difference = np.linalg.norm(tiny.leaves(eight.params)[name] - x) / np.linalg.norm(x)
     assert difference < 1e-5, f"{name}: {difference:.1e}"
   assert np.linalg.norm(one.params["net"]["fc_out"]["kernel"]) > 0.01  # it starts at 0
+
+
+def test_activations_stay_split_along_the_batch_whatever_the_weights_are_split_along():
+  split = jax.sharding.NamedSharding(MESH, P(None, "fsdp"))
+  x, w = np.ones((16, 256), np.float32), jax.device_put(np.ones((256, 256), np.float32), split)
+
+  def program(keep):
+    with jax.set_mesh(MESH):
+      return jax.jit(lambda x, w: keep(jnp.tanh(x @ w / 256))).lower(x, w).compile()
+
+  kept, free = program(layers.along_batch), program(lambda x: x)
+  assert kept.output_shardings.is_equivalent_to(sharding.batch_sharding(MESH), 2)
+  assert not free.output_shardings.is_equivalent_to(sharding.batch_sharding(MESH), 2)
+  np.testing.assert_allclose(kept(x, w), np.tanh(1.0), rtol=1e-6)
+
+
+def test_a_layout_changes_no_derivative_and_needs_a_mesh_that_divides_the_batch():
+  x, v = jnp.arange(16.0).reshape(8, 2), jnp.ones((8, 2))
+  assert layers.along_batch(x) is x
+  with jax.set_mesh(MESH):
+    assert layers.along_batch(x[:6]).shape == (6, 2)
+    y, dy = jax.jit(lambda x, v: jax.jvp(layers.along_batch, (x,), (v,)))(x, v)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(layers.along_batch(x) ** 2)))(x)
+  with jax.set_mesh(ONE):
+    assert layers.along_batch(x) is x
+  np.testing.assert_array_equal(y, x)
+  np.testing.assert_array_equal(dy, v)
+  np.testing.assert_array_equal(gradient, 2 * x)

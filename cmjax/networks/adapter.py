@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax import naming
+from cmjax.networks.layers import along_batch
 from cmjax.types import Network, Params
 
 PRECISIONS = ("default", "high", "highest")
@@ -77,8 +78,8 @@ def as_network(
     body = x.dtype if x.dtype == jnp.float64 else dtype
     module = nnx.merge(graphdef, _cast(params, body, patterns))
     with _precision(matmul_precision):
-      F = module(x.astype(body), t, cond, rngs=rngs)
-    return F.astype(_at_least_float32(body))
+      F = module(along_batch(x.astype(body)), along_batch(t), cond, rngs=rngs)
+    return along_batch(F).astype(_at_least_float32(body))
 
   return Network(init, apply)
 

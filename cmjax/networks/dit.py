@@ -20,7 +20,14 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax.networks.attention import attend, check_implementation, split_heads
-from cmjax.networks.layers import Linear, check_dropout, dropout, label_rows, pnorm
+from cmjax.networks.layers import (
+  Linear,
+  along_batch,
+  check_dropout,
+  dropout,
+  label_rows,
+  pnorm,
+)
 from cmjax.networks.unet import (
   EMBEDDINGS,
   QK_NORMS,
@@ -237,7 +244,7 @@ class DiT(nnx.Module):
 
     def run(graphdef, params, h, key):
       rngs = None if key is None else nnx.Rngs(dropout=key)
-      return nnx.merge(graphdef, params)(h, e, rngs)
+      return along_batch(nnx.merge(graphdef, params)(along_batch(h), e, rngs))
 
     if self.remat:
       run = jax.checkpoint(run, static_argnums=0, prevent_cse=not self.scan)

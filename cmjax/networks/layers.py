@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Float
 
 from cmjax import embeddings
@@ -180,6 +181,20 @@ def _filter(x: Array, axis: int, taps: tuple[int, ...], size: int, stride: int) 
   cuts = (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(len(taps)))
   terms = ((k / sum(taps)) * cut for k, cut in zip(taps, cuts, strict=True))
   return functools.reduce(jnp.add, terms)
+
+
+def along_batch(x: Array) -> Array:
+  """x itself, laid out along its first axis over all devices of the mesh that is set, if any.
+
+  What a network computes stays where its sample is. Left to themselves, XLA's partitioners also
+  split activations the way that sharded weights are, and move them back and forth. (The mesh is
+  that of `jax.set_mesh` around the compilation; where it does not divide the batch, as it comes.)
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  auto = all(kind == AxisType.Auto for kind in mesh.axis_types)
+  if mesh.empty or not auto or mesh.size == 1 or len(x) % mesh.size:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
 
 def resample(

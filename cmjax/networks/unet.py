@@ -21,6 +21,7 @@ from cmjax.networks.layers import (
   Fourier,
   GroupNorm,
   Linear,
+  along_batch,
   check_dropout,
   check_fir,
   condition_rows,
@@ -203,8 +204,8 @@ def run_block(
   block: nnx.Module, x: Array, e: Array, rngs: nnx.Rngs | None, *, remat: bool
 ) -> Array:
   """block(x, e, rngs); with `remat` a gradient computes its inside again instead of storing it."""
-  call = lambda block, x, e, rngs: block(x, e, rngs)
-  return (nnx.remat(call) if remat else call)(block, x, e, rngs)
+  call = lambda block, x, e, rngs: block(along_batch(x), e, rngs)
+  return along_batch((nnx.remat(call) if remat else call)(block, x, e, rngs))
 
 
 def make_conditions(net: Any, channels: int, fourier_scale: float, *, rngs: nnx.Rngs) -> None:
