@@ -6,7 +6,8 @@ r"""What a train step of EDM2 on latents needs on TPU chips that are not there.
 
 Compiles the whole step (loss, gradient, optimizer, averages; with the teacher where there is one)
 of configs/imagenet64_*.py at 64x64x4 ahead of time, and prints what XLA's compiler says a chip
-needs: arguments (state, teacher, batch), temporary memory and FLOPs. Nothing runs. It needs libtpu
+needs: arguments (state, teacher, batch), temporary memory, the most of both at any time, and FLOPs
+of it. A program that does not fit does not compile. Nothing runs. It needs libtpu
 (pip install 'cmjax[plan]'), and minutes to an hour; jax_optimization_level O1 (the default here)
 halves them.
 """
@@ -55,7 +56,8 @@ def main():
   print(f"jax {jax.__version__}, EDM2-{args.size} 64x64x4, bfloat16, batch {args.batch_size} on "
         f"{len(devices)} chips of {args.topology}" + f" ({chip} GB each)" * bool(chip)
         + ", remat" * args.remat)  # fmt: skip
-  print(f"{'step':10}{'TFLOP':>9}{'arguments GB':>14}{'temp GB':>9}{'ratio':>7}{'compile s':>11}")
+  print(f"{'step':10}{'TFLOP':>9}{'arguments GB':>14}{'temp GB':>9}{'ratio':>7}{'peak GB':>9}"
+        f"{'compile s':>11}")  # fmt: skip
   first = None
   for method in args.methods:
     start = time.perf_counter()
@@ -64,7 +66,8 @@ def main():
     arguments, temporary = memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9
     first = first or temporary
     print(f"{method:10}{compiled.cost_analysis()['flops'] / 1e12:9.2f}{arguments:14.2f}"
-          f"{temporary:9.2f}{temporary / first:7.3f}{seconds:11.0f}", flush=True)  # fmt: skip
+          f"{temporary:9.2f}{temporary / first:7.3f}{memory.peak_memory_in_bytes / 1e9:9.2f}"
+          f"{seconds:11.0f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
