@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help and a misspelt flag need not wait for jax.
-  from cmjax import sample, sharding, train, verify
+  from cmjax import sample, train, verify
 
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
@@ -71,7 +71,6 @@ def main(argv: list[str]) -> None:
       sys.exit(0 if passed else 1)
     if workdir is None:
       raise ValueError(f"--mode={_MODE.value} needs --workdir, the folder of the run.")
-    sharding.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _MODE.value == "train":
       train.train(config, workdir)
     elif _MODE.value == "evaluate":
@@ -99,6 +98,18 @@ def main(argv: list[str]) -> None:
   except (ValueError, OSError, FloatingPointError) as error:
     logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
     _exit(error)
+
+
+def join_and_run(argv: list[str]) -> None:
+  """`main`, after this process has joined the others of its run: once, before any use of JAX."""
+  if _MODE.value in ("train", "sample", "evaluate"):
+    from cmjax import sharding
+
+    try:
+      sharding.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+      _exit(error)
+  main(argv)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -143,4 +154,4 @@ if __name__ == "__main__":
     lambda values: values["config"] is not None or values["mode"] == "verify",
     "Flag --config must have a value other than None (but in mode verify).",
   )
-  app.run(main, flags_parser=parse_flags)
+  app.run(join_and_run, flags_parser=parse_flags)
