@@ -74,7 +74,7 @@ dropout forgotten: continuous.loss [continuous]
 segment hidden from the network: continuous.loss [continuous]
   "segment": origin => "part": origin
 guidance hidden from the student: continuous.loss [continuous]
-  params["net"], x, t, cond => params["net"], x, t, {}
+  weights, x, t, cond => weights, x, t, {}
 teacher without sigma_data: continuous.teacher_velocity [continuous]
   sigma_data * teacher => teacher
 guidance from 0: continuous.draw_guidance [continuous]
