@@ -431,6 +431,6 @@ def test_state_dict_that_does_not_fit_is_explained_tensor_by_tensor():
     read(**wide)
   with pytest.raises(ValueError, match=r"and \d+ more\. Give the network the options"):
     names.from_torch({}, shapes, "edm")
-  with pytest.raises(ValueError, match="Unknown family 'edm3'. Choose from: autoencoder_kl, cmjax, edm, edm2"):
+  with pytest.raises(ValueError, match="Unknown family 'edm3'. Choose from: autoencoder_kl, cmjax"):
     names.to_torch({}, "edm3")
   read(**{name: None for name in names.constants(shapes, "edm")})  # constants may be left out
