@@ -16,9 +16,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cmjax import plan
 from cmjax.networks.attention import IMPLEMENTATIONS, attention
 
 LENGTHS = (256, 1024, 4096, 8192)
@@ -45,11 +45,6 @@ def compile_step(implementation, length, *, heads=8, channels=64, dtype="float32
   split = NamedSharding(mesh, PartitionSpec("data"))
   with jax.set_mesh(mesh):
     return step.lower(*[jax.ShapeDtypeStruct(shape, dtype, sharding=split)] * 6).compile()
-
-
-def tpu_devices(topology):
-  """The chips of a topology such as v5e:2x2, none of which need exist."""
-  return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
 def seconds(compiled, length, args, runs=3):
@@ -80,7 +75,7 @@ def main():
   if args.time and args.topology:
     parser.error("--time needs the chips; --topology is for chips that are not there.")
 
-  devices = tpu_devices(args.topology) if args.topology else None
+  devices = plan.topology_devices(args.topology) if args.topology else None
   where = f"{args.topology}, per chip" if devices else jax.devices()[0].device_kind
   print(f"jax {jax.__version__}, {where}, one sample, {args.heads} heads of {args.channels}, "
         f"{args.dtype}")  # fmt: skip

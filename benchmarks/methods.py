@@ -196,9 +196,8 @@ def run(args, data, method, seed):
   config = configure(args, data, method, seed, steps)
   workdir = args.workdir / data / method / f"seed{seed}"
   teacher = config.teacher.workdir or config.init_from.workdir
-  if (
-    teacher and not (Path(teacher) / "scores.json").exists()
-  ):  # its row may be an earlier sitting's
+  # Its row may be one of --known, made elsewhere.
+  if teacher and not (Path(teacher) / "scores.json").exists():
     train_and_score(configure(args, data, "teacher", seed), Path(teacher))
   start = time.monotonic()
   scores = train_and_score(config, workdir)

@@ -7,8 +7,8 @@ df/dt = d_t f + grad_x f . dx/dt, and what makes consistency training unstable i
 the derivative of the embedding of t (sCM, sec. 4.1, eq. 7 and figure 4). For Fourier embeddings of
 scale 16 and 0.02 and for the positional one, each with a plain modulation of the normalised
 activations (AdaGN) and with sCM's adaptive double normalisation, this draws the root mean square of
-both parts, over sigma_data, for real images and their own velocities. It writes docs/stability.png
-and a table into docs/RESULTS.md.
+both parts, over sigma_data, for real images and their own velocities. It writes
+docs/stability_PAGE.png and a table into docs/RESULTS.md.
 
 The weights are those of the start, but what starts at zero there (the last convolution, and the
 last one of each block) is drawn with a variance of one over the fan-in: with F = 0 all networks

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cmjax import tangent
+from cmjax import plan, tangent
 from cmjax.networks import attention_kernels as kernels
 from cmjax.networks.attention import attend, attention, choose
 
@@ -287,7 +287,7 @@ def test_at_8192_pixels_blockwise_needs_less_than_a_tenth_of_the_memory_of_full_
 )
 @pytest.mark.parametrize("name", ("pallas", "two_path"))
 def test_the_kernels_compile_for_a_tpu(name):
-  devices = benchmark()["tpu_devices"]("v5e:2x2")
+  devices = plan.topology_devices("v5e:2x2")
   compiled = benchmark()["compile_step"](name, 1000, dtype="bfloat16", devices=devices)
   assert "tpu_custom_call" in compiled.as_text()
   # A matrix of scores would be 30.5 MiB per head.

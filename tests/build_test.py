@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from cmjax import build, sharding
 from cmjax.build.losses import weightings
+from cmjax.build.models import tangent_network
 
 MESH = sharding.make_mesh()
 
@@ -222,6 +223,4 @@ def test_a_tangent_has_the_precision_of_its_own_and_the_network_keeps_its():
   ],
 )
 def test_a_step_has_a_second_pass_only_where_the_precisions_differ(values, expected):
-  from cmjax.build.models import tangent_network
-
   assert (tangent_network(changed(values)) is None) == expected

@@ -16,19 +16,16 @@ MAIN = ["--config=configs/cifar10_sct.py", "--workdir=/mnt/runs/My_run.1", *FLAG
 
 
 def launch(script, *args, **environment):
-  command = ["bash", str(LAUNCH / script), *args]
-  path = "/usr/bin:/bin"
+  command, path = ["bash", str(LAUNCH / script), *args], {"PATH": "/usr/bin:/bin"}
   return subprocess.run(
-    command, capture_output=True, text=True, env={"PATH": path, **environment}, cwd=LAUNCH.parent
+    command, capture_output=True, text=True, env=path | environment, cwd=LAUNCH.parent
   )
 
 
 def arguments(script, program):
-  """What a shell script gives to `program`, and its exit code, with `program` replaced."""
-  fake = f'{program}() {{ printf "%s\\0" "$@"; return "$CODE"; }}\n'
-  done = subprocess.run(
-    ["bash", "-c", fake + script], capture_output=True, text=True, env={"CODE": "0"}
-  )
+  """What a shell script gives to `program`, replaced by one that writes it down."""
+  fake = f'{program}() {{ printf "%s\\0" "$@"; }}\n'
+  done = subprocess.run(["bash", "-c", fake + script], capture_output=True, text=True, env={})
   return done.stdout.split("\0")[:-1]
 
 
@@ -46,7 +43,7 @@ def test_without_arguments_a_script_says_its_usage(name):
   assert done.returncode == 64 and name in done.stderr and not done.stdout
 
 
-def test_slurm_runs_one_process_per_gpu_and_queues_an_interrupted_run_again(tmp_path):
+def test_slurm_runs_one_process_per_gpu_and_queues_an_interrupted_run_again():
   options = dict(NODES="2", GPUS="4", SLURM_OPTIONS="--partition=gpu --account=me")
   done = launch("slurm.sh", "--dry_run", *RUN, **options)
   assert done.returncode == 0, done.stderr

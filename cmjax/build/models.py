@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Generator
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -52,11 +53,13 @@ def network(config: ConfigDict, precision: Section | None = None) -> Network:
 
 def tangent_network(config: ConfigDict) -> Network | None:
   """The network at the precision of `config.loss.tangent`; None where that is its own."""
-  wanted = config.loss.get("tangent") or {}
-  changed = {key: wanted[key] for key in PRECISION if wanted.get(key, None) is not None}
-  if all(changed[key] == config.net.get(key, None) for key in changed):
-    return None
-  return network(config, changed)
+  wanted = precision(config.loss.get("tangent") or {})
+  return None if wanted.items() <= precision(config.net).items() else network(config, wanted)
+
+
+def precision(section: Section) -> dict[str, Any]:
+  """What a section says of `PRECISION`; None says nothing."""
+  return {key: section[key] for key in PRECISION if section.get(key, None) is not None}
 
 
 def source(config: ConfigDict, split: str = "train") -> sources.Source:

@@ -33,9 +33,10 @@ def _schedule(section: ConfigDict, what: str) -> optax.Schedule:
   return call(factory, f"{what}.schedule ({name})", section.lr, **kwargs)
 
 
-def _chain(section: ConfigDict, what: str) -> optax.GradientTransformation:
+def _chain(section: ConfigDict, what: str, *others: str) -> optax.GradientTransformation:
+  """The chain of a section; its keys `others`, if they are there, are somebody else's."""
   name, _, _, kwargs = read(section, what, "lr", "schedule")
-  kwargs.pop("loss_scale", None)  # of the train step
+  kwargs = {key: value for key, value in kwargs.items() if key not in others}
   factory = pick(OPTIMIZERS, name, f"optimizer ({what}.name)")
   return call(factory, f"{what} ({name})", _schedule(section, what), **kwargs)
 
@@ -70,7 +71,7 @@ def _normalized_paths(config: ConfigDict) -> list[str]:
 
 
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  main = _chain(config.optim, "optim")
+  main = _chain(config.optim, "optim", "loss_scale")
   if not config.loss.get("vsd"):
     return main
   own = config.loss.vsd.fake

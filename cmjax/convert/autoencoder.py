@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import numpy as np
 import safetensors.numpy
 
 from cmjax import networks
@@ -39,6 +38,4 @@ def read(path: str | Path, shapes: Params | None = None) -> Params:
 
 def write(path: str | Path, params: Params) -> None:
   """A safetensors file of these weights that diffusers' `AutoencoderKL` reads."""
-  state = names.to_torch(params, FAMILY)
-  arrays = {name: np.array(array, order="C") for name, array in state.items()}
-  safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+  safetensors.numpy.save_file(names.to_torch(params, FAMILY), path, metadata={"format": "pt"})

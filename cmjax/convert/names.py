@@ -50,14 +50,11 @@ FAMILIES = {
   "edm2": Family(prefix="unet.", others="^logvar_"),
   # Diffusers' AutoencoderKL. The attention's layers had other names before 2023.
   "autoencoder_kl": Family(
-    renamed=tuple(
-      (rf"(attentions\.\d+\.){old}\.", rf"\g<1>{new}.")
-      for old, new in (
-        ("query", "to_q"),
-        ("key", "to_k"),
-        ("value", "to_v"),
-        ("proj_attn", "to_out.0"),
-      )
+    renamed=(
+      (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
+      (r"(attentions\.\d+)\.key\.", r"\1.to_k."),
+      (r"(attentions\.\d+)\.value\.", r"\1.to_v."),
+      (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
     ),
     advice="Give a file of diffusers' AutoencoderKL, and the widths that it was trained with.",
   ),

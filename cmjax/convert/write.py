@@ -108,9 +108,8 @@ def _params(config: ConfigDict, found: detect.Found) -> Params:
   """{net, weighting} of the run."""
   state = {name: as_float32(name, array) for name, array in found.tensors.items()}
   scan, init = config.net.get("scan", False), build.network(config).init
-  shapes = jax.eval_shape(
-    lambda key: dit.unstack(init(key)) if scan else init(key), jax.random.key(0)
-  )
+  in_file = (lambda key: dit.unstack(init(key))) if scan else init
+  shapes = jax.eval_shape(in_file, jax.random.key(0))
   net = names.from_torch(state, shapes, found.family, fir=found.fir)
   if scan:
     net = jax.tree.map(np.asarray, dit.stack(net))

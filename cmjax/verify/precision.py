@@ -81,12 +81,9 @@ def network(config: ConfigDict, workdir: str | Path | None = None) -> list[Row]:
 
 def _policies(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
   """The precision of the network, and that of its tangent."""
-  read = lambda section: {
-    key: section[key] for key in models.PRECISION if section.get(key, None) is not None
-  }
-  own = {"matmul_precision": "default"} | read(config.net)
+  own = {"matmul_precision": "default"} | models.precision(config.net)
   own["dtype"] = jnp.dtype(own["dtype"]).name
-  return own, own | read(config.loss.get("tangent") or {})
+  return own, own | models.precision(config.loss.get("tangent") or {})
 
 
 def _label(policy: dict[str, str]) -> str:
