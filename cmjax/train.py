@@ -16,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, reporting, runs, sharding, statistics
+from cmjax import build, checkpoint, microbatch, reporting, runs, sharding, statistics
 from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import NONFINITE, TrainState, make_train_step
 from cmjax.types import Array, Metrics, Model, Network, Params
@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   _check(config)
   mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
+  microbatch.check(config.batch_size, config.get("microbatch"), mesh.size)
   net, teacher = build.network(config), runs.load_teacher(config, mesh)
   lpips_weights = sharding.gather(build.lpips_weights(config), mesh)
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
@@ -193,14 +194,15 @@ def make_step_fn(
   twice and compiled for minutes.
   """
   tx, decays, target = build.optimizer(config), build.ema_decays(config), build.target_name(config)
-  scale = build.loss_scale(config)
+  options = {"target": target, "loss_scale": build.loss_scale(config)}
+  options["num_parts"] = config.batch_size // (config.get("microbatch") or config.batch_size)
 
   def loss_of(frozen):
     model = (teacher, frozen["teacher"]) if teacher else None
     return build.loss(config, net, model, frozen["lpips"])
 
   def step_fn(state, batch, key, frozen):
-    train_step = make_train_step(loss_of(frozen), tx, decays, target=target, loss_scale=scale)
+    train_step = make_train_step(loss_of(frozen), tx, decays, **options)
     return train_step(state, batch, key)
 
   loss_of(frozen)  # once for nothing, so that a wrong section of the config is found at the door

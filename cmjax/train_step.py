@@ -1,5 +1,6 @@
 """The train state, how it starts, and one step of it: pure functions, jitted by the caller."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from cmjax import ema, statistics
+from cmjax import ema, microbatch, statistics
 from cmjax.types import Array, Batch, LossFn, Metrics, Params
 
 NONFINITE = ("stop", "skip")
@@ -50,6 +51,7 @@ def make_train_step(
   *,
   target: str | None = None,
   loss_scale: float = 1.0,
+  num_parts: int = 1,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """train_step(state, batch, key) -> (state, metrics): pure; the caller jits and shards it.
 
@@ -59,6 +61,9 @@ def make_train_step(
   With `loss_scale` the loss is multiplied before it is differentiated and the gradient divided
   after, both in float32: what is small there would be lost in a float16 body, which has nothing
   below 6e-8. Take a power of two, which rounds nothing.
+
+  With `num_parts` the gradient is accumulated over as many passes of the batch (`microbatch`): the
+  same noise and the same result, but for rounding, in the memory of one.
 
   All randomness is a function of (key, state.step), so a resumed run repeats itself. A step whose
   loss or gradient is not finite changes nothing but the step count, whatever the policy that the
@@ -71,11 +76,12 @@ def make_train_step(
     key = jax.random.fold_in(key, state.step)
     fixed = {} if target is None else {"target": state.ema[target]}
 
-    def scaled(params):
+    def scaled(params, batch, key):
       value, metrics = loss_fn(params | fixed, batch, key, state.step)
       return value * loss_scale, metrics
 
-    (value, metrics), grads = jax.value_and_grad(scaled, has_aux=True)(state.params)
+    grad_fn = functools.partial(jax.value_and_grad(scaled, has_aux=True), state.params)
+    (value, metrics), grads = microbatch.accumulate(grad_fn, batch, key, num_parts)
     grads = jax.tree.map(lambda g: g / loss_scale, grads)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)

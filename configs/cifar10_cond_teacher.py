@@ -19,6 +19,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.seed = 0
   c.total_steps = 2 if smoke else 400_000
   c.batch_size = 8 if smoke else 512
+  c.microbatch = None
   c.sigma_data = 0.5
 
   c.data = dict(

@@ -15,6 +15,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.seed = 0
   c.total_steps = 10 if smoke else 800
   c.batch_size = 16 if smoke else 128
+  c.microbatch = None
   c.sigma_data = 0.75  # --mode=measure says 0.752
 
   c.data = dict(name="digits", flip=False)

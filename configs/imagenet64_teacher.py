@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.seed = 0
   c.total_steps = 2 if smoke else 1_048_576
   c.batch_size = 8 if smoke else 2_048
+  c.microbatch = None
   c.sigma_data = 0.5
 
   c.data = dict(

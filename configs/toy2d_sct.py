@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.seed = 0
   c.total_steps = 10 if smoke else 5_000
   c.batch_size = 64 if smoke else 512
+  c.microbatch = None
   c.sigma_data = 0.5  # the points are scaled to it
 
   c.data = dict(name="toy2d", flip=False, toy2d=dict(distribution="checkerboard"))

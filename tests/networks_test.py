@@ -10,7 +10,14 @@ from flax import nnx
 from cmjax import embeddings
 from cmjax.networks import MLP, DDPMpp, as_network, grow, layers
 from cmjax.networks.attention import attend, split_heads
-from cmjax.networks.unet import BlockSpec, Style, UNetBlock, decoder_specs, encoder_specs
+from cmjax.networks.unet import (
+  MODULATIONS,
+  BlockSpec,
+  Style,
+  UNetBlock,
+  decoder_specs,
+  encoder_specs,
+)
 
 SMALL = dict(
   resolution=8,
@@ -66,6 +73,7 @@ def count(**kwargs):
 # The networks of EDM: published_networks_test.py.
 def test_ddpmpp_with_the_double_normalisation_has_as_many_parameters_as_derived():
   assert count(modulation="pnorm_scale_shift") == (60_067_715, 417)
+  assert count(modulation="pnorm_scale") == count(modulation="additive")
 
 
 def test_unet_walks_through_the_channels_of_edm():
@@ -386,7 +394,7 @@ def test_xavier_uniform_has_its_width():
 
 
 def test_dropout_keeps_the_mean_and_the_share():
-  y = layers.dropout(jnp.full(100_000, 3.0), 0.25, nnx.Rngs(dropout=0))
+  y = layers.dropout(jnp.full(100_000, 3.0), 0.25, jax.random.key(0))
   np.testing.assert_allclose(np.unique(y), [0, 4])
   np.testing.assert_allclose(y.mean(), 3, rtol=0.01)
 
@@ -433,7 +441,7 @@ def test_attention_equals_the_one_of_jax_in_every_derivative():
     np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("modulation", ["additive", "scale_shift", "pnorm_scale_shift"])
+@pytest.mark.parametrize("modulation", sorted(MODULATIONS))
 def test_block_modulates_as_its_formula_says(modulation):
   style = Style(modulation, skip_scale=0.5, eps=1e-6)
   block = UNetBlock(BlockSpec("block", 8, 8), 16, style, dropout=0.5, rngs=nnx.Rngs(0))
@@ -448,9 +456,10 @@ def test_block_modulates_as_its_formula_says(modulation):
   elif modulation == "scale_shift":
     h = block.norm1(h) * (1 + a[..., :8]) + a[..., 8:]
   else:
-    s, b = a[..., :8], a[..., 8:]
+    s, *b = np.split(a, a.shape[-1] // 8, axis=-1)
     rms = lambda a: np.sqrt(np.mean(a**2, -1, keepdims=True))
-    h = block.norm1(h) * (s / rms(s)) + b / rms(b)
+    h = block.norm1(h) * (s / rms(s)) + sum(b / rms(b) for b in b)
+    assert len(b) == (modulation == "pnorm_scale_shift")
   expected = (x + block.conv1(jax.nn.silu(h))) / 2
   np.testing.assert_allclose(block(x, e, None), expected, rtol=1e-4, atol=1e-5)
 
@@ -625,7 +634,10 @@ def test_networks_take_times_of_both_signs(make):
     (dict(resolution=1), "Nearest: 4"),
     (dict(channel_mult=()), "channel_mult is empty"),
     (dict(attn_resolutions=(7, 16)), r"attn_resolutions has \[7\].*\[32, 16, 8\]"),
-    (dict(modulation="adagn"), "modulation 'adagn'. Choose from: additive, pnorm_scale_shift"),
+    (
+      dict(modulation="adagn"),
+      "modulation 'adagn'. Choose from: additive, pnorm_scale, pnorm_scale_shift",
+    ),
     (dict(dropout=1.0), "dropout=1.0"),
     (dict(embedding="sine"), "embedding 'sine'. Choose from: fourier, positional"),
     (dict(encoder="skip"), "encoder 'skip'. Choose from: standard, residual"),

@@ -12,6 +12,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.seed = 0
   c.total_steps = 200 if variant == "long" else 12
   c.batch_size = 16
+  c.microbatch = None
   c.sigma_data = 0.5
   c.data = dict(
     name="toy2d", flip=False, toy2d=dict(distribution="checkerboard", num_points=512)

@@ -81,7 +81,7 @@ def run_config(found: detect.Found) -> ConfigDict:
   """
   logvar = all(name in found.tensors for name in LOGVAR)
   c = ConfigDict()
-  c.seed, c.total_steps, c.batch_size = 0, 0, 8
+  c.seed, c.total_steps, c.batch_size, c.microbatch = 0, 0, 8, None
   c.sigma_data = found.sigma_data
   c.data = dict(name="folder", flip=False, folder=dict(path="", held_out=0.0))
   c.net = dict(found.net)
@@ -107,11 +107,11 @@ def run_config(found: detect.Found) -> ConfigDict:
 def _params(config: ConfigDict, found: detect.Found) -> Params:
   """{net, weighting} of the run."""
   state = {name: as_float32(name, array) for name, array in found.tensors.items()}
-  scan, init = config.net.get("scan", False), build.network(config).init
-  in_file = (lambda key: dit.unstack(init(key))) if scan else init
+  stacked, init = _is_stacked(config), build.network(config).init
+  in_file = (lambda key: dit.unstack(init(key))) if stacked else init
   shapes = jax.eval_shape(in_file, jax.random.key(0))
   net = names.from_torch(state, shapes, found.family, fir=found.fir)
-  if scan:
+  if stacked:
     net = jax.tree.map(np.asarray, dit.stack(net))
   params = {"net": net, "weighting": {}}
   if config.loss.weighting == "edm2":
@@ -121,6 +121,11 @@ def _params(config: ConfigDict, found: detect.Found) -> Params:
       "logvar_linear": {"kernel": weight.T},
     }
   return params
+
+
+def _is_stacked(config: ConfigDict) -> bool:
+  """Whether the weights of the blocks are one array: a DiT's are with `scan`, a U-Net's never."""
+  return config.net.name == "dit" and config.net.get("scan", False)
 
 
 def _save(workdir: Path, config: ConfigDict, params: Params, provenance: dict[str, Any]) -> None:
@@ -212,7 +217,7 @@ def export(workdir: str | Path, target: str | Path, *, ema: str | None = None) -
   trained = runs.Trained(config, build.network(config), averages, restored.step)
   name = next(iter(config.ema)) if ema is None else ema
   params, step = runs.load_average(trained, workdir, name, mesh)
-  if config.net.get("scan", False):
+  if _is_stacked(config):
     params = dit.unstack(params)  # a file has the same names with and without
   state = names.to_torch(params, family, fir=tuple(config.net.get("fir", (1, 1))))
   if config.loss.get("weighting") == "edm2":

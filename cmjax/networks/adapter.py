@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmjax import naming
-from cmjax.networks.layers import along_batch
+from cmjax.networks.layers import along_batch, name_modules
 from cmjax.types import Network, Params
 
 PRECISIONS = ("default", "high", "highest")
@@ -63,6 +63,7 @@ def as_network(
       f"Unknown matmul_precision {matmul_precision!r}. Choose from: {', '.join(PRECISIONS)}."
     )
   module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+  name_modules(module)
   # Naming nnx.Param makes split refuse a module with other state (RNG counters, batch statistics).
   graphdef, shapes = nnx.split(module, nnx.Param)
   patterns = tuple(getattr(module, "float32_paths", ()) if float32_paths is None else float32_paths)

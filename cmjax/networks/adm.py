@@ -10,12 +10,17 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.networks.layers import Conv, GroupNorm, Linear, label_rows
+from cmjax.networks.layers import (
+  Conv,
+  GroupNorm,
+  Linear,
+  Module,
+  label_rows,
+)
 from cmjax.networks.unet import (
   Style,
   UNetBlock,
@@ -27,15 +32,15 @@ from cmjax.networks.unet import (
   encoder_specs,
   level_resolutions,
   make_conditions,
-  run_block,
 )
+from cmjax.networks.walk import concatenate, decode, encode
 from cmjax.types import Cond, Time
 
 # Of all layers that do not start at 0: with "kaiming", U(-a, a) with a = sqrt(1 / fan_in).
 GAIN = math.sqrt(1 / 3)
 
 
-class ADM(nnx.Module):
+class ADM(Module):
   """F(x, t) for images, by the ADM U-Net. The defaults are EDM's for ImageNet-64.
 
   F is exactly 0 at the start, and so is each residual branch. Reads cond["label"] [b] where
@@ -58,12 +63,14 @@ class ADM(nnx.Module):
     augment_dim: 0 for a network that is never told of augmentations.
     embed_mult: width of the two layers after the embedding, as a multiple of `channels`.
     channels_per_head: of the attention; a divisor of the width of each level that has it.
-    modulation: "scale_shift" (ADM), "additive" (iCT) or "pnorm_scale_shift" (sCM); see `UNetBlock`.
+    modulation: "scale_shift" (ADM), "additive" (iCT), "pnorm_scale_shift" (sCM) or
+      "pnorm_scale"; see `UNetBlock`.
     embedding: of the time, "positional" or "fourier".
     fourier_scale: standard deviation of the Fourier frequencies; used by embedding="fourier" only.
     qk_norm: "none" or "rms", of the attention; see `unet.rms_norm_qk`.
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether a gradient computes the inside of each block again instead of storing it.
+    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
     guidance: whether the network is told the scale of its guidance (sCM).
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.
@@ -97,6 +104,7 @@ class ADM(nnx.Module):
     qk_norm: str = "none",
     attention: str = "auto",
     remat: bool = False,
+    scan: bool = False,
     guidance: bool = False,
     segment: bool = False,
     *,
@@ -110,7 +118,7 @@ class ADM(nnx.Module):
     check_options(resolutions, attn_resolutions, embedding, style, dropout)
     self.image_shape = (resolution, resolution, in_channels)
     self.channels, self.num_classes, self.augment_dim = channels, num_classes, augment_dim
-    self.remat, embed = remat, embed_mult * channels
+    self.remat, self.scan, embed = remat, scan, embed_mult * channels
     kaiming: dict[str, Any] = dict(init="kaiming", gain=GAIN, rngs=rngs)
     if augment_dim:
       self.map_augment = Linear(augment_dim, channels, use_bias=False, gain=0.0, rngs=rngs)
@@ -149,14 +157,7 @@ class ADM(nnx.Module):
     check_input(x, t, self.image_shape)
     e = self._embed(t, cond)
     x = self.enc[self.first](x)
-    skips = [x]
-    for spec in self.enc_specs:
-      x = run_block(self.enc[spec.name], x, e, rngs, remat=self.remat)
-      skips.append(x)
-    for spec in self.dec_specs:
-      if spec.joins:
-        x = jnp.concatenate([x, skips.pop()], axis=-1)
-      x = run_block(self.dec[spec.name], x, e, rngs, remat=self.remat)
+    x = decode(self, encode(self, x, e, rngs), e, rngs, concatenate)
     return self.out_conv(jax.nn.silu(self.out_norm(x)))
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:

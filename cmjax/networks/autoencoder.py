@@ -17,7 +17,14 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax.networks.attention import attend, check_implementation, split_heads
-from cmjax.networks.layers import Conv, GroupNorm, Linear, along_last, kaiming_uniform
+from cmjax.networks.layers import (
+  Conv,
+  GroupNorm,
+  Linear,
+  Module,
+  along_last,
+  kaiming_uniform,
+)
 from cmjax.types import Params
 
 # Of the log-variance, as in the paper's code: part of what the encoder is, not a repair.
@@ -77,7 +84,7 @@ def autoencoder_kl(*, dtype: Any = jnp.float32, **kwargs: Any) -> Autoencoder:
   return Autoencoder(init, method("encode"), method("decode"))
 
 
-class AutoencoderKL(nnx.Module):
+class AutoencoderKL(Module):
   """Encoder and decoder, and the 1 x 1 convolutions between them and the latents.
 
   Args:
@@ -139,7 +146,7 @@ class AutoencoderKL(nnx.Module):
     return self.decoder(self.post_quant_conv(latents))
 
 
-class Encoder(nnx.Module):
+class Encoder(Module):
   """A convolution, levels of residual blocks from high to low resolution, the middle, the end."""
 
   def __init__(
@@ -172,7 +179,7 @@ class Encoder(nnx.Module):
     return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
-class Decoder(nnx.Module):
+class Decoder(Module):
   """A convolution, the middle, levels of residual blocks from low to high resolution, the end."""
 
   def __init__(
@@ -239,7 +246,7 @@ def run_middle(parts: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"
   return parts["resnets"]["1"](parts["attentions"]["0"](parts["resnets"]["0"](x)))
 
 
-class ResnetBlock(nnx.Module):
+class ResnetBlock(Module):
   """x + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))), x convolved where the channels change."""
 
   def __init__(self, cin: int, cout: int, *, rngs: nnx.Rngs):
@@ -254,7 +261,7 @@ class ResnetBlock(nnx.Module):
     return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class AttentionBlock(nnx.Module):
+class AttentionBlock(Module):
   """x + to_out(attention of one head over all pixels of norm(x))."""
 
   def __init__(self, channels: int, *, attention: str, rngs: nnx.Rngs):
@@ -271,7 +278,7 @@ class AttentionBlock(nnx.Module):
     return x + self.to_out["0"](y).reshape(x.shape)
 
 
-class StridedConv(nnx.Module):
+class StridedConv(Module):
   """A 3 x 3 convolution at every second pixel, zeros below and to the right of x only."""
 
   def __init__(self, channels: int, *, rngs: nnx.Rngs):

@@ -16,7 +16,14 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.networks.layers import BOX, Conv, GroupNorm, Linear, label_rows
+from cmjax.networks.layers import (
+  BOX,
+  Conv,
+  GroupNorm,
+  Linear,
+  Module,
+  label_rows,
+)
 from cmjax.networks.unet import (
   Style,
   UNetBlock,
@@ -29,8 +36,8 @@ from cmjax.networks.unet import (
   encoder_specs,
   level_resolutions,
   make_conditions,
-  run_block,
 )
+from cmjax.networks.walk import concatenate, decode, encode
 from cmjax.types import Cond, Time
 
 ENCODERS = ("standard", "residual")
@@ -40,7 +47,7 @@ ENCODERS = ("standard", "residual")
 SKIP_SCALE, NEAR_ZERO, QKV_GAIN = math.sqrt(0.5), 1e-5, math.sqrt(0.2)
 
 
-class DDPMpp(nnx.Module):
+class DDPMpp(Module):
   """F(x, t) for images, by the DDPM++ U-Net. The defaults are EDM's for CIFAR-10.
 
   NCSN++ is embedding="fourier", noise_mult=2, fir=(1, 3, 3, 1) and encoder="residual"; as EDM
@@ -66,7 +73,8 @@ class DDPMpp(nnx.Module):
     augment_dim: 0 for a network that is never told of augmentations.
     embed_mult: width of the two layers after the embedding, as a multiple of `channels`.
     noise_mult: width of the embedding of t and of the conditions, likewise.
-    modulation: "pnorm_scale_shift" (sCM), "additive" (EDM) or "scale_shift"; see `UNetBlock`.
+    modulation: "pnorm_scale_shift" (sCM), "pnorm_scale", "additive" (EDM) or "scale_shift"; see
+      `UNetBlock`.
     embedding: of the time, "positional" (DDPM++) or "fourier" (NCSN++, CM, iCT).
     fourier_scale: standard deviation of the Fourier frequencies: 16 in EDM and CM, 0.02 in iCT
       (arXiv 2310.14189). Used by embedding="fourier" only.
@@ -76,6 +84,7 @@ class DDPMpp(nnx.Module):
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether a gradient computes the inside of each block again instead of storing it: less
       memory, about a third more time.
+    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
     guidance: whether the network is told the scale of its guidance (sCM).
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.
@@ -111,6 +120,7 @@ class DDPMpp(nnx.Module):
     qk_norm: str = "none",
     attention: str = "auto",
     remat: bool = False,
+    scan: bool = False,
     guidance: bool = False,
     segment: bool = False,
     *,
@@ -124,7 +134,8 @@ class DDPMpp(nnx.Module):
     check_options(resolutions, attn_resolutions, embedding, style, dropout)
     check_choice("encoder", encoder, ENCODERS)
     self.image_shape = (resolution, resolution, in_channels)
-    self.num_classes, self.augment_dim, self.remat = num_classes, augment_dim, remat
+    self.num_classes, self.augment_dim = num_classes, augment_dim
+    self.remat, self.scan = remat, scan
     self.noise_channels = noise = noise_mult * channels
     embed = embed_mult * channels
     if num_classes:
@@ -170,24 +181,19 @@ class DDPMpp(nnx.Module):
     """
     check_input(x, t, self.image_shape)
     e = self._embed(t, cond)
-    skips = self._encode(x, e, rngs)
-    x = skips[-1]
-    for spec in self.dec_specs:
-      if spec.joins:
-        x = jnp.concatenate([x, skips.pop()], axis=-1)
-      x = run_block(self.dec[spec.name], x, e, rngs, remat=self.remat)
+    x = decode(self, self._encode(x, e, rngs), e, rngs, concatenate)
     return self.dec[f"{self.last}_conv"](jax.nn.silu(self.dec[f"{self.last}_norm"](x)))
 
   def _encode(self, x: Array, e: Array, rngs: nnx.Rngs | None) -> list[Array]:
     """What the encoder gives, from the first convolution on: all of it is for the decoder."""
     aux = x
-    skips = [self.enc[self.first](x)]
-    for spec in self.enc_specs:
-      x = run_block(self.enc[spec.name], skips[-1], e, rngs, remat=self.remat)
-      if self.residual and spec.resample == "down":
-        x = aux = (x + self.enc[_residual(spec)](aux)) * SKIP_SCALE
-      skips.append(x)
-    return skips
+
+    def add_image(spec, x):
+      nonlocal aux
+      aux = (x + self.enc[_residual(spec)](aux)) * SKIP_SCALE
+      return aux
+
+    return encode(self, self.enc[self.first](x), e, rngs, add_image if self.residual else None)
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
     """The embedding of time and conditions that every block sees."""

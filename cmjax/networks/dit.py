@@ -9,7 +9,7 @@ Parameters of the blocks are `blocks/block0/affine/kernel` [m, n], ..., or with 
 all blocks, `blocks/affine/kernel` [depth, m, n]; `stack` and `unstack` go from one to the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,11 @@ from jaxtyping import Float
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import (
   Linear,
-  along_batch,
+  Module,
   check_dropout,
   dropout,
   label_rows,
-  pnorm,
+  modulate,
 )
 from cmjax.networks.unet import (
   EMBEDDINGS,
@@ -38,23 +38,26 @@ from cmjax.networks.unet import (
   make_conditions,
   rms_norm_qk,
 )
+from cmjax.networks.walk import run_block, scan_blocks
 from cmjax.types import Cond, Params, Time
 
 # depth, width, num_heads
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-MODULATIONS = ("scale_shift", "pnorm_scale_shift")
+# How a norm takes in the embedding, and how many numbers per channel it needs for that.
+MODULATIONS = {"scale_shift": 2, "pnorm_scale": 1, "pnorm_scale_shift": 2}
 # Of the table of labels and the layers that map the time: a standard deviation.
 SMALL = 0.02
 
 
-class DiTBlock(nnx.Module):
+class DiTBlock(Module):
   """x + gate proj(attention(modulated norm of x)), then the same with an MLP of two layers.
 
   With (b, s, gate) three of the six parts of affine(e), norm(x) becomes
 
   * "scale_shift":       norm(x) (1 + s) + b, as in DiT, where `affine` starts at 0;
   * "pnorm_scale_shift": norm(x) pnorm(s) + pnorm(b), as in sCM: bounded, whatever the size of s
-    and b, which must not start at 0 (see `unet.UNetBlock`). The gates do.
+    and b, which must not start at 0 (see `unet.UNetBlock`). The gates do;
+  * "pnorm_scale":       norm(x) pnorm(s), of four parts (s, gate).
 
   Either way both branches start at exactly 0. Dropout is between the layers of the MLP.
   """
@@ -73,44 +76,47 @@ class DiTBlock(nnx.Module):
   ):
     self.num_heads, self.qk_norm, self.attention = num_heads, qk_norm, attention
     self.modulation, self.dropout = modulation, dropout
-    self.affine = affine(width, 6, modulation, gates=(2, 5), rngs=rngs)
+    each = MODULATIONS[modulation] + 1
+    self.affine = affine(width, 2 * each, modulation, gates=(each - 1, 2 * each - 1), rngs=rngs)
     self.qkv = Linear(width, 3 * width, rngs=rngs)
     self.proj = Linear(width, width, rngs=rngs)
     self.fc0 = Linear(width, mlp_width, rngs=rngs)
     self.fc1 = Linear(mlp_width, width, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "b p n"], e: Float[Array, "b e"], rngs: nnx.Rngs | None
+    self, x: Float[Array, "b p n"], e: Float[Array, "b e"], key: Array | None
   ) -> Float[Array, "b p n"]:
-    """The block's output for tokens x and the embedding e; dropout only with `rngs`."""
-    parts = jnp.split(self.affine(e)[:, None, :], 6, axis=-1)
-    gates = [parts[i].astype(x.dtype) for i in (2, 5)]
-    h = modulate(layer_norm(x), parts[0], parts[1], self.modulation)
-    x = x + gates[0] * self.proj(self._attend(h))
-    h = modulate(layer_norm(x), parts[3], parts[4], self.modulation)
-    h = dropout(jax.nn.gelu(self.fc0(h), approximate=True), self.dropout, rngs)
-    return x + gates[1] * self.fc1(h)
+    """The block's output for tokens x and the embedding e; dropout only with a key."""
+    each = MODULATIONS[self.modulation] + 1
+    parts = jnp.split(self.affine(e)[:, None, :], 2 * each, axis=-1)
+    *first, gate0 = parts[:each]
+    *second, gate1 = parts[each:]
+    h = modulated_norm(x, first, self.modulation)
+    x = x + gate0.astype(x.dtype) * self.proj(self._attend(h))
+    h = modulated_norm(x, second, self.modulation)
+    h = dropout(jax.nn.gelu(self.fc0(h), approximate=True), self.dropout, key)
+    return x + gate1.astype(x.dtype) * self.fc1(h)
 
   def _attend(self, h: Array) -> Array:
     qkv = split_heads(self.qkv(h)[:, None], self.num_heads)
     return attend(rms_norm_qk(qkv) if self.qk_norm == "rms" else qkv, self.attention)
 
 
-class DiTLast(nnx.Module):
+class DiTLast(Module):
   """The last layer: modulated norm, and a linear map that starts at 0."""
 
   def __init__(self, width: int, cout: int, *, modulation: str, rngs: nnx.Rngs):
     self.modulation = modulation
-    self.affine = affine(width, 2, modulation, rngs=rngs)
+    self.affine = affine(width, MODULATIONS[modulation], modulation, rngs=rngs)
     self.linear = Linear(width, cout, gain=0.0, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b p n"], e: Float[Array, "b e"]) -> Float[Array, "b p m"]:
     """Patches of F for the tokens x."""
-    shift, scale = jnp.split(self.affine(e)[:, None, :], 2, axis=-1)
-    return self.linear(modulate(layer_norm(x), shift, scale, self.modulation))
+    parts = jnp.split(self.affine(e)[:, None, :], MODULATIONS[self.modulation], axis=-1)
+    return self.linear(modulated_norm(x, parts, self.modulation))
 
 
-class DiT(nnx.Module):
+class DiT(Module):
   """F(x, t) for images or latents, by a transformer on patches. The defaults are DiT-B/2's.
 
   F is exactly 0 at the start. Reads cond["label"] [b] where `num_classes` is not 0 (-1 means no
@@ -130,7 +136,7 @@ class DiT(nnx.Module):
     embed_channels: width of the embedding of t and of the conditions.
     num_classes: 0 for a network without labels.
     dropout: rate, in each block.
-    modulation: "scale_shift" (DiT) or "pnorm_scale_shift" (sCM); see `DiTBlock`.
+    modulation: "scale_shift" (DiT), "pnorm_scale_shift" (sCM) or "pnorm_scale"; see `DiTBlock`.
     embedding: of the time, "positional" or "fourier".
     fourier_scale: standard deviation of the Fourier frequencies; used by embedding="fourier" only.
     qk_norm: "none" or "rms", of the attention; see `unet.rms_norm_qk`.
@@ -186,7 +192,7 @@ class DiT(nnx.Module):
         f"resolution={resolution} is not filled by patches of side patch={patch}. Nearest: "
         f"{max(1, round(resolution / max(1, patch))) * max(1, patch)}."
       )
-    check_choice("modulation", modulation, MODULATIONS)
+    check_choice("modulation", modulation, sorted(MODULATIONS))
     check_choice("embedding", embedding, EMBEDDINGS)
     check_choice("qk_norm", qk_norm, QK_NORMS)
     check_implementation(attention)
@@ -241,20 +247,11 @@ class DiT(nnx.Module):
 
   def _run_blocks(self, h: Array, e: Array, keys: Array | None) -> Array:
     """All blocks in turn; `keys` [depth] are those of their dropout."""
-
-    def run(graphdef, params, h, key):
-      rngs = None if key is None else nnx.Rngs(dropout=key)
-      return along_batch(nnx.merge(graphdef, params)(along_batch(h), e, rngs))
-
-    if self.remat:
-      run = jax.checkpoint(run, static_argnums=0, prevent_cse=not self.scan)
     if self.scan:
-      graphdef, params = nnx.split(self.blocks)
-      body = lambda h, inputs: (run(graphdef, inputs[0], h, inputs[1]), None)
-      return jax.lax.scan(body, h, (params, keys))[0]
+      return scan_blocks(*nnx.split(self.blocks), h, e, keys, remat=self.remat)[0]
     for i in range(self.depth):
-      graphdef, params = nnx.split(self.blocks[f"block{i}"])
-      h = run(graphdef, params, h, None if keys is None else keys[i])
+      key = None if keys is None else keys[i]
+      h = run_block(self.blocks[f"block{i}"], h, e, key, remat=self.remat)
     return h
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:
@@ -274,9 +271,9 @@ def affine(
 ) -> Linear:
   """The layer that makes shifts, scales and gates of the embedding, at its start.
 
-  With "scale_shift" it is 0; with "pnorm_scale_shift" only its parts `gates` are.
+  With "scale_shift" it is 0; with the double norms only its parts `gates` are.
   """
-  bounded = modulation == "pnorm_scale_shift"
+  bounded = modulation != "scale_shift"
   layer = Linear(width, parts * width, gain=1.0 if bounded else 0.0, rngs=rngs)
   if bounded and gates:
     kernel = layer.kernel[...].reshape(width, parts, width)
@@ -284,11 +281,11 @@ def affine(
   return layer
 
 
-def modulate(h: Array, shift: Array, scale: Array, modulation: str) -> Array:
-  """h with a scale and a shift, in the dtype of h."""
-  if modulation == "pnorm_scale_shift":
-    return h * pnorm(scale).astype(h.dtype) + pnorm(shift).astype(h.dtype)
-  return h * (1 + scale).astype(h.dtype) + shift.astype(h.dtype)
+def modulated_norm(x: Array, parts: Sequence[Array], modulation: str) -> Array:
+  """`layer_norm` of x with `parts`, (shift, scale) or (scale,): DiT has the shift first."""
+  *shift, scale = parts
+  bounded = modulation != "scale_shift"
+  return modulate(layer_norm(x), scale, shift[0] if shift else None, bounded=bounded)
 
 
 def layer_norm(x: Float[Array, "*b n"], *, eps: float = 1e-6) -> Float[Array, "*b n"]:

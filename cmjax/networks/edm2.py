@@ -17,10 +17,12 @@ from jaxtyping import Float
 from cmjax import embeddings
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import (
+  Module,
   check_dropout,
   condition_rows,
   dropout,
   label_rows,
+  modulate,
   pnorm,
   resample,
 )
@@ -42,8 +44,8 @@ from cmjax.networks.unet import (
   encoder_specs,
   level_resolutions,
   num_heads,
-  run_block,
 )
+from cmjax.networks.walk import decode, encode
 from cmjax.types import Cond, Time
 
 # How a block takes in the embedding, and how many numbers per channel it needs for that.
@@ -54,7 +56,7 @@ BALANCE = 0.3  # the share of a residual branch, and of attention, in a sum
 LIMIT = 256.0  # of what a block puts out
 
 
-class EDM2Block(nnx.Module):
+class EDM2Block(Module):
   """Two convolutions with the embedding between them, and optional attention, each added by 0.3.
 
   An encoder's block first brings x to its width and normalises each pixel; a decoder's keeps the
@@ -96,14 +98,14 @@ class EDM2Block(nnx.Module):
       self.attn_proj = MPConv(cout, cout, 1, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "b h w cin"], e: Float[Array, "b e"], rngs: nnx.Rngs | None
+    self, x: Float[Array, "b h w cin"], e: Float[Array, "b e"], key: Array | None
   ) -> Float[Array, "b h2 w2 cout"]:
-    """The block's output for x and the embedding e; dropout only with `rngs`."""
+    """The block's output for x and the embedding e; dropout only with a key."""
     x = resample(x, self.resample)
     if self.encoder:
       x = normalize(self._straight(x))
     y = mp_silu(self._modulate(self.conv_res0(mp_silu(x)), e))
-    y = self.conv_res1(dropout(y, self.dropout, rngs))
+    y = self.conv_res1(dropout(y, self.dropout, key))
     x = mp_sum(x if self.encoder else self._straight(x), y, BALANCE)
     if self.num_heads:
       x = mp_sum(x, self._attend(x), BALANCE)
@@ -115,20 +117,19 @@ class EDM2Block(nnx.Module):
   def _modulate(self, y: Array, e: Array) -> Array:
     if self.emb_gain is not None:
       a = self.emb_linear(e, self.emb_gain[...])[:, None, None, :]
-      return y * (1 + a).astype(y.dtype)
+      return modulate(y, a, None, bounded=False)
     a = self.emb_linear(e)[:, None, None, :]
-    parts = jnp.split(a, MODULATIONS[self.modulation], axis=-1)
-    scale, *shift = (pnorm(part).astype(y.dtype) for part in parts)
+    scale, *shift = jnp.split(a, MODULATIONS[self.modulation], axis=-1)
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    y = pnorm(wide).astype(y.dtype) * scale
-    return y + shift[0] if shift else y
+    y = pnorm(wide).astype(y.dtype)
+    return modulate(y, scale, shift[0] if shift else None, bounded=True)
 
   def _attend(self, x: Array) -> Array:
     qkv = normalize(split_heads(self.attn_qkv(x), self.num_heads), axis=3)
     return self.attn_proj(attend(qkv, self.attention).reshape(x.shape))
 
 
-class MPCondition(nnx.Module):
+class MPCondition(Module):
   """(e + g a) / sqrt(1 + g^2), with a linear in sqrt(2) times an embedding, and a gain g from 0 on.
 
   `mp_sum` with a balance that is learned: the mean square stays 1 at any g, and at 0 it is e.
@@ -145,7 +146,7 @@ class MPCondition(nnx.Module):
     return (e + g * a) / jnp.sqrt(1 + g**2)
 
 
-class EDM2(nnx.Module):
+class EDM2(Module):
   """F(x, t) for images or latents, by the EDM2 U-Net. The defaults are size S for ImageNet-64.
 
   F is exactly 0 at the start, where only `out_gain` has a gradient. Reads cond["label"] [b] where
@@ -176,6 +177,7 @@ class EDM2(nnx.Module):
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether the backward pass computes each block again instead of keeping its activations.
+    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
     rngs: where the initial values come from.
 
   Raises:
@@ -210,6 +212,7 @@ class EDM2(nnx.Module):
     segment: bool = False,
     attention: str = "auto",
     remat: bool = False,
+    scan: bool = False,
     *,
     rngs: nnx.Rngs,
   ):
@@ -224,7 +227,8 @@ class EDM2(nnx.Module):
     self.enc_specs = tuple(encoder_specs(*plan))
     self.dec_specs = tuple(decoder_specs(*plan, attend_in_all=True))
     self.image_shape = (resolution, resolution, in_channels)
-    self.channels, self.num_classes, self.remat = channels, num_classes, remat
+    self.channels, self.num_classes = channels, num_classes
+    self.remat, self.scan = remat, scan
     embed = embed_mult * channels
     self.emb_noise = MPLinear(channels, embed, rngs=rngs)
     if num_classes:
@@ -269,14 +273,7 @@ class EDM2(nnx.Module):
     e = self._embed(t, cond)
     # The channel of ones stands in for the biases that no layer has.
     x = self.enc[self.first](jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
-    skips = [x]
-    for spec in self.enc_specs:
-      x = run_block(self.enc[spec.name], x, e, rngs, remat=self.remat)
-      skips.append(x)
-    for spec in self.dec_specs:
-      if spec.joins:
-        x = mp_cat(x, skips.pop())
-      x = run_block(self.dec[spec.name], x, e, rngs, remat=self.remat)
+    x = decode(self, encode(self, x, e, rngs), e, rngs, mp_cat)
     return self.out_conv(x, self.out_gain[...])
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:

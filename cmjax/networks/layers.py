@@ -6,6 +6,7 @@ dtype that is, `adapter.as_network` decides.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,36 @@ from jaxtyping import Float
 
 from cmjax import embeddings
 from cmjax.types import Cond, Time
+
+
+class Module(nnx.Module):
+  """An nnx.Module whose calls have its name in the program, as `name_modules` gave it.
+
+  Profilers and error messages (`nonfinite`) then say enc/8x8_block0/conv0, and not convolution 7.
+  """
+
+  scope = ""
+
+  def __init_subclass__(cls, **kwargs: Any):
+    super().__init_subclass__(**kwargs)
+    call = vars(cls).get("__call__")
+    if call is None:
+      return
+
+    @functools.wraps(call)
+    def scoped(self, *args, **kwargs):
+      with jax.named_scope(self.scope or type(self).__name__):
+        return call(self, *args, **kwargs)
+
+    cls.__call__ = scoped  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def name_modules(root: nnx.Module) -> None:
+  """Gives each module below `root` its path as its name, from the nearest one that calls it."""
+  paths = {path: m for path, m in nnx.iter_modules(root) if isinstance(m, Module)}
+  for path, module in paths.items():
+    above = max((n for n in range(len(path)) if path[:n] in paths), default=0)
+    module.scope = "/".join(map(str, path[above:])) if path else type(module).__name__
 
 
 def xavier_uniform(key: Array, shape: tuple[int, ...], gain: float = 1.0) -> Array:
@@ -60,7 +91,7 @@ def along_last(a: Array, like: Array) -> Array:
   return a.reshape((1,) * (like.ndim - 1) + a.shape)
 
 
-class Linear(nnx.Module):
+class Linear(Module):
   """y = x W + b over the last axis, with W of shape [in, out].
 
   Args:
@@ -92,7 +123,7 @@ class Linear(nnx.Module):
     return y if self.bias is None else y + along_last(self.bias[...], y)
 
 
-class Fourier(nnx.Module):
+class Fourier(Module):
   """`embeddings.fourier` of t, with frequencies drawn once from scale N(0, 1) and never trained.
 
   They are a parameter, so that checkpoints and averages have them, behind a stop_gradient, so that
@@ -206,7 +237,7 @@ def resample(
   return downsample(x, taps) if kind == "down" else upsample(x, taps)
 
 
-class Conv(nnx.Module):
+class Conv(Module):
   """A square convolution with "same" padding, after an optional change of resolution by 2.
 
   Args:
@@ -256,7 +287,7 @@ def _convolve(x: Array, kernel: Array, padding) -> Array:
   return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=axes)
 
 
-class GroupNorm(nnx.Module):
+class GroupNorm(Module):
   """Group normalisation (Wu and He 2018) with min(32, c // 4) groups, and a scale and a bias.
 
   The statistics are in float32 at least. eps stands inside the root, so that the derivative
@@ -302,19 +333,34 @@ def pnorm(a: Float[Array, "*b c"], *, eps: float = 1e-8) -> Float[Array, "*b c"]
   return a * jax.lax.rsqrt(jnp.square(a).mean(-1, keepdims=True) + eps)
 
 
+def modulate(
+  h: Float[Array, "*b c"], scale: Array, shift: Array | None, *, bounded: bool
+) -> Float[Array, "*b c"]:
+  """A normalised h with a scale and a shift that broadcast against it, in the dtype of h.
+
+  h (1 + scale) + shift; or `bounded`, h pnorm(scale) + pnorm(shift): sCM's adaptive double
+  normalisation (arXiv 2410.11081, sec. 4.1), with scale and not 1 + scale. Without a shift, the
+  first term alone.
+  """
+  h = h * (pnorm(scale) if bounded else 1 + scale).astype(h.dtype)
+  if shift is None:
+    return h
+  return h + (pnorm(shift) if bounded else shift).astype(h.dtype)
+
+
 def check_dropout(rate: float) -> None:
   """Raises ValueError for a dropout rate outside [0, 1)."""
   if not 0 <= rate < 1:
     raise ValueError(f"dropout={rate} is the share of values set to 0: it must be in [0, 1).")
 
 
-def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
-  """Zeroes a share `rate` of x and divides the rest by 1 - rate; nothing without `rngs`."""
-  if rngs is None or rate == 0:
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+  """Zeroes a share `rate` of x and divides the rest by 1 - rate; nothing without a key."""
+  if key is None or rate == 0:
     return x
   # Flat for the sake of the compiler, as in `xavier_uniform`.
   # The rate's dtype is that of the draw: with float64 switched on the mask would be another.
-  keep = jax.random.bernoulli(rngs.dropout(), jnp.float32(1 - rate), (x.size,)).reshape(x.shape)
+  keep = jax.random.bernoulli(key, jnp.float32(1 - rate), (x.size,)).reshape(x.shape)
   return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

@@ -15,7 +15,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.networks.layers import standard_normal
+from cmjax.networks.layers import (
+  Module,
+  standard_normal,
+)
 from cmjax.types import Time
 
 EPS = 1e-4  # added to a root mean square
@@ -66,7 +69,7 @@ def mp_cat(a: Float[Array, "*b m"], b: Float[Array, "*b n"], t: float = 0.5) -> 
   return jnp.concatenate([left * a, right * b], axis=-1)
 
 
-class MPLinear(nnx.Module):
+class MPLinear(Module):
   """y = gain x W / sqrt(cin) over the last axis, with W normalised (equation 47).
 
   Args:
@@ -85,7 +88,7 @@ class MPLinear(nnx.Module):
     return jnp.matmul(x, _used(self.kernel[...], gain, x))
 
 
-class MPConv(nnx.Module):
+class MPConv(Module):
   """A square convolution with "same" padding, normalised like `MPLinear`.
 
   Args:
@@ -109,7 +112,7 @@ class MPConv(nnx.Module):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
 
 
-class MPFourier(nnx.Module):
+class MPFourier(Module):
   """sqrt(2) cos(f t + p) with random f ~ 2 pi scale N(0, 1) and p ~ 2 pi U(0, 1) (equation 75).
 
   Both are parameters behind a stop_gradient, as in `layers.Fourier`: checkpoints and averages have

@@ -9,11 +9,19 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax import embeddings
-from cmjax.networks.layers import Linear, check_dropout, condition_rows, dropout, label_rows
+from cmjax.networks.layers import (
+  Linear,
+  Module,
+  check_dropout,
+  condition_rows,
+  dropout,
+  label_rows,
+)
+from cmjax.networks.walk import dropout_key
 from cmjax.types import Cond, Time
 
 
-class MLPBlock(nnx.Module):
+class MLPBlock(Module):
   """x + fc1(SiLU(fc0(SiLU(x)) + affine(e))): two layers, with the embedding between them."""
 
   def __init__(self, width: int, embed: int, *, dropout: float, rngs: nnx.Rngs):
@@ -23,15 +31,15 @@ class MLPBlock(nnx.Module):
     self.fc1 = Linear(width, width, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "b n"], e: Float[Array, "b e"], rngs: nnx.Rngs | None
+    self, x: Float[Array, "b n"], e: Float[Array, "b e"], key: Array | None
   ) -> Float[Array, "b n"]:
-    """x and its residual branch, of the same shape."""
+    """x and its residual branch, of the same shape; dropout only with a key."""
     h = self.fc0(jax.nn.silu(x))
     h = jax.nn.silu(h + self.affine(e).astype(h.dtype))
-    return x + self.fc1(dropout(h, self.dropout, rngs))
+    return x + self.fc1(dropout(h, self.dropout, key))
 
 
-class MLP(nnx.Module):
+class MLP(Module):
   """F(x, t) for vectors: residual SiLU blocks, each of which sees the embedding of t.
 
   Beside x it sees sines and cosines of x at a few low frequencies: a plain MLP learns edges slowly
@@ -108,7 +116,8 @@ class MLP(nnx.Module):
     waves = [wave(k * x) for k in self.frequencies for wave in (jnp.sin, jnp.cos)]
     h = self.fc_in(jnp.concatenate([x, *waves], axis=-1))
     for name in self.block_names:
-      h = self.blocks[name](h, e, rngs)
+      block = self.blocks[name]
+      h = block(h, e, dropout_key(block, rngs))
     return self.fc_out(jax.nn.silu(h))
 
   def _embed(self, t: Time, cond: Cond) -> Float[Array, "b e"]:

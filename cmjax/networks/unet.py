@@ -21,18 +21,18 @@ from cmjax.networks.layers import (
   Fourier,
   GroupNorm,
   Linear,
-  along_batch,
+  Module,
   check_dropout,
   check_fir,
   condition_rows,
   dropout,
-  pnorm,
+  modulate,
   resample,
 )
 from cmjax.types import Cond, Time
 
 # How a block takes in the embedding, and how many numbers per channel it needs for that.
-MODULATIONS = {"additive": 1, "scale_shift": 2, "pnorm_scale_shift": 2}
+MODULATIONS = {"additive": 1, "scale_shift": 2, "pnorm_scale": 1, "pnorm_scale_shift": 2}
 
 EMBEDDINGS = ("fourier", "positional")
 QK_NORMS = ("none", "rms")
@@ -129,13 +129,15 @@ def decoder_specs(
   return specs
 
 
-class UNetBlock(nnx.Module):
+class UNetBlock(Module):
   """norm0, SiLU, conv0, modulation with norm1, SiLU, dropout, conv1; skip; optional attention.
 
   With a = affine(e), h after conv0, and (s, b) the two halves of a along the channels:
 
   * "additive":          SiLU(norm1(h + a)), as EDM's DDPM++;
   * "scale_shift":       SiLU(norm1(h) (1 + s) + b), as ADM;
+  * "pnorm_scale":       SiLU(norm1(h) pnorm(a)), sCM's double norm without its shift: as many
+    parameters as "additive";
   * "pnorm_scale_shift": SiLU(norm1(h) pnorm(s) + pnorm(b)), as sCM: s, and not 1 + s.
 
   pnorm makes s and b of unit size whatever the size of a, so the initial values of `affine` choose
@@ -163,11 +165,11 @@ class UNetBlock(nnx.Module):
       self.proj = conv(cout, cout, 1, gain=style.last_gain)
 
   def __call__(
-    self, x: Float[Array, "b h w cin"], e: Float[Array, "b e"], rngs: nnx.Rngs | None
+    self, x: Float[Array, "b h w cin"], e: Float[Array, "b e"], key: Array | None
   ) -> Float[Array, "b h2 w2 cout"]:
-    """The block's output for x and the embedding e; dropout only with `rngs`."""
+    """The block's output for x and the embedding e; dropout only with a key."""
     h = self.conv0(jax.nn.silu(self.norm0(x)))
-    h = dropout(jax.nn.silu(self._modulate(h, e)), self.dropout, rngs)
+    h = dropout(jax.nn.silu(self._modulate(h, e)), self.dropout, key)
     x = resample(x, self.resample, self.style.fir) if self.skip is None else self.skip(x)
     x = (x + self.conv1(h)) * self.style.skip_scale
     if self.num_heads:
@@ -181,10 +183,9 @@ class UNetBlock(nnx.Module):
     a = self.affine(e)[:, None, None, :]
     if self.style.modulation == "additive":
       return self.norm1(h + a.astype(h.dtype))
-    scale, shift = jnp.split(a, 2, axis=-1)
-    if self.style.modulation == "scale_shift":
-      return self.norm1(h) * (1 + scale).astype(h.dtype) + shift.astype(h.dtype)
-    return self.norm1(h) * pnorm(scale).astype(h.dtype) + pnorm(shift).astype(h.dtype)
+    bounded = self.style.modulation != "scale_shift"
+    scale, *shift = jnp.split(a, MODULATIONS[self.style.modulation], axis=-1)
+    return modulate(self.norm1(h), scale, shift[0] if shift else None, bounded=bounded)
 
 
 def rms_norm_qk(qkv: Float[Array, "b p n c 3"], *, eps: float = 1e-6) -> Float[Array, "b p n c 3"]:
@@ -198,14 +199,6 @@ def rms_norm_qk(qkv: Float[Array, "b p n c 3"], *, eps: float = 1e-6) -> Float[A
   factor = jax.lax.rsqrt(jnp.square(wide[..., :2]).mean(-2, keepdims=True) + eps)
   factor = jnp.concatenate([factor, jnp.ones_like(factor[..., :1])], axis=-1)
   return (wide * factor).astype(qkv.dtype)
-
-
-def run_block(
-  block: nnx.Module, x: Array, e: Array, rngs: nnx.Rngs | None, *, remat: bool
-) -> Array:
-  """block(x, e, rngs); with `remat` a gradient computes its inside again instead of storing it."""
-  call = lambda block, x, e, rngs: block(along_batch(x), e, rngs)
-  return along_batch((nnx.remat(call) if remat else call)(block, x, e, rngs))
 
 
 def make_conditions(net: Any, channels: int, fourier_scale: float, *, rngs: nnx.Rngs) -> None:
