@@ -180,6 +180,15 @@ class Checkpoints:
         "if the disk is full, free some space first."
       ) from error
 
+  def remove_after(self, step: int) -> None:
+    """Removes those of later steps."""
+    self.wait()
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+        if self.primary:
+          (self._seals / f"{later}.json").unlink(missing_ok=True)
+
   def close(self) -> None:
     """Waits for the save under way and lets go of the directory."""
     try:

@@ -46,6 +46,11 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's, from 0, with --coordinator.")
+_COMPILE_CACHE = flags.DEFINE_string(
+  "compile_cache",
+  "~/.cache/cmjax/xla",
+  "Folder of programs, compiled for the next start; empty: none.",
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
 
 
@@ -102,9 +107,11 @@ def main(argv: list[str]) -> None:
 
 def join_and_run(argv: list[str]) -> None:
   """`main`, after this process has joined the others of its run: once, before any use of JAX."""
-  if _MODE.value in ("train", "sample", "evaluate"):
-    from cmjax import sharding
+  from cmjax import sharding
 
+  if _COMPILE_CACHE.value:
+    sharding.keep_compiled(_COMPILE_CACHE.value)
+  if _MODE.value in ("train", "sample", "evaluate"):
     try:
       sharding.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except (ValueError, RuntimeError) as error:

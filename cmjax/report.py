@@ -272,6 +272,8 @@ def _summary(history, times: Sequence[float], config: Mapping[str, Any]) -> str:
     ("images_per_sec", "Images per second", np.nanmedian, "median"),
     ("loss", "Loss", lambda v: v[-1], "last"),
     ("skipped", "Skipped steps", np.nanmax, "not finite"),
+    ("rolled_back", "Roll backs", np.nanmax, "to a checkpoint"),
+    ("spikes", "Spikes", np.nanmax, "of a sitting"),
   ):
     if name in history and not np.isnan(history[name][1]).all():
       tiles.append((label, number(pick(history[name][1])), hint))

@@ -26,7 +26,7 @@ logger = logging.getLogger("cmjax")
 # What may differ between two sittings of one run: how long, how often, where; not what.
 FREE = (
   *("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite"),
-  *("snapshots", "microbatch"),
+  *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
 )
 
 # Intermediate times of few-step samplers, by the sampler's key; written by mode search.

@@ -4,8 +4,11 @@ The mesh has two axes. `data` replicates the parameters; `fsdp` shards parameter
 and averages. Both split the batch.
 """
 
+import hashlib
 import math
+import platform
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -115,9 +118,39 @@ def start(
       raise
 
 
+def keep_compiled(folder: str | Path) -> None:
+  """Keeps compiled programs in a folder, for the next start of the same; before the first of them.
+
+  A cache that JAX was told of otherwise (JAX_COMPILATION_CACHE_DIR) is left as it is. Programs for
+  a CPU are not made for every CPU: each kind has a folder of its own, in homes that machines share.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  info = Path("/proc/cpuinfo")
+  lines = info.read_text().splitlines() if info.exists() else []
+  flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+  kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+  jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser() / kind))
+
+
 def process() -> tuple[int, int]:
   """This process's index, and how many there are."""
   return jax.process_index(), jax.process_count()
+
+
+def host_device() -> Any:
+  """This process's CPU as a device, beside whatever else it has: for float64.
+
+  Raises:
+    ValueError: where JAX was started without it.
+  """
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError as error:
+    raise ValueError(
+      "JAX has no CPU backend beside the accelerator, for float64: add it to JAX_PLATFORMS (as in "
+      "tpu,cpu), or set doctor.probe_every_steps=None."
+    ) from error
 
 
 def told_to_stop(step: int) -> bool:

@@ -16,10 +16,10 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, microbatch, reporting, runs, sharding, statistics
+from cmjax import build, checkpoint, doctor, microbatch, reporting, runs, sharding, statistics
 from cmjax.ema.snapshots import Snapshots, check_writable
-from cmjax.train_step import NONFINITE, TrainState, make_train_step
-from cmjax.types import Array, Metrics, Model, Network, Params
+from cmjax.train_step import TrainState, make_train_step, several
+from cmjax.types import Array, Batch, LossFn, Metrics, Model, Network, Params
 
 logger = logging.getLogger("cmjax")
 
@@ -30,7 +30,7 @@ KEYS = (
   *("seed", "total_steps", "batch_size", "sigma_data", "data", "net", "loss", "optim", "ema"),
   *("init_from", "teacher", "samplers", "evals", "log_every_steps", "checkpoint", "mesh"),
   "nonfinite",
-)  # and snapshots, if any
+)  # and what may be left out: snapshots, microbatch, steps_per_dispatch, doctor
 
 # One seed, one key for each.
 PURPOSES = ("initialise", "train", "evaluate")
@@ -76,6 +76,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
   init, lr = build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
+  probe = doctor.Probe(config) if doctor.options(config)["probe_every_steps"] else None
   abstract = jax.eval_shape(init, jax.random.key(0))
   plan, keep = build.snapshots(config), config.checkpoint.keep
   check_writable(
@@ -88,20 +89,20 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   checkpoints = checkpoint.Checkpoints(
     workdir, keep=keep, primary=primary, agree=sharding.all_agree
   )
-  restored = checkpoints.restore(functools.partial(runs.layout, config, abstract, mesh))
+  layout = functools.partial(runs.layout, config, abstract, mesh)
+  restored = checkpoints.restore(layout)
   snapshots = Snapshots(
     workdir, plan, primary=primary, check=functools.partial(runs.check_same_run, config)
   )
-  state = restored.state if restored else _fresh(config, net, teacher, init, mesh)
-  start = int(state.step)
+  fresh = functools.partial(_fresh, config, net, teacher, init, mesh)
+  run = _Run(config, mesh, restored, fresh)
+  start = run.step
   if start > config.total_steps:
     raise ValueError(
       f"{workdir} is at step {start} already, but total_steps={config.total_steps}. Raise it, or "
       "take another --workdir."
     )
   logger.info("Starting at step %d of %d in %s.", start, config.total_steps, workdir)
-  batches = build.batches(config, mesh, start)
-  train_key = sharding.create(lambda: _key(config, "train"), mesh)[0]
   reporter = reporting.Reporter(
     workdir,
     total_steps=config.total_steps,
@@ -111,58 +112,77 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   )
   if primary:
     _write_json(workdir / "config.json", config.to_dict())
-    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
 
   # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
+  explain = functools.partial(_explain, config, net, teacher and teacher[0], frozen, run)
   before = restored.meta if restored else {}
-  compiled, scores, window = None, {}, _Window(config.nonfinite, before.get("skipped", 0))
-  evaluated = start if before.get("evaluated") else None
+  window = _Window(config, explain, before.get("skipped", 0))
+  compiled, scores, num_steps = None, {}, config.get("steps_per_dispatch", 1)
   with (
     interruption() as interrupted,
     reporter,
     contextlib.closing(checkpoints),
     contextlib.closing(snapshots),
-    contextlib.closing(batches),
+    contextlib.closing(run),
   ):
-    for step in range(start, config.total_steps + 1):
+    while True:
+      step = run.step
       last, stop = step == config.total_steps, interrupted(step)
-      if last or stop or step % config.log_every_steps == 0:
-        if scalars := window.flush():
-          scalars["lr"] = float(jnp.asarray(lr(jnp.asarray(step - 1))))
-          reporter.write(step, scalars | reporter.throughput())
-
-      for label, (every, evaluate) in evaluators.items():
-        if last or (step % every == 0 and not stop and step != evaluated):
+      try:
+        if last or stop or step % config.log_every_steps == 0:
+          if scalars := window.flush():
+            scalars["lr"] = float(jnp.asarray(lr(jnp.asarray(step - 1))))
+            scalars["rolled_back"] = float(run.rolled_back)
+            reporter.write(step, scalars | reporter.throughput())
+        if probe and not stop and step % doctor.options(config)["probe_every_steps"] == 0:
           with reporter.paused():
-            scores |= _report(reporter, step, label, evaluate(state.ema, eval_key(config)))
+            errors, trouble = probe(sharding.gather(run.state.params["net"], mesh))
+            reporter.write(step, errors)
+          if trouble:
+            logger.warning("Step %d: %s", step, trouble)
 
-      if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
-        window.read()  # a step to stop at must not become a checkpoint
-        with reporter.paused():
-          snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
-          checkpoints.save(
-            step, state, config.to_dict(), evaluated=not stop, skipped=window.skipped
-          )
-      if snapshots.due(step, last):
-        window.read()
-        with reporter.paused():
-          snapshots.save(step, state.ema, config.to_dict())
-      if last:
-        break
-      if stop:
-        logger.warning("%s: saving step %d, then exiting.", stop.name, step)
-        checkpoints.wait()
-        raise Interrupted(step)
+        for label, (every, evaluate) in evaluators.items():
+          if last or (step % every == 0 and not stop and step != run.evaluated):
+            with reporter.paused():
+              scores |= _report(reporter, step, label, evaluate(run.state.ema, eval_key(config)))
 
-      batch = next(batches)
-      if compiled is None:
+        if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
+          window.read()  # a step to stop at must not become a checkpoint
+          with reporter.paused():
+            snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
+            meta = {"evaluated": not stop, "skipped": window.skipped, **run.meta}
+            checkpoints.save(step, run.state, config.to_dict(), **meta)
+        if snapshots.due(step, last):
+          window.read()
+          with reporter.paused():
+            snapshots.save(step, run.state.ema, config.to_dict())
+        if last:
+          break
+        if stop:
+          logger.warning("%s: saving step %d, then exiting.", stop.name, step)
+          checkpoints.wait()
+          raise Interrupted(step)
+
+        batches = run.next_batches(num_steps)
+        given = batches if num_steps > 1 else batches[0]
+        if compiled is None:
+          with reporter.paused():
+            compiled = _compile(step_fn, mesh, (run.state, given, run.key, frozen))
+        with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
+          run.state, metrics = compiled(run.state, given, run.key, frozen)
+        run.step += num_steps
+        window.add(run.step, metrics, batches)  # reads those before it: the device is busy again
+      except doctor.RollBack as reason:
         with reporter.paused():
-          compiled = _compile(step_fn, mesh, (state, batch, train_key, frozen))
-      with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
-        state, metrics = compiled(state, batch, train_key, frozen)
-      window.add(step + 1, metrics)  # reads those of the step before: the device is busy again
-      reporter.progress(step + 1, window.latest)
+          checkpoints.wait()
+          snapshots.wait()
+          run.go_back(reason, checkpoints.restore(layout))
+          snapshots.forget_after(run.step)
+        window.clear()
+        continue
+      reporter.progress(run.step, window.latest)
       checkpoints.poll()
       snapshots.poll()
 
@@ -175,19 +195,27 @@ def _check(config: ConfigDict) -> None:
   """Raises for a config that is not whole, and for numbers of the loop itself that cannot be."""
   if missing := [key for key in KEYS if key not in config]:
     raise ValueError(f"The config needs {', '.join(KEYS)}; not there: {', '.join(missing)}.")
-  build.pick(NONFINITE, config.nonfinite, "policy (nonfinite)")
+  doctor.check(config)
   counts = {key: config[key] for key in ("total_steps", "batch_size", "log_every_steps")}
   counts |= {f"checkpoint.{key}": config.checkpoint[key] for key in ("every_steps", "keep")}
   counts |= {f"evals.{k}.every_steps": e.get("every_steps", 1) for k, e in config.evals.items()}
+  counts["steps_per_dispatch"] = num_steps = config.get("steps_per_dispatch", 1)
   for key, value in counts.items():
     if value < 1:
       raise ValueError(f"{key}={value} must be at least 1.")
+  counts["doctor.probe_every_steps"] = doctor.options(config)["probe_every_steps"] or num_steps
+  for key, value in counts.items():
+    if (key == "total_steps" or key.endswith("every_steps")) and value % num_steps:
+      raise ValueError(
+        f"{key}={value} must be a multiple of steps_per_dispatch={num_steps}: nothing happens "
+        "within a dispatch. Change one of them."
+      )
 
 
 def make_step_fn(
   config: ConfigDict, net: Network, teacher: Network | None, frozen: Params
 ) -> Callable[..., Any]:
-  """(state, batch, key, frozen) -> (state, metrics).
+  """(state, batch, key, frozen) -> (state, metrics); with steps_per_dispatch n, of n batches.
 
   `frozen` are the weights that are used and not trained: {teacher: ..., lpips: ...}, None where
   there is none. They are an argument: closed over, they would be constants of the program, kept
@@ -197,16 +225,42 @@ def make_step_fn(
   options = {"target": target, "loss_scale": build.loss_scale(config)}
   options["num_parts"] = config.batch_size // (config.get("microbatch") or config.batch_size)
 
-  def loss_of(frozen):
-    model = (teacher, frozen["teacher"]) if teacher else None
-    return build.loss(config, net, model, frozen["lpips"])
-
   def step_fn(state, batch, key, frozen):
-    train_step = make_train_step(loss_of(frozen), tx, decays, **options)
-    return train_step(state, batch, key)
+    loss_fn = _loss(config, net, teacher, frozen)
+    return make_train_step(loss_fn, tx, decays, **options)(state, batch, key)
 
-  loss_of(frozen)  # once for nothing, so that a wrong section of the config is found at the door
-  return step_fn
+  _loss(config, net, teacher, frozen)  # so that a wrong section of the config is found at the door
+  return several(step_fn) if config.get("steps_per_dispatch", 1) > 1 else step_fn
+
+
+def _loss(config: ConfigDict, net: Network, teacher: Network | None, frozen: Params) -> LossFn:
+  model = (teacher, frozen["teacher"]) if teacher else None
+  return build.loss(config, net, model, frozen["lpips"])
+
+
+def _explain(
+  config: ConfigDict,
+  net: Network,
+  teacher: Network | None,
+  frozen: Params,
+  run: "_Run",
+  step: int,
+  batch: Batch,
+) -> str:
+  """Where the loss of a step, or its gradient, stops being finite.
+
+  With the weights of now: those of a step or two later, where the policy is to go on.
+  """
+  loss_fn, scale = _loss(config, net, teacher, frozen), build.loss_scale(config)
+  target = build.target_name(config)
+  params = run.state.params | ({} if target is None else {"target": run.state.ema[target]})
+
+  def scaled(*args):
+    value, metrics = loss_fn(*args)
+    return value * scale, metrics
+
+  index = jnp.asarray(step - 1, jnp.int32)
+  return doctor.locate(scaled, params, batch, jax.random.fold_in(run.key, index), index)
 
 
 def _key(config: ConfigDict, purpose: str) -> Array:
@@ -231,52 +285,154 @@ def _fresh(
   return sharding.create(init, mesh, key, start, fake)[0]
 
 
-class _Window:
-  """The metrics of the steps since the last record; those of the newest step are not waited for."""
+class _Run:
+  """Where a run is: its state, and the batches and the noise that come next.
 
-  def __init__(self, policy: str, skipped: int = 0):
+  Each roll back leaves out the batches up to that of the step that it is for, and goes on with the
+  noise of other steps: with the same of either it would come to the same end.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    mesh: Mesh,
+    restored: checkpoint.Restored | None,
+    fresh: Callable[[], TrainState],
+  ):
+    self._config, self._mesh, self._fresh = config, mesh, fresh
+    meta = restored.meta if restored else {}
+    self.rolled_back, self._shift = meta.get("rolled_back", 0), meta.get("batches_left_out", 0)
+    self._times, self._where = 0, -1  # of roll backs in a row to one step
+    self._begin(restored)
+
+  def _begin(self, restored: checkpoint.Restored | None) -> None:
+    config = self._config
+    self.state: TrainState = restored.state if restored else self._fresh()
+    self.step = int(self.state.step)
+    self.evaluated = self.step if restored and restored.meta.get("evaluated") else None
+    self._batches = build.batches(config, self._mesh, self.step + self._shift)
+    key = _key(config, "train")
+    key = jax.random.fold_in(key, self.rolled_back) if self.rolled_back else key
+    self.key: Array = sharding.create(lambda: key, self._mesh)[0]
+
+  @property
+  def meta(self) -> dict[str, int]:
+    """What a checkpoint has to know beside the state."""
+    return {"rolled_back": self.rolled_back, "batches_left_out": self._shift}
+
+  def next_batches(self, count: int) -> tuple[dict[str, Any], ...]:
+    """Those of the next steps."""
+    return tuple(next(self._batches) for _ in range(count))
+
+  def go_back(self, reason: doctor.RollBack, restored: checkpoint.Restored | None) -> None:
+    """To a checkpoint, or without one to the start.
+
+    Raises:
+      FloatingPointError: after three times to the same step.
+    """
+    step = restored.step if restored else 0
+    self._times = self._times + 1 if step == self._where else 1
+    self._where = step
+    if self._times > doctor.MOST_ROLL_BACKS:
+      raise FloatingPointError(
+        f"{reason} Rolled back to step {step} {doctor.MOST_ROLL_BACKS} times already, with other "
+        "batches and noise each time: the trouble is in the weights or the config. Lower the "
+        "learning rate, or look at tangent_norm and jvp_error in metrics.jsonl."
+      )
+    self.close()
+    self.rolled_back += 1
+    self._shift += reason.step - step
+    self._begin(restored)
+    logger.warning(
+      "%s Rolled back to step %d, as asked (%d so far).", reason, step, self.rolled_back
+    )
+
+  def close(self) -> None:
+    """Lets go of the threads that read ahead."""
+    self._batches.close()
+
+
+class _Window:
+  """The metrics of the steps since the last record; those of the newest are not waited for."""
+
+  def __init__(self, config: ConfigDict, explain: Callable[[int, Batch], str], skipped: int = 0):
     self.latest: dict[str, float] = {}  # of the last record, for the live line
     self.skipped = skipped  # in the whole run
-    self._policy = policy
-    self._pending: tuple[int, Metrics] | None = None
+    self._in_a_row = 0
+    self._policy, self._on_spike = config.nonfinite, doctor.options(config)["on_spike"]
+    self._explain = explain
+    self._spikes = doctor.Spikes(doctor.options(config)["spike_factor"])
+    self._num_steps = config.get("steps_per_dispatch", 1)
+    self._pending: tuple[int, Metrics, tuple[Batch, ...]] | None = None
     self._metrics: list[dict[str, Any]] = []
     self._steps = 0  # since the last record, skipped ones among them
 
-  def add(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a step, and reads those of the step before."""
+  def add(self, step: int, metrics: Metrics, batches: tuple[Batch, ...]) -> None:
+    """Takes the metrics of the steps up to this one, and reads those before them."""
     self.read()
-    self._pending = (step, metrics)
+    self._pending = (step, metrics, batches)
+
+  def clear(self) -> None:
+    """Forgets what no record has yet."""
+    self._pending, self._metrics, self._steps = None, [], 0
 
   def flush(self) -> dict[str, float]:
-    """The means since the last flush, and how many steps of the run were skipped.
+    """The means since the last flush, and what was counted in the run (spikes: in this sitting).
 
     Waits for the newest step; empty if there was none.
     """
     self.read()
     if not self._steps:
       return {}
-    self.latest = statistics.merge(self._metrics) | {"skipped": float(self.skipped)}
+    self.latest = statistics.merge(self._metrics)
+    self.latest |= {"skipped": float(self.skipped), "spikes": float(self._spikes.count)}
     self._metrics, self._steps = [], 0
     return dict(self.latest)
 
   def read(self) -> None:
-    """Waits for the metrics of the newest step; raises if it is one to stop at."""
+    """Waits for the metrics of the newest steps; raises if there is one to stop or go back at."""
     if self._pending is None:
       return
-    step, metrics = self._pending[0], jax.device_get(self._pending[1])
+    last, metrics, batches = self._pending
+    metrics = jax.device_get(metrics)
     self._pending = None
+    for i, batch in enumerate(batches):
+      one = jax.tree.map(lambda a, i=i: a[i], metrics) if self._num_steps > 1 else metrics
+      self._look(last - len(batches) + i + 1, one, batch)
+
+  def _look(self, step: int, metrics: Metrics, batch: Batch) -> None:
     self._steps += 1
-    if not metrics["nonfinite"].total:
-      self._metrics.append(metrics)
+    if metrics["nonfinite"].total:
+      self._nonfinite(step, metrics, batch)
       return
+    self._in_a_row = 0
+    self._metrics.append(metrics)
+    if what := self._spikes.see(step, metrics):
+      if self._on_spike == "roll_back":
+        raise doctor.RollBack(step, what)
+      if self._on_spike == "stop":
+        raise FloatingPointError(f"{what} doctor.on_spike='stop'.")
+      logger.warning("Spike. %s", what)
+
+  def _nonfinite(self, step: int, metrics: Metrics, batch: Batch) -> None:
     what = (
       f"The loss or a gradient of step {step} is not finite (loss {metrics['loss'].total:.4g}, "
       f"gradient norm {metrics['grad_norm'].total:.4g})."
     )
+    self._in_a_row += 1
+    if self._in_a_row == 1:
+      what = f"{what} {self._explain(step, batch)}"
+    if self._policy == "roll_back":
+      raise doctor.RollBack(step, what)
     if self._policy == "stop":
       raise FloatingPointError(
         f"{what} nonfinite='stop': parameters and checkpoints are as they were before that step. "
         "Look at tangent_norm in metrics.jsonl; --config.nonfinite=skip goes on without it."
+      )
+    if self._in_a_row > doctor.MOST_SKIPPED:
+      raise FloatingPointError(
+        f"{what} nonfinite='skip', but so were the {doctor.MOST_SKIPPED} steps before it: the "
+        "weights themselves must be at fault. Go on from an earlier checkpoint."
       )
     self.skipped += 1
     logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self.skipped)

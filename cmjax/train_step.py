@@ -12,8 +12,6 @@ from flax import struct
 from cmjax import ema, microbatch, statistics
 from cmjax.types import Array, Batch, LossFn, Metrics, Params
 
-NONFINITE = ("stop", "skip")
-
 
 @struct.dataclass
 class TrainState:
@@ -104,3 +102,19 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def several(
+  train_step: Callable[..., tuple[TrainState, Metrics]],
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """(state, batches, *rest) -> (state, metrics): a step for each batch, in one dispatch.
+
+  For steps so short that to start one costs as much. `batches` is a sequence of n batches, and each
+  of the metrics has an axis of n in front.
+  """
+
+  def steps(state, batches, *rest):
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
+    return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, stacked)
+
+  return steps

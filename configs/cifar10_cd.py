@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.total_steps = 2 if smoke else 800_000
   c.batch_size = 8 if smoke else 512
   c.microbatch = None
+  c.steps_per_dispatch = 1
   c.sigma_data = 0.5
 
   c.data = dict(
@@ -60,4 +61,5 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.checkpoint = dict(every_steps=5_000, keep=3)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
+  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
   return c

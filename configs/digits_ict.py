@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.total_steps = 10 if smoke else 600
   c.batch_size = 16 if smoke else 128
   c.microbatch = None
+  c.steps_per_dispatch = 1
   c.sigma_data = 0.75  # --mode=measure says 0.752
 
   c.data = dict(name="digits", flip=False)
@@ -58,4 +59,5 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.checkpoint = dict(every_steps=200, keep=2)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
+  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
   return c

@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.total_steps = 10 if smoke else 5_000
   c.batch_size = 64 if smoke else 512
   c.microbatch = None
+  c.steps_per_dispatch = 1
   c.sigma_data = 0.5  # the points are scaled to it
 
   c.data = dict(name="toy2d", flip=False, toy2d=dict(distribution="checkerboard"))
@@ -65,4 +66,5 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.checkpoint = dict(every_steps=1_000, keep=2)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
+  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
   return c

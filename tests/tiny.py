@@ -13,6 +13,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.total_steps = 200 if variant == "long" else 12
   c.batch_size = 16
   c.microbatch = None
+  c.steps_per_dispatch = 1
   c.sigma_data = 0.5
   c.data = dict(
     name="toy2d", flip=False, toy2d=dict(distribution="checkerboard", num_points=512)
@@ -57,6 +58,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     )  # fmt: skip
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
+  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
   return c
 
 

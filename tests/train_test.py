@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cmjax import build, sharding, train
+from cmjax import build, doctor, sharding, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAN = float("nan")
@@ -231,7 +231,7 @@ def test_a_copy_between_host_and_device_inside_the_step_is_an_error(tmp_path, mo
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"nonfinite": "ignore"}, r"policy .nonfinite. 'ignore'. Choose from: skip, stop"),
+    ({"nonfinite": "ignore"}, r"policy .nonfinite. 'ignore'. Choose from: roll_back, skip, stop"),
     ({"loss.name": "scd"}, "distils a teacher: set teacher.workdir"),
     ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 must be at least 1"),
     ({"evals.swd.every_steps": 0}, "evals.swd.every_steps=0 must be at least 1"),
@@ -401,3 +401,146 @@ def test_a_run_killed_while_saving_and_again_at_random_ends_bit_for_bit_the_same
   assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
   with pytest.raises(AssertionError, match="arrays differ"):  # the comparison can fail
     tiny.assert_same(tiny.state(other), tiny.state(whole))
+
+
+# --- roll back, and several steps in a dispatch --------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_is_rolled_back_and_the_run_can_still_be_cut(
+  tmp_path, monkeypatch, caplog
+):
+  at_step(monkeypatch, 6, poison)
+  config = tiny.config(nonfinite="roll_back", log_every_steps=1)
+  train.train(config, tmp_path / "whole")
+  assert "The first nan is in the argument batch/image" in caplog.text
+  assert "Rolled back to step 4, as asked (1 so far)" in caplog.text
+  with monkeypatch.context() as patch:
+    # Batches 4 to 6 are left out: that of update 10 (from 0) has the number 13.
+    at_step(patch, 13, terminate)
+    with pytest.raises(train.Interrupted):
+      train.train(config, tmp_path / "cut")
+  train.train(config, tmp_path / "cut")
+  tiny.assert_same(tiny.state(tmp_path / "cut"), tiny.state(tmp_path / "whole"))
+  for name in ("cut", "whole"):
+    counted = {r["step"]: r["rolled_back"] for r in history(tmp_path / name) if "lr" in r}
+    assert counted == {step: float(step > 4) for step in range(1, 13)}
+  assert "Roll backs" in (tmp_path / "whole" / "report.html").read_text()
+
+
+def test_what_comes_after_a_roll_back_is_made_of_other_batches_and_noise(
+  whole, tmp_path, monkeypatch
+):
+  # Nothing but the noise differs where the poisoned batch is the last that there is to leave out.
+  seen = []
+  original = build.batches
+
+  def batches(config, mesh, start):
+    seen.append(start)
+    return original(config, mesh, start)
+
+  monkeypatch.setattr(build, "batches", batches)
+  at_step(monkeypatch, 6, poison)
+  train.train(tiny.config(nonfinite="roll_back"), tmp_path)
+  assert seen == [0, 7]
+  ours, others = tiny.state(tmp_path), tiny.state(whole[0])
+  assert not np.array_equal(ours["params/net/fc_out/kernel"], others["params/net/fc_out/kernel"])
+
+
+def test_weights_that_are_not_finite_are_healed_by_the_checkpoint(tmp_path, monkeypatch, caplog):
+  original = train.make_step_fn
+
+  def make_step_fn(*args):
+    step_fn = original(*args)
+
+    def step(state, batch, key, frozen):
+      state, metrics = step_fn(state, batch, key, frozen)
+      # Once: the batch that is a mark of it is left out afterwards.
+      bad = jax.numpy.where(jax.numpy.any(batch["image"] > 50.0), NAN, 0.0)
+      net = jax.tree.map(lambda a: a + bad, state.params["net"])
+      return state.replace(params=state.params | {"net": net}), metrics
+
+    return step
+
+  monkeypatch.setattr(train, "make_step_fn", make_step_fn)
+  at_step(monkeypatch, 5, lambda batch: {name: x + 100.0 for name, x in batch.items()})
+  train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
+  assert "The first nan is in the argument params/net/" in caplog.text
+  assert all(np.isfinite(a).all() for a in tiny.state(tmp_path).values())
+
+
+def test_a_run_that_always_fails_is_given_up(tmp_path, monkeypatch):
+  original = build.batches
+  monkeypatch.setattr(build, "batches", lambda *args: (poison(b) for b in original(*args)))
+  with pytest.raises(FloatingPointError, match=r"Rolled back to step 0 3 times already"):
+    train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
+
+
+def test_too_many_skipped_in_a_row_end_a_run(tmp_path, monkeypatch):
+  original = build.batches
+  monkeypatch.setattr(build, "batches", lambda *args: (poison(b) for b in original(*args)))
+  monkeypatch.setattr(doctor, "MOST_SKIPPED", 3)
+  with pytest.raises(FloatingPointError, match="but so were the 3 steps before it"):
+    train.train(tiny.config(nonfinite="skip", evals={}), tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["warn", "roll_back", "stop"])
+def test_a_spike_is_handled_as_asked(tmp_path, monkeypatch, caplog, policy):
+  monkeypatch.setattr(doctor, "LEAST", 3)
+  at_step(monkeypatch, 6, lambda batch: {name: x * 1e4 for name, x in batch.items()})
+  config = tiny.config(log_every_steps=1, evals={}, **{"doctor.on_spike": policy})
+  run = lambda: train.train(config, tmp_path)
+  if policy == "stop":
+    with pytest.raises(FloatingPointError, match=r"Step 7: .*doctor.on_spike='stop'"):
+      run()
+    return
+  run()
+  if policy == "warn":
+    assert "Spike. Step 7: " in caplog.text
+    assert history(tmp_path)[-1]["spikes"] >= 1
+  else:
+    assert "Rolled back to step 4" in caplog.text
+    assert history(tmp_path)[-1]["rolled_back"] == 1
+
+
+def test_the_probe_is_recorded_at_its_steps(tmp_path):
+  config = tiny.config(evals={}, **{"doctor.probe_every_steps": 6})
+  train.train(config, tmp_path)
+  rows = {r["step"]: r["jvp_error"] for r in history(tmp_path) if "jvp_error" in r}
+  assert rows.keys() == {0, 6, 12}
+  assert rows[0] == 0 and 0 < rows[12] < 1e-3
+
+
+def test_snapshots_of_what_was_rolled_back_are_made_again(tmp_path, monkeypatch):
+  at_step(monkeypatch, 7, poison)
+  config = tiny.config("snapshots", nonfinite="roll_back", evals={})
+  train.train(config, tmp_path)
+  assert sorted(int(p.name) for p in (tmp_path / "snapshots").iterdir()) == [2, 4, 6, 8, 10, 12]
+  seals = {int(p.stem) for p in (tmp_path / "seals" / "snapshots").glob("*.json")}
+  assert seals == {2, 4, 6, 8, 10, 12}
+
+
+def test_several_steps_in_a_dispatch_are_the_same_steps(whole, tmp_path):
+  train.train(tiny.config(steps_per_dispatch=2), tmp_path)
+  ours, expected = tiny.state(tmp_path), tiny.state(whole[0])
+  for name, array in expected.items():
+    np.testing.assert_allclose(ours[name], array, rtol=2e-4, atol=1e-5, err_msg=name)
+  steps = lambda workdir: [r["step"] for r in history(workdir) if "loss" in r]
+  assert steps(tmp_path) == steps(whole[0])
+  losses = lambda workdir: [r["loss"] for r in history(workdir) if "loss" in r]
+  np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-4)
+
+
+def test_a_step_of_a_dispatch_that_is_not_finite_is_told_from_the_others(
+  tmp_path, monkeypatch, caplog
+):
+  at_step(monkeypatch, 4, poison)
+  train.train(tiny.config(steps_per_dispatch=2, nonfinite="skip", evals={}), tmp_path)
+  assert "step 5 is not finite" in caplog.text and "step 6 is not" not in caplog.text
+  assert history(tmp_path)[-1]["skipped"] == 1
+
+
+@pytest.mark.parametrize("key", ["log_every_steps", "checkpoint.every_steps", "total_steps"])
+def test_what_falls_within_a_dispatch_is_refused(tmp_path, key):
+  config = tiny.config(steps_per_dispatch=2, **{key: 9 if key == "total_steps" else 3})
+  with pytest.raises(ValueError, match=f"{key}=[39] must be a multiple of steps_per_dispatch=2"):
+    train.train(config, tmp_path)

@@ -85,6 +85,11 @@ class Snapshots:
     )
     return state, "float32"
 
+  def forget_after(self, step: int) -> None:
+    """Removes those of later steps, which a run that went back makes again, of other averages."""
+    if self._stored is not None:
+      self._stored.remove_after(step)
+
   def wait(self) -> None:
     """Waits for the save under way."""
     if self._stored is not None:
