@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,8 @@ class Checkpoints:
     self.read_only = read_only
     self._agree = agree
     self._unsealed: int | None = None
+    self._sealing: Future | None = None
+    self._sealer = ThreadPoolExecutor(1, "seal")
     if read_only and not self.directory.is_dir():
       raise ValueError(
         f"No {folder} in {directory}: train that run first, or correct the path to its workdir."
@@ -155,16 +158,25 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Waits for the save under way, and seals it."""
+    """Waits for the save under way, and until it is sealed."""
     with self._explained():
       self._manager.wait_until_finished()
       if self._unsealed is not None:
-        self._seal(self._unsealed)
-    self._unsealed = None
+        (self._sealing or self._sealer.submit(self._seal, self._unsealed)).result()
+    self._unsealed = self._sealing = None
 
   def poll(self) -> None:
-    """Seals the save under way if it has ended by now: a run may be killed long before the next."""
-    if self._unsealed is not None and not self._manager.is_saving_in_progress():
+    """Has the save under way sealed if it has ended by now: a kill may come before the next.
+
+    In a thread: to read 1 GB again and hash it takes as long as twenty steps of a fast machine.
+    """
+    if self._unsealed is None or self._manager.is_saving_in_progress():
+      return
+    if self._sealing is None:
+      with self._explained():
+        self._manager.wait_until_finished()  # raises what the save met
+      self._sealing = self._sealer.submit(self._seal, self._unsealed)
+    elif self._sealing.done():
       self.wait()
 
   @contextlib.contextmanager
@@ -173,7 +185,7 @@ class Checkpoints:
       yield
     except Exception as error:  # orbax passes on whatever its thread met
       good = max((step for step in self.steps() if step != self._unsealed), default="none")
-      failed, self._unsealed = self._unsealed, None
+      failed, self._unsealed, self._sealing = self._unsealed, None, None
       raise OSError(
         f"The {self._noun} of step {failed} could not be written to {self.directory}: {error}. "
         f"The last good one is that of step {good}: start the same command again to go on from it; "
@@ -194,6 +206,7 @@ class Checkpoints:
     try:
       self.wait()
     finally:
+      self._sealer.shutdown()
       self._manager.close()
 
   def restore(self, layout: Callable[[dict[str, Any]], Any]) -> Restored | None:
@@ -313,11 +326,11 @@ class Checkpoints:
 
 def _digests(folder: Path) -> dict[str, str]:
   """The sha256 of every file below a folder, by its path."""
-  return {
-    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(folder.rglob("*"))
-    if path.is_file()
-  }
+  digests = {}
+  for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
+      digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+  return digests
 
 
 def read(workdir: str | Path, layout: Callable[[dict[str, Any]], Any]) -> Restored:

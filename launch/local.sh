@@ -1,34 +1,56 @@
 #!/usr/bin/env bash
-# Trains on this machine: launch/local.sh CONFIG WORKDIR [FLAGS ...]
+# Trains on this machine: launch/local.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]
+#   PROCESSES=4 launch/local.sh ...           4 processes of one run, a GPU for each
+#   PROCESSES=2 CPUS=4 launch/local.sh ...    2 processes with 4 simulated CPU devices each
 # A run that is interrupted saves a checkpoint and exits with code 75 (EX_TEMPFAIL, "start me
 # again"); this script then starts it again. Ctrl-C or SIGTERM here: save, and stop for good.
+# --dry_run prints the commands.
 set -uo pipefail
 
-if [ $# -lt 2 ]; then
-  echo "Usage: launch/local.sh CONFIG WORKDIR [FLAGS ...]" >&2
+dry_run=
+if [ "${1:-}" = --dry_run ]; then
+  dry_run=yes
+  shift
+fi
+processes=${PROCESSES:-1}
+if [ $# -lt 2 ] || ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+  echo "Usage: [PROCESSES=1] [CPUS=1] launch/local.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]" >&2
   exit 64
 fi
-config=$1 workdir=$2
-shift 2
-python=python3
-[ -x .venv/bin/python ] && python=.venv/bin/python
+run=(python3 -m cmjax.main "--config=$1" "--workdir=$2" "${@:3}")
+[ -x .venv/bin/python ] && run[0]=.venv/bin/python
 
-stop=
 # In the background, so that a signal reaches this script at once and is handed on.
-trap 'stop=yes; kill -TERM "$child" 2>/dev/null' INT TERM
+children=() stop=
+trap 'stop=yes; kill -TERM "${children[@]}" 2>/dev/null' INT TERM
 while true; do
-  "$python" -m cmjax.main --config="$config" --workdir="$workdir" "$@" &
-  child=$!
-  wait "$child"
-  code=$?
-  # A signal ends `wait` early: the run itself may still be saving.
-  while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
-    code=$?
+  children=() code=0 port=${PORT:-$((20000 + RANDOM % 10000))}
+  for ((i = 0; i < processes; i++)); do
+    command=(env)
+    [ -n "${CPUS:-}" ] && command+=(JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=$CPUS")
+    [ "$processes" -gt 1 ] && [ -z "${CPUS:-}" ] && command+=("CUDA_VISIBLE_DEVICES=$i")
+    command+=("${run[@]}")
+    [ "$processes" -gt 1 ] && command+=(
+      "--coordinator=localhost:$port" "--num_processes=$processes" "--process_id=$i"
+    )
+    if [ -n "$dry_run" ]; then
+      printf '%q ' "${command[@]}" && echo
+    else
+      "${command[@]}" &
+      children+=("$!")
+    fi
   done
-  if [ -n "$stop" ] || [ "$code" -ne 75 ]; then
-    exit "$code"
-  fi
+  [ -n "$dry_run" ] && exit
+  # One that came while they were being started.
+  [ -n "$stop" ] && kill -TERM "${children[@]}" 2>/dev/null
+  for child in "${children[@]}"; do
+    # A signal ends `wait` early: the run itself may still be saving.
+    while wait "$child"; ended=$?; kill -0 "$child" 2>/dev/null; do :; done
+    # Of several codes an error counts most, then an interruption.
+    case $code in 0 | 75) [ "$ended" -ne 0 ] && code=$ended ;; esac
+  done
+  [ -z "$stop" ] && [ "$code" -eq 75 ] || exit "$code"
   echo "Interrupted; starting again in 5 seconds." >&2
   sleep 5
+  [ -z "$stop" ] || exit "$code"
 done

@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -197,6 +198,37 @@ def test_a_finished_save_is_sealed_without_waiting_for_the_next(tmp_path):
   while not seal.exists() and time.monotonic() < deadline:
     checkpoints.poll()
   assert seal.exists()
+  checkpoints.close()
+
+
+def test_to_seal_holds_up_nothing_but_the_next_save(tmp_path, monkeypatch):
+  begun, go_on, digests = threading.Event(), threading.Event(), checkpoint._digests
+
+  def slow(folder):
+    begun.set()
+    assert go_on.wait(30)
+    return digests(folder)
+
+  monkeypatch.setattr(checkpoint, "_digests", slow)
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=3)
+  checkpoints.save(10, state(10), CONFIG)
+  deadline = time.monotonic() + 30
+  while not begun.is_set() and time.monotonic() < deadline:
+    checkpoints.poll()
+  checkpoints.poll()  # while it is being read again
+  assert begun.is_set() and not (tmp_path / "seals" / "10.json").exists()
+  threading.Timer(0.2, go_on.set).start()
+  checkpoints.save(20, state(20), CONFIG)
+  assert (tmp_path / "seals" / "10.json").exists()
+
+  def fail(folder):
+    raise OSError("the disk is gone")
+
+  monkeypatch.setattr(checkpoint, "_digests", fail)
+  message = "checkpoint of step 20 could not be .*the disk is gone.* last good one .* step 10"
+  with pytest.raises(OSError, match=message):
+    while time.monotonic() < deadline + 30:
+      checkpoints.poll()
   checkpoints.close()
 
 

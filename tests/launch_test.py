@@ -1,8 +1,12 @@
 """Every launch script says what it would do, and what it says is a program that does it."""
 
+import contextlib
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -41,6 +45,86 @@ def test_a_script_is_small_and_parses(name):
 def test_without_arguments_a_script_says_its_usage(name):
   done = launch(name)
   assert done.returncode == 64 and name in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize(
+  ("cpus", "device"),
+  [({"CPUS": "4"}, {"JAX_NUM_CPU_DEVICES": "4"}), ({}, {"CUDA_VISIBLE_DEVICES": 0})],
+)
+def test_local_processes_have_devices_of_their_own_and_one_coordinator(cpus, device):
+  done = launch("local.sh", "--dry_run", *RUN, PROCESSES="2", PORT="1234", **cpus)
+  assert done.returncode == 0, done.stderr
+  for i, line in enumerate(done.stdout.splitlines()):
+    words = arguments(line, "env")
+    program = next(k for k, word in enumerate(words) if "=" not in word)
+    given = dict(word.split("=") for word in words[:program])
+    assert given == {k: v or str(i) for k, v in device.items()} | (
+      {"JAX_PLATFORMS": "cpu"} if cpus else {}
+    )
+    ends = ["--coordinator=localhost:1234", "--num_processes=2", f"--process_id={i}"]
+    assert words[program + 1 :] == ["-m", "cmjax.main", *MAIN, *ends]
+  assert i == 1
+  (alone,) = launch("local.sh", "--dry_run", *RUN).stdout.splitlines()
+  assert arguments(alone, "env")[1:] == ["-m", "cmjax.main", *MAIN]
+  assert launch("local.sh", "--dry_run", *RUN, PROCESSES="two").returncode == 64
+
+
+@pytest.fixture(name="local")
+def _local(tmp_path):
+  """Starts local.sh with two processes in tmp_path, whose Python is a Bash program."""
+  started = []
+
+  def start(program):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/bash\n{program}\n")
+    python.chmod(0o755)
+    process = subprocess.Popen(
+      ["bash", str(LAUNCH / "local.sh"), *RUN],
+      cwd=tmp_path,
+      env={"PATH": "/usr/bin:/bin", "PROCESSES": "2", "CPUS": "1"},
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_local_starts_all_again_after_75_and_ends_with_the_error_of_any(tmp_path, local):
+  # The second time one process fails, and the other, as it does then, for want of the first.
+  program = """
+    i=${*: -1}; i=${i#--process_id=}
+    echo "${*: -1}" >> "said$i"
+    [ "$(wc -l < "said$i")" -eq 1 ] && exit 75
+    [ "$i" -eq 0 ] && exit 3 || { sleep 0.2; exit 75; }"""
+  process = local(program)
+  _, errors = process.communicate(timeout=30)
+  assert process.returncode == 3 and errors.count("starting again") == 1
+  for i in range(2):
+    assert (tmp_path / f"said{i}").read_text().split() == [f"--process_id={i}"] * 2
+
+
+def test_a_signal_to_local_reaches_every_process_and_none_is_started_again(tmp_path, local):
+  program = """
+    i=${*: -1}
+    trap 'echo saved > "saved${i#--process_id=}"; exit 75' TERM
+    touch "ready${i#--process_id=}"
+    while true; do sleep 0.05; done"""
+  process = local(program)
+  deadline = time.monotonic() + 60
+  while len([*tmp_path.glob("ready*")]) < 2 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.terminate()
+  _, errors = process.communicate(timeout=30)
+  assert process.returncode == 75 and "starting again" not in errors
+  assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}
 
 
 def test_slurm_runs_one_process_per_gpu_and_queues_an_interrupted_run_again():

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import watched
+from train_test import _compile_once  # noqa: F401 (a fixture: one program for all in this process)
 
-from cmjax import runs, sharding, train
+from cmjax import build, runs, sharding, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 VALUES = {
@@ -24,7 +27,10 @@ VALUES = {
 
 
 class Processes:
-  """`count` processes of one run of tests/tiny.py, with eight devices together."""
+  """`count` processes of one run of tests/tiny.py, with eight devices together.
+
+  Each writes its rows of every batch to a file of its own (tests/watched.py).
+  """
 
   started: list[subprocess.Popen] = []
 
@@ -39,10 +45,12 @@ class Processes:
       "PYTHONPATH": str(ROOT),
     }
     self.logs = [workdir.with_suffix(f".{i}.log") for i in range(count)]
+    self.rows = [workdir.with_suffix(f".{i}.rows") for i in range(count)]
     self.all = []
     for i, log in enumerate(self.logs):
       command = [
-        *(sys.executable, "-m", "cmjax.main", f"--config={ROOT / 'tests' / 'tiny.py'}:long"),
+        *(sys.executable, str(ROOT / "tests" / "watched.py"), str(self.rows[i])),
+        f"--config={ROOT / 'tests' / 'tiny.py'}:long",
         *(f"--workdir={workdir}", f"--coordinator=localhost:{port}", f"--num_processes={count}"),
         *(f"--process_id={i}", *overrides),
       ]
@@ -79,33 +87,54 @@ def leaves(workdir):
   return {name: np.asarray(a) for name, a in tiny.leaves(jax.device_get(state)).items()}
 
 
-def test_two_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path):
-  """One gets SIGTERM, both save the same step; the end is that of one process."""
-  workdir = tmp_path / "two"
-  first = Processes(workdir, 2, total_steps=100_000)
+def all_rows(files):
+  """{step: {row: digest}} of several processes; no two of them have the same row."""
+  together = {}
+  for file in files:
+    for step, digests in map(json.loads, file.read_text().splitlines()):
+      known = together.setdefault(step, {})
+      assert not known.keys() & digests.keys()
+      known |= digests
+  return together
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path, monkeypatch, count):
+  """One gets SIGTERM, all save the same step; as many go on, or one does: one run, row by row."""
+  workdir = tmp_path / "many"
+  first = Processes(workdir, count, total_steps=100_000)
   first.wait_for("Compiled", process=1)
   first.all[1].send_signal(signal.SIGTERM)
-  assert first.exit_codes() == [train.INTERRUPTED] * 2, first.said()
+  assert first.exit_codes() == [train.INTERRUPTED] * count, first.said()
   (stopped,) = (int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name != "0")
-  assert f"saving step {stopped}" in first.logs[0].read_text()
-  assert f"saving step {stopped}" in first.logs[1].read_text()
+  assert all(f"saving step {stopped}" in log.read_text() for log in first.logs)
+  shutil.copytree(workdir, tmp_path / "fewer")
 
-  total = stopped + 10
-  second = Processes(workdir, 2, total_steps=total)
-  assert second.exit_codes() == [0, 0], second.said()
+  total = max(20, stopped + 10)
+  second = Processes(workdir, count, total_steps=total)
+  assert second.exit_codes() == [0] * count, second.said()
   assert f"Starting at step {stopped} of {total}" in second.logs[1].read_text()
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(line)["step"] for line in lines]
   assert steps == sorted(set(steps)) and steps[-1] == total  # of one writer
 
-  config = tiny.config("long", **VALUES | {"total_steps": total})
-  train.train(config, tmp_path / "one")
-  one, two = leaves(tmp_path / "one"), leaves(workdir)
-  assert set(one) == set(two)
-  # To rounding: gloo adds in another order than one process does.
-  for name, a in one.items():
-    difference = np.linalg.norm(two[name] - a) / max(np.linalg.norm(a), 1e-8)
-    assert difference < 1e-5, f"{name}: {difference:.1e}"
+  config, seen = tiny.config("long", **VALUES | {"total_steps": total}), {}
+  watcher = watched.watching(build.batches, lambda step, digests: seen.setdefault(step, digests))
+  with monkeypatch.context() as patch:
+    patch.setattr(build, "batches", watcher)
+    train.train(config, tmp_path / "one")
+  train.train(config, tmp_path / "fewer")
+
+  expected = {step: {str(row): digest for row, digest in seen[step].items()} for step in seen}
+  assert [*expected] == [*range(total)] and all(len(r) == 64 for r in expected.values())
+  assert all_rows(second.rows) == expected  # the first processes' are in the same files
+  one = leaves(tmp_path / "one")
+  for other in (leaves(workdir), leaves(tmp_path / "fewer")):
+    assert set(one) == set(other)
+    # To rounding: gloo adds in another order than one process does.
+    for name, a in one.items():
+      difference = np.linalg.norm(other[name] - a) / max(np.linalg.norm(a), 1e-8)
+      assert difference < 1e-5, f"{name}: {difference:.1e}"
 
 
 @pytest.mark.slow

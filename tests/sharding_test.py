@@ -1,5 +1,8 @@
 """One device is not a special case: the same run on one device and on a mesh of eight."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,123 @@ def test_minus_one_is_what_is_left_of_the_devices():
 def test_a_mesh_that_does_not_fit_the_devices_says_what_would(sizes, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(*sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What a mesh is laid out by, of a device that is not there."""
+
+  id: int
+  process_index: int
+  platform: str = "gpu"
+  device_kind: str = "H100"
+  coords: tuple[int, ...] = ()
+  core_on_chip: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice(Device):
+  slice_index: int = 0
+
+
+def nodes(num, size, one_process_each=False):
+  """GPUs of several nodes in turns: id 0 on node 0, id 1 on node 1, ..."""
+  return [
+    SliceDevice(i, process_index=i if one_process_each else i % num, slice_index=i % num)
+    for i in range(num * size)
+  ]
+
+
+def tpus(*slices, shape=(4, 4, 4)):
+  """Slices of a TPU v5p: the hosts have 2x2x1 chips each."""
+  hosts = (shape[0] // 2, shape[1] // 2, shape[2])
+  return [
+    SliceDevice(
+      id=i,
+      process_index=int(np.ravel_multi_index((x // 2, y // 2, z), hosts)) + s * int(np.prod(hosts)),
+      platform="tpu",
+      device_kind="TPU v5",
+      coords=(x, y, z),
+      slice_index=s,
+    )
+    for i, (s, z, y, x) in enumerate(itertools.product(slices, *map(range, reversed(shape))))
+  ]
+
+
+def slices_of(mesh):
+  """The slice of each device [data, fsdp]."""
+  return np.vectorize(lambda d: d.slice_index)(mesh.devices)
+
+
+@pytest.mark.parametrize("one_process_each", [False, True])  # one for each node, or for each GPU
+def test_fsdp_lies_within_a_node_and_data_goes_across(one_process_each):
+  devices = nodes(2, 4, one_process_each)
+  np.testing.assert_array_equal(
+    slices_of(sharding.make_mesh(-1, 2, devices=devices)), [[0, 0], [0, 0], [1, 1], [1, 1]]
+  )
+  np.testing.assert_array_equal(
+    slices_of(sharding.make_mesh(2, -1, devices=devices)), [[0] * 4, [1] * 4]
+  )
+  assert dict(sharding.make_mesh(devices=devices).shape) == {"data": 8, "fsdp": 1}
+
+
+def test_fsdp_across_slices_is_refused_unless_asked_for():
+  message = (
+    "fsdp=8 does not fit into one of the 2 slices of 4 devices: .* Take an fsdp that divides 4; or "
+    "a multiple of 4, with across_slices=True in config.mesh"
+  )
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(1, 8, devices=nodes(2, 4))
+  mesh = sharding.make_mesh(1, 8, across_slices=True, devices=nodes(2, 4))
+  np.testing.assert_array_equal(slices_of(mesh), [[0] * 4 + [1] * 4])
+  mesh = sharding.make_mesh(-1, 4, across_slices=True, devices=nodes(4, 2))
+  np.testing.assert_array_equal(slices_of(mesh), [[0, 0, 1, 1], [2, 2, 3, 3]])
+  with pytest.raises(ValueError, match="fsdp=2 does not fit into one of the 4 slices of 3 devices"):
+    sharding.make_mesh(-1, 2, across_slices=True, devices=nodes(4, 3))
+  with pytest.raises(ValueError, match=r"slices have \[3, 4\] devices.* equally many"):
+    sharding.make_mesh(devices=nodes(2, 4)[:-1])
+
+
+def test_where_no_slices_are_known_the_processes_of_gpus_are_the_nodes():
+  devices = [Device(i, process_index=i % 2) for i in range(8)]
+  mesh = sharding.make_mesh(-1, 4, devices=devices)
+  assert [{d.process_index for d in row} for row in mesh.devices] == [{0}, {1}]
+  with pytest.raises(ValueError, match="fsdp=8 does not fit into one of the 2 slices"):
+    sharding.make_mesh(1, 8, devices=devices)
+  # One process for each GPU says nothing of nodes, and those of a CPU are on one machine.
+  for change in (dict(process_index=None), dict(platform="cpu")):
+    others = [
+      dataclasses.replace(d, **{k: d.id if v is None else v for k, v in change.items()})
+      for d in devices
+    ]
+    assert sharding.make_mesh(1, 8, devices=others).devices[0].tolist() == others
+
+
+def test_slices_of_a_torus_are_laid_out_along_it_and_only_data_leaves_them():
+  devices = tpus(0, 1)
+  for fsdp in (4, 8, 64):  # jax.make_mesh alone has none of 8 on a torus of 4x4x4
+    mesh = sharding.make_mesh(-1, fsdp, devices=devices)
+    assert mesh.devices.shape == (128 // fsdp, fsdp) and len({*mesh.devices.flat}) == 128
+    assert all(len({*row}) == 1 for row in slices_of(mesh))
+    # The ends of the slow axis: half of the replicas in each slice.
+    assert (slices_of(mesh)[:, 0] == np.repeat([0, 1], 64 // fsdp)).all()
+
+
+def test_devices_of_one_machine_are_taken_as_they_come():
+  for data, fsdp in ((8, 1), (2, 4), (1, 8)):
+    grid = sharding.make_mesh(data, fsdp).devices
+    assert grid.tolist() == np.array(jax.devices()).reshape(data, fsdp).tolist()
+
+
+def test_the_rows_of_a_host_are_those_of_its_devices_wherever_they_are_in_the_mesh(monkeypatch):
+  mesh, rows = sharding.make_mesh(-1, 4, devices=tpus(0, shape=(4, 4, 1))), []
+  for process in range(4):
+    monkeypatch.setattr(jax, "process_index", lambda p=process: p)
+    rows.append(sharding.local_rows(mesh, 32))
+  np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(32))
+  places = [d.process_index for d in mesh.devices.flat]
+  assert places == [0, 0, 2, 2, 0, 0, 2, 2, 1, 1, 3, 3, 1, 1, 3, 3]
+  np.testing.assert_array_equal(rows[0], [0, 1, 2, 3, 8, 9, 10, 11])
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(12, 16), (10, 8), (3, 8), (255, 256)])

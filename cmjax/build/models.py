@@ -89,14 +89,12 @@ def source(config: ConfigDict, split: str = "train") -> sources.Source:
 def batches(config: ConfigDict, mesh: Mesh, start: int) -> Generator[Batch]:
   """The global batches from step `start` on, laid out on the mesh; close it when done."""
   sharding.check_batch_size(config.batch_size, mesh)
-  index, count = sharding.process()
   dataset = pipeline.dataset(
     source(config),
     batch_size=config.batch_size,
     seed=config.seed,
     flip=config.data.flip,
-    process_index=index,
-    process_count=count,
+    rows=sharding.local_rows(mesh, config.batch_size),
   )
   keys = ("image", "label") if config.net.get("num_classes", 0) else ("image",)
   host_batches = pipeline.batches(dataset, start=start)

@@ -1,0 +1,79 @@
+"""A run moves to other numbers of devices: same batches, same noise, same parameters."""
+
+import os
+import pathlib
+import runpy
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import watched
+from train_test import _compile_once  # noqa: F401 (a fixture: 8 devices are compiled for once)
+
+from cmjax import build, sharding, train
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+TINY = {"net.width": 128, "batch_size": 64, "optim.lr": 1e-3, "evals": {}}
+
+
+def digits():
+  """The page's network, made small, without scores."""
+  config = runpy.run_path(str(CONFIGS / "digits_sct.py"))["get_config"]()
+  config.net.update(channels=32, channel_mult=(1,), attn_resolutions=())
+  config.update(batch_size=32, evals={}, total_steps=100, log_every_steps=10)
+  config.init_from.workdir = ""
+  return config
+
+
+def sitting(monkeypatch, config, workdir, data, fsdp, stop=None):
+  """Trains on data * fsdp devices, up to SIGTERM at step `stop`: {step: rows of the batch}."""
+  seen, all_devices, batches = {}, sharding.make_mesh, build.batches
+
+  def watch(step, digests):
+    seen[step] = digests
+    if step + 1 == stop:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  config = config.copy_and_resolve_references()
+  config.mesh = dict(data=data, fsdp=fsdp)
+  with monkeypatch.context() as patch:
+    patch.setattr(build, "batches", watched.watching(batches, watch))
+    patch.setattr(
+      sharding,
+      "make_mesh",
+      lambda data, fsdp: all_devices(data, fsdp, devices=jax.devices()[: data * fsdp]),
+    )
+    if stop is None:
+      train.train(config, workdir)
+    else:
+      with pytest.raises(train.Interrupted):
+        train.train(config, workdir)
+  return seen
+
+
+@pytest.mark.parametrize(
+  "config", [tiny.config(**TINY), pytest.param(digits(), marks=pytest.mark.slow)]
+)
+def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(config, tmp_path, monkeypatch):
+  whole, moved, total = tmp_path / "whole", tmp_path / "moved", config.total_steps
+  expected = sitting(monkeypatch, config, whole, 2, 4)
+  assert [*expected] == [*range(total)]
+  assert all(len(digests) == config.batch_size for digests in expected.values())
+
+  stops = (total // 4, total // 2, total * 3 // 4, None)
+  seen = {}
+  for mesh, stop in zip(((2, 4), (2, 2), (2, 4), (1, 2)), stops, strict=True):
+    leg = sitting(monkeypatch, config, moved, *mesh, stop)
+    assert [*leg] == [*range(len(seen), stop or total)]
+    seen |= leg
+  assert seen == expected  # every row of every batch
+
+  one, other = tiny.state(whole), tiny.state(moved)
+  assert one.keys() == other.keys()
+  norm = lambda x: np.linalg.norm(np.asarray(x, np.float64))
+  differences = {k: norm(other[k] - x) / max(norm(x), 1e-8) for k, x in one.items()}
+  worst = max(differences, key=lambda k: differences[k])
+  print(f"\nlargest difference of {len(one)} arrays: {differences[worst]:.1e}, {worst}")  # noqa: T201
+  assert differences[worst] < 1e-5
