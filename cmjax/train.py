@@ -16,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, reporting, runs, sharding, statistics
+from cmjax import build, checkpoint, lock, reporting, runs, sharding, statistics
 from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import NONFINITE, TrainState, make_train_step
 from cmjax.types import Array, Metrics, Model, Network, Params
@@ -44,7 +44,9 @@ class Interrupted(SystemExit):
     self.step = step
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train(
+  config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False
+) -> dict[str, float]:
   """Trains, or goes on training, until config.total_steps.
 
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
@@ -55,25 +57,32 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   Args:
     config: as in `configs/`.
     workdir: of this run; made if it is not there.
+    allow_config_change: go on although the checkpoint was made with other values: they are logged,
+      and kept in config_changes.jsonl. What the state has no place for is refused all the same.
 
   Returns:
     The last value of every evaluator.
 
   Raises:
-    ValueError: the config, the data, the workdir or its checkpoints do not fit.
+    ValueError: the config, the data, the workdir or its checkpoints do not fit, or another run
+      trains in the workdir.
     FloatingPointError: a loss or gradient was not finite and config.nonfinite is "stop".
     Interrupted: on SIGTERM or SIGINT, after saving.
   """
   workdir = Path(workdir).absolute()
-
-  # --- devices and functions: all that can be wrong with the config is found here ---
   _check(config)
+  with lock.hold(workdir, primary=sharding.process()[0] == 0, agree=sharding.all_agree):
+    return _train(config, workdir, allow_config_change)
+
+
+def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict[str, float]:
+  # --- devices and functions: all that can be wrong with the config is found here ---
   mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
   net, teacher = build.network(config), runs.load_teacher(config, mesh)
   lpips_weights = sharding.gather(build.lpips_weights(config), mesh)
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
-  init, lr = build.state_init(config, net), build.schedule(config)
+  data, init, lr = build.source(config), build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
   abstract = jax.eval_shape(init, jax.random.key(0))
   plan, keep = build.snapshots(config), config.checkpoint.keep
@@ -87,10 +96,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   checkpoints = checkpoint.Checkpoints(
     workdir, keep=keep, primary=primary, agree=sharding.all_agree
   )
-  restored = checkpoints.restore(functools.partial(runs.layout, config, abstract, mesh))
-  snapshots = Snapshots(
-    workdir, plan, primary=primary, check=functools.partial(runs.check_same_run, config)
+  layout, same = (
+    functools.partial(check, config, num_examples=len(data), allow_change=allow_config_change)
+    for check in (runs.layout, runs.check_same_run)
   )
+  restored = checkpoints.restore(lambda meta: layout(abstract, mesh, meta))
+  snapshots = Snapshots(workdir, plan, primary=primary, check=same)
   state = restored.state if restored else _fresh(config, net, teacher, init, mesh)
   start = int(state.step)
   if start > config.total_steps:
@@ -99,7 +110,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       "take another --workdir."
     )
   logger.info("Starting at step %d of %d in %s.", start, config.total_steps, workdir)
-  batches = build.batches(config, mesh, start)
+  batches = build.batches(config, mesh, start, data)
   train_key = sharding.create(lambda: _key(config, "train"), mesh)[0]
   reporter = reporting.Reporter(
     workdir,
@@ -109,6 +120,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     enabled=primary,
   )
   if primary:
+    if restored:
+      runs.record_changes(workdir, config, restored, len(data))
     _write_json(workdir / "config.json", config.to_dict())
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
@@ -138,11 +151,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
       if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
         window.read()  # a step to stop at must not become a checkpoint
+        _check_finite(step, state)
         with reporter.paused():
           snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
-          checkpoints.save(
-            step, state, config.to_dict(), evaluated=not stop, skipped=window.skipped
-          )
+          meta = {"evaluated": not stop, "skipped": window.skipped, "num_examples": len(data)}
+          checkpoints.save(step, state, config.to_dict(), **meta)
       if snapshots.due(step, last):
         window.read()
         with reporter.paused():
@@ -333,6 +346,23 @@ def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]
     sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
   )
   return compiled
+
+
+def _check_finite(step: int, state: TrainState) -> None:
+  """Raises if what is about to be saved is not finite: it would replace checkpoints that are."""
+  if not _all_finite(state):
+    raise FloatingPointError(
+      f"The state of step {step} is not finite, though the losses and gradients up to it were: "
+      "it was not saved. The same command goes on from the checkpoint before; if it happens at the "
+      "same step again, lower the learning rate, else suspect the memory of this machine."
+    )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+  """Whether every number of a tree is finite."""
+  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in floats]))
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import itertools
 import os
 import shutil
 import subprocess
@@ -197,6 +198,15 @@ def test_a_finished_save_is_sealed_without_waiting_for_the_next(tmp_path):
   while not seal.exists() and time.monotonic() < deadline:
     checkpoints.poll()
   assert seal.exists()
+  checkpoints.close()
+
+
+def test_a_wall_clock_that_is_set_in_mid_save_spoils_nothing(tmp_path, monkeypatch):
+  now, days = time.time, itertools.cycle((0, 400, -400))  # at every look
+  monkeypatch.setattr(time, "time", lambda: now() + next(days) * 86_400)
+  save(tmp_path, *STEPS)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert_is_state_of(checkpoints.restore(layout), 20)
   checkpoints.close()
 
 
