@@ -24,6 +24,12 @@ import jax
 import orbax.checkpoint as ocp
 
 logger = logging.getLogger("cmjax")
+# Orbax takes the time of a save by the wall clock: one during which that clock is set ahead by more
+# than a timeout fails. So there is none (a hundred years), and folders are made before `save`
+# returns, as the timeout of making them meanwhile is fixed.
+UNHURRIED = ocp.AsyncOptions(
+  timeout_secs=100 * 365 * 24 * 3600, create_directories_asynchronously=False
+)
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -123,6 +129,7 @@ class Checkpoints:
       create=not read_only,
       max_to_keep=None if read_only else keep,
       cleanup_tmp_directories=not read_only,
+      async_options=UNHURRIED,
     )
     self._manager = ocp.CheckpointManager(
       self.directory,

@@ -41,6 +41,9 @@ _SAMPLER = flags.DEFINE_string(
 _EMA = flags.DEFINE_string("ema", None, "Average; default: the run's first (mode sample).")
 _NUM_PROBES = flags.DEFINE_integer("num_probes", 12, "Per intermediate time (mode search).")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise (modes sample, search).")
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_boolean(
+  "allow_config_change", False, "Go on although the config is not the checkpoint's (mode train)."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "host:port of process 0, where no cluster tells it."
 )
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> None:
     if workdir is None:
       raise ValueError(f"--mode={_MODE.value} needs --workdir, the folder of the run.")
     if _MODE.value == "train":
-      train.train(config, workdir)
+      train.train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
     elif _MODE.value == "evaluate":
       print(sample.evaluate(config, workdir))  # noqa: T201
     elif _MODE.value == "search":

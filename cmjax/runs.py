@@ -31,6 +31,8 @@ FREE = (
 
 # Intermediate times of few-step samplers, by the sampler's key; written by mode search.
 TIMES = "sampler_times.json"
+# The values of the config that were changed between two sittings, because the user asked for it.
+CHANGES = "config_changes.jsonl"
 
 _POSTHOC = re.compile(r"posthoc_(\d*\.?\d+)(?:_step(\d+))?")
 
@@ -264,27 +266,101 @@ def sharded(abstract: Any, mesh: Mesh) -> Any:
   )
 
 
-def layout(config: ConfigDict, abstract: TrainState, mesh: Mesh, meta: dict[str, Any]) -> Any:
-  """How the state of this run is to be restored, if the stored config is that of this run."""
-  check_same_run(config, meta, "checkpoints")
+def layout(
+  config: ConfigDict,
+  abstract: TrainState,
+  mesh: Mesh,
+  meta: dict[str, Any],
+  *,
+  num_examples: int,
+  allow_change: bool = False,
+) -> Any:
+  """How the state of this run is to be restored, if the stored config is that of this run.
+
+  With `allow_change` it may be another, as long as it makes a state of the same shapes.
+  """
+  check_same_run(config, meta, "checkpoints", num_examples=num_examples, allow_change=allow_change)
+  if _changes(config, meta, num_examples):
+    stored = ConfigDict(meta["config"])
+    init = build.state_init(stored, build.network(stored))
+    _check_same_shapes(abstract, jax.eval_shape(init, jax.random.key(0)))
   return sharded(abstract, mesh)
 
 
-def check_same_run(config: ConfigDict, meta: dict[str, Any], what: str = "snapshots") -> None:
-  """Raises if what is in the workdir was made with another config than this run's."""
-  ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(meta["config"])
+def _check_same_shapes(ours: TrainState, theirs: TrainState) -> None:
+  """Raises if a changed config makes another state than the one that is stored."""
+  now, stored = _shapes(ours), _shapes(theirs)
   differ = [
-    f"{key}: {theirs.get(key, 'not set')} in the {what.removesuffix('s')}, "
-    f"{ours.get(key, 'not set')} now"
-    for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and key.split(".")[0] not in FREE
+    f"{name}: {stored.get(name, 'not there')} in the checkpoint, {now.get(name, 'not there')} now"
+    for name in sorted(now.keys() | stored.keys())
+    if now.get(name) != stored.get(name)
   ]
   if differ:
     raise ValueError(
-      f"The config does not fit the {what} in the workdir:\n  "
-      + "\n  ".join(differ)
-      + "\nTake the old values, or another --workdir."
+      f"The changed config makes another state: {len(differ)} arrays differ, such as\n  "
+      + "\n  ".join(differ[:5])
+      + "\nTake the old values; or another --workdir, and config.init_from to begin with what "
+      "was trained here."
     )
+
+
+def check_same_run(
+  config: ConfigDict,
+  meta: dict[str, Any],
+  what: str = "snapshots",
+  *,
+  num_examples: int,
+  allow_change: bool = False,
+) -> None:
+  """Raises if what is in the workdir was made with other values than this run's.
+
+  Args:
+    config: of this run.
+    meta: what is beside the stored state.
+    what: is stored, in the plural.
+    num_examples: of this run's data: where a file is missing, batches are not those of before.
+    allow_change: do not raise.
+  """
+  changes = _changes(config, meta, num_examples)
+  if changes and not allow_change:
+    raise ValueError(
+      f"The config does not fit the {what} in the workdir:\n  "
+      + "\n  ".join(_sentence(key, *values, what) for key, values in changes.items())
+      + "\nTake the old values, another --workdir, or --allow_config_change to go on with the new."
+    )
+
+
+def record_changes(
+  workdir: Path, config: ConfigDict, restored: checkpoint.Restored, num_examples: int
+) -> None:
+  """Logs what is other than when the checkpoint was made, and adds a line for it to CHANGES."""
+  if not (changes := _changes(config, restored.meta, num_examples)):
+    return
+  for key, values in changes.items():
+    logger.warning("Goes on with a changed config: %s.", _sentence(key, *values, "checkpoints"))
+  values = {key: {"old": old, "new": new} for key, (old, new) in changes.items()}
+  line = {"step": restored.step, "changes": values}
+  with open(workdir / CHANGES, "a", encoding="utf-8") as file:
+    file.write(json.dumps(line) + "\n")
+
+
+def _changes(
+  config: ConfigDict, meta: dict[str, Any], num_examples: int
+) -> dict[str, tuple[Any, Any]]:
+  """{key: (stored, now)} of what may not differ between two sittings of one run, and does."""
+  ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(meta["config"])
+  if "num_examples" in meta:  # not beside snapshots, nor older checkpoints
+    ours["data (number of examples)"] = num_examples
+    theirs["data (number of examples)"] = meta["num_examples"]
+  return {
+    key: (theirs.get(key, "not set"), ours.get(key, "not set"))
+    for key in sorted(ours.keys() | theirs.keys())
+    if ours.get(key) != theirs.get(key) and key.split(".")[0] not in FREE
+  }
+
+
+def _sentence(key: str, stored: Any, now: Any, what: str) -> str:
+  return f"{key}: {stored} in the {what.removesuffix('s')}, {now} now"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

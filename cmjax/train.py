@@ -16,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, doctor, microbatch, reporting, runs, sharding, statistics
+from cmjax import build, checkpoint, doctor, lock, microbatch, reporting, runs, sharding, statistics
 from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import TrainState, make_train_step, several
 from cmjax.types import Array, Batch, LossFn, Metrics, Model, Network, Params
@@ -44,7 +44,9 @@ class Interrupted(SystemExit):
     self.step = step
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train(
+  config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False
+) -> dict[str, float]:
   """Trains, or goes on training, until config.total_steps.
 
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
@@ -55,26 +57,33 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   Args:
     config: as in `configs/`.
     workdir: of this run; made if it is not there.
+    allow_config_change: go on although the checkpoint was made with other values: they are logged,
+      and kept in config_changes.jsonl. What the state has no place for is refused all the same.
 
   Returns:
     The last value of every evaluator.
 
   Raises:
-    ValueError: the config, the data, the workdir or its checkpoints do not fit.
+    ValueError: the config, the data, the workdir or its checkpoints do not fit, or another run
+      trains in the workdir.
     FloatingPointError: a loss or gradient was not finite and config.nonfinite is "stop".
     Interrupted: on SIGTERM or SIGINT, after saving.
   """
   workdir = Path(workdir).absolute()
-
-  # --- devices and functions: all that can be wrong with the config is found here ---
   _check(config)
+  with lock.hold(workdir, primary=sharding.process()[0] == 0, agree=sharding.all_agree):
+    return _train(config, workdir, allow_config_change)
+
+
+def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict[str, float]:
+  # --- devices and functions: all that can be wrong with the config is found here ---
   mesh = build.call(sharding.make_mesh, "mesh", **config.mesh)
   sharding.check_batch_size(config.batch_size, mesh)
   microbatch.check(config.batch_size, config.get("microbatch"), mesh.size)
   net, teacher = build.network(config), runs.load_teacher(config, mesh)
   lpips_weights = sharding.gather(build.lpips_weights(config), mesh)
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
-  init, lr = build.state_init(config, net), build.schedule(config)
+  data, init, lr = build.source(config), build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
   probe = doctor.Probe(config) if doctor.options(config)["probe_every_steps"] else None
   abstract = jax.eval_shape(init, jax.random.key(0))
@@ -89,13 +98,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
   checkpoints = checkpoint.Checkpoints(
     workdir, keep=keep, primary=primary, agree=sharding.all_agree
   )
-  layout = functools.partial(runs.layout, config, abstract, mesh)
-  restored = checkpoints.restore(layout)
-  snapshots = Snapshots(
-    workdir, plan, primary=primary, check=functools.partial(runs.check_same_run, config)
+  fits, same = (
+    functools.partial(check, config, num_examples=len(data), allow_change=allow_config_change)
+    for check in (runs.layout, runs.check_same_run)
   )
+  layout = functools.partial(fits, abstract, mesh)
+  restored = checkpoints.restore(layout)
+  snapshots = Snapshots(workdir, plan, primary=primary, check=same)
   fresh = functools.partial(_fresh, config, net, teacher, init, mesh)
-  run = _Run(config, mesh, restored, fresh)
+  run = _Run(config, mesh, data, restored, fresh)
   start = run.step
   if start > config.total_steps:
     raise ValueError(
@@ -111,6 +122,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     enabled=primary,
   )
   if primary:
+    if restored:
+      runs.record_changes(workdir, config, restored, len(data))
     _write_json(workdir / "config.json", config.to_dict())
     overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
@@ -150,10 +163,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
         if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
           window.read()  # a step to stop at must not become a checkpoint
+          _check_finite(run.state, config.nonfinite)
           with reporter.paused():
             snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
-            meta = {"evaluated": not stop, "skipped": window.skipped, **run.meta}
-            checkpoints.save(step, run.state, config.to_dict(), **meta)
+            meta = {"evaluated": not stop, "skipped": window.skipped, "num_examples": len(data)}
+            checkpoints.save(step, run.state, config.to_dict(), **meta, **run.meta)
         if snapshots.due(step, last):
           window.read()
           with reporter.paused():
@@ -296,10 +310,11 @@ class _Run:
     self,
     config: ConfigDict,
     mesh: Mesh,
+    data: Any,
     restored: checkpoint.Restored | None,
     fresh: Callable[[], TrainState],
   ):
-    self._config, self._mesh, self._fresh = config, mesh, fresh
+    self._config, self._mesh, self._data, self._fresh = config, mesh, data, fresh
     meta = restored.meta if restored else {}
     self.rolled_back, self._shift = meta.get("rolled_back", 0), meta.get("batches_left_out", 0)
     self._times, self._where = 0, -1  # of roll backs in a row to one step
@@ -310,7 +325,7 @@ class _Run:
     self.state: TrainState = restored.state if restored else self._fresh()
     self.step = int(self.state.step)
     self.evaluated = self.step if restored and restored.meta.get("evaluated") else None
-    self._batches = build.batches(config, self._mesh, self.step + self._shift)
+    self._batches = build.batches(config, self._mesh, self.step + self._shift, self._data)
     key = _key(config, "train")
     key = jax.random.fold_in(key, self.rolled_back) if self.rolled_back else key
     self.key: Array = sharding.create(lambda: key, self._mesh)[0]
@@ -491,6 +506,27 @@ def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]
     sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
   )
   return compiled
+
+
+def _check_finite(state: TrainState, policy: str) -> None:
+  """Raises if what is about to be saved is not finite: it would replace checkpoints that are."""
+  if _all_finite(state):
+    return
+  step = int(state.step)
+  what = f"The state of step {step} is not finite, though the losses and gradients up to it were."
+  if policy == "roll_back":
+    raise doctor.RollBack(step, what)
+  raise FloatingPointError(
+    f"{what} It was not saved. The same command goes on from the checkpoint before; if it happens "
+    "at the same step again, lower the learning rate, else suspect the memory of this machine."
+  )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+  """Whether every number of a tree is finite."""
+  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in floats]))
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import itertools
 import os
 import shutil
 import subprocess
@@ -229,6 +230,15 @@ def test_to_seal_holds_up_nothing_but_the_next_save(tmp_path, monkeypatch):
   with pytest.raises(OSError, match=message):
     while time.monotonic() < deadline + 30:
       checkpoints.poll()
+  checkpoints.close()
+
+
+def test_a_wall_clock_that_is_set_in_mid_save_spoils_nothing(tmp_path, monkeypatch):
+  now, days = time.time, itertools.cycle((0, 400, -400))  # at every look
+  monkeypatch.setattr(time, "time", lambda: now() + next(days) * 86_400)
+  save(tmp_path, *STEPS)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert_is_state_of(checkpoints.restore(layout), 20)
   checkpoints.close()
 
 

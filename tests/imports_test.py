@@ -45,6 +45,7 @@ ROOMS = {
   "networks.blockwise": (1, "networks"),
   "sharding": (1, "machinery"),
   "checkpoint": (1, "machinery"),
+  "lock": (1, "machinery"),
   "optim": (1, "machinery"),
   "charts": (0, "machinery"),
   "report": (1, "machinery"),

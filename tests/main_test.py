@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cmjax import main, verify
+from cmjax import main, train, verify
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=tests/tiny.py"
@@ -72,6 +72,7 @@ def _program(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", argv)
     flags.FLAGS.unparse_flags()
     flags.FLAGS.mode, flags.FLAGS.workdir = "train", None
+    flags.FLAGS.allow_config_change = False
     capsys.readouterr()
     try:
       main.main(main.parse_flags(argv))
@@ -109,6 +110,14 @@ def test_the_same_command_with_another_value_says_which(workdir, program):
   assert code == 1
   assert err.startswith("cmjax: The config does not fit the checkpoints in the workdir:")
   assert "optim.lr: 0.0003 in the checkpoint, 0.01 now" in err
+
+
+def test_training_is_told_whether_the_config_may_change(program, monkeypatch):
+  told = []
+  monkeypatch.setattr(train, "train", lambda *args, **options: told.append(options))
+  for args in ((), ("--allow_config_change",)):
+    assert program("--workdir=x", *args)[0] == 0
+  assert told == [{"allow_config_change": False}, {"allow_config_change": True}]
 
 
 def test_samples_are_drawn_from_a_run_the_same_for_the_same_seed(workdir, program):

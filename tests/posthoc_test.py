@@ -383,8 +383,8 @@ def test_no_checkpoint_is_begun_before_earlier_snapshots_are_written(run, tmp_pa
 def test_a_step_to_stop_at_does_not_become_a_snapshot(run, tmp_path, monkeypatch):
   original = build.batches
 
-  def batches(config, mesh, start):
-    for i, batch in enumerate(original(config, mesh, start), start):
+  def batches(config, mesh, start, data):
+    for i, batch in enumerate(original(config, mesh, start, data), start):
       yield {name: x * float("nan") for name, x in batch.items()} if i == 5 else batch
 
   monkeypatch.setattr(build, "batches", batches)

@@ -1,9 +1,11 @@
 """Training in as many sittings as it takes: each ends with the state of one that was never cut."""
 
+import contextlib
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import tiny
 
 from cmjax import build, doctor, sharding, train
+from cmjax.data import sources
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAN = float("nan")
@@ -66,8 +69,8 @@ def at_step(monkeypatch, step, action):
   """Calls action(batch) -> batch on the batch that update number `step` (from 0) is made of."""
   original = build.batches
 
-  def batches(config, mesh, start):
-    for i, batch in enumerate(original(config, mesh, start), start):
+  def batches(config, mesh, start, data):
+    for i, batch in enumerate(original(config, mesh, start, data), start):
       yield action(batch) if i == step else batch
 
   monkeypatch.setattr(build, "batches", batches)
@@ -325,8 +328,90 @@ def test_a_config_that_does_not_fit_the_checkpoint_says_where(whole):
     "The config does not fit the checkpoints in the workdir:",
     "  loss.c: 0.1 in the checkpoint, 0.2 now",
     "  optim.lr: 0.01 in the checkpoint, 0.02 now",
-    "Take the old values, or another --workdir.",
+    "Take the old values, another --workdir, or --allow_config_change to go on with the new.",
   ]
+
+
+def test_a_changed_config_goes_on_only_when_asked_and_is_on_record(tmp_path, caplog):
+  values = {"evals": {}, "total_steps": 4, "checkpoint.every_steps": 2}
+  train.train(tiny.config(**values), tmp_path)
+  values |= {"total_steps": 6, "optim.lr": 2e-2}
+  with pytest.raises(ValueError, match="optim.lr: 0.01 in the checkpoint, 0.02 now"):
+    train.train(tiny.config(**values), tmp_path)
+  train.train(tiny.config(**values), tmp_path, allow_config_change=True)
+  assert "changed config: optim.lr: 0.01 in the checkpoint, 0.02 now" in caplog.text
+  lines = (tmp_path / "config_changes.jsonl").read_text().splitlines()
+  record = {"step": 4, "changes": {"optim.lr": {"old": 0.01, "new": 0.02}}}
+  assert [json.loads(line) for line in lines] == [record]
+  assert [r["lr"] for r in history(tmp_path) if "lr" in r] == pytest.approx([0.01, 0.01, 0.02])
+
+  caplog.clear()
+  train.train(tiny.config(**values | {"total_steps": 8}), tmp_path)  # now it is the run's own
+  assert "changed" not in caplog.text
+  with pytest.raises(ValueError) as caught:
+    train.train(tiny.config(**values | {"net.width": 24}), tmp_path, allow_config_change=True)
+  first, second, *_ = str(caught.value).splitlines()
+  assert first == "The changed config makes another state: 45 arrays differ, such as"
+  assert second == "  ema/main/blocks/block0/affine/bias: (16,) in the checkpoint, (24,) now"
+  assert tiny.state(tmp_path)["step"] == 8
+
+
+def test_data_that_has_lost_an_element_is_refused(whole, monkeypatch):
+  original = build.source
+
+  def source(config, split="train"):
+    data = original(config, split)
+    return sources.ArraySource(data.take(np.arange(len(data) - 1))["image"])
+
+  monkeypatch.setattr(build, "source", source)
+  with pytest.raises(ValueError, match=r"data .number of examples.: 512 in the checkp.*, 511 now"):
+    train.train(tiny.config(), whole[0])
+
+
+def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeypatch):
+  original = train._compile
+
+  def compile_step(*args):
+    compiled = original(*args)
+
+    def step(state, *args):
+      number = int(state.step) + 1
+      state, metrics = compiled(state, *args)
+      if number == 8:  # the update itself: loss and gradient were good
+        state = state.replace(params=jax.tree.map(lambda x: x * np.inf, state.params))
+      return state, metrics
+
+    return step
+
+  config = tiny.config(evals={}, nonfinite="skip")
+  with monkeypatch.context() as patch:
+    patch.setattr(train, "_compile", compile_step)
+    patch.setattr(jax, "transfer_guard", lambda level: contextlib.nullcontext())
+    with pytest.raises(FloatingPointError, match="state of step 8 is not finite, .*was not saved"):
+      train.train(config, tmp_path)
+  assert tiny.state(tmp_path)["step"] == 4
+  train.train(config, tmp_path)
+  assert tiny.state(tmp_path)["step"] == 12
+
+
+@pytest.mark.parametrize("gone", ["checkpoints/4", "checkpoints", "seals"])
+def test_what_is_deleted_under_the_run_is_missed_by_nobody(whole, tmp_path, monkeypatch, gone):
+  def await_the_first(batch):
+    while not (tmp_path / "checkpoints" / "4").exists():
+      time.sleep(0.01)
+    return batch
+
+  def delete(batch):
+    assert (tmp_path / gone).exists()
+    shutil.rmtree(tmp_path / gone)
+    return batch
+
+  at_step(monkeypatch, 4, await_the_first)
+  at_step(monkeypatch, 7, delete)  # it was sealed in between
+  train.train(tiny.config(), tmp_path)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
+  assert sorted(p.name for p in (tmp_path / "seals").iterdir()) == ["12.json", "8.json"]
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
 
 
 @pytest.fixture(name="start")
@@ -434,9 +519,9 @@ def test_what_comes_after_a_roll_back_is_made_of_other_batches_and_noise(
   seen = []
   original = build.batches
 
-  def batches(config, mesh, start):
+  def batches(config, mesh, start, data):
     seen.append(start)
-    return original(config, mesh, start)
+    return original(config, mesh, start, data)
 
   monkeypatch.setattr(build, "batches", batches)
   at_step(monkeypatch, 6, poison)

@@ -86,11 +86,16 @@ def source(config: ConfigDict, split: str = "train") -> sources.Source:
   return data
 
 
-def batches(config: ConfigDict, mesh: Mesh, start: int) -> Generator[Batch]:
-  """The global batches from step `start` on, laid out on the mesh; close it when done."""
+def batches(
+  config: ConfigDict, mesh: Mesh, start: int, data: sources.Source | None = None
+) -> Generator[Batch]:
+  """The global batches from step `start` on, laid out on the mesh; close it when done.
+
+  `data` is the training split, where it is open already.
+  """
   sharding.check_batch_size(config.batch_size, mesh)
   dataset = pipeline.dataset(
-    source(config),
+    source(config) if data is None else data,
     batch_size=config.batch_size,
     seed=config.seed,
     flip=config.data.flip,
