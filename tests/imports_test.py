@@ -76,36 +76,12 @@ LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
   "networks": {"jax", "numpy", "jaxtyping", "flax"},
 }
-CONFIGURED = {
-  *("build", "convert", "runs", "slopes", "doctor", "train", "verify", "sample", "plan"),
-}
+CONFIGURED = {"build", "convert", "runs", "slopes", "doctor", "train", "verify", "sample", "plan"}
 OWNERS = {  # what is known in few places -> the rooms that may
   "nnx": {"networks"},
   "networks": {"networks", "build", "convert"},  # where mathematics and networks meet
-  "ml_collections": {
-    "build",
-    "convert",
-    "runs",
-    "train",
-    "doctor",
-    "slopes",
-    "verify",
-    "sample",
-    "plan",
-    "main",
-  },
-  "ConfigDict": {
-    "build",
-    "convert",
-    "runs",
-    "train",
-    "doctor",
-    "slopes",
-    "verify",
-    "sample",
-    "plan",
-    "main",
-  },
+  "ml_collections": CONFIGURED | {"main"},
+  "ConfigDict": CONFIGURED | {"main"},
   "absl.flags": {"main"},
   "orbax": {"checkpoint"},
   "grain": {"data"},
