@@ -4,6 +4,7 @@ The mesh has two axes. `data` replicates the parameters; `fsdp` shards parameter
 and averages. Both split the batch.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,23 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: list[Any] | None = None
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
   )
+
+
+def cpu_devices(number: int) -> list[Any]:
+  """So many CPU devices, to compile for what is not there; before any use of JAX, or what it has.
+
+  Raises:
+    ValueError: if JAX has started with fewer.
+  """
+  with contextlib.suppress(RuntimeError):  # it has started
+    jax.config.update("jax_num_cpu_devices", max(number, jax.config.jax_num_cpu_devices))
+  devices = jax.devices("cpu")
+  if len(devices) < number:
+    raise ValueError(
+      f"JAX has started with {len(devices)} CPU devices, and {number} are asked for: set "
+      f"jax_num_cpu_devices={number} first, or start another process."
+    )
+  return devices[:number]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
