@@ -44,7 +44,8 @@ def main() -> None:
   key = sharding.gather(jax.random.key(1), mesh)
   batch = next(build.batches(config, mesh, 0))
   step = train.make_step_fn(config, net, None, frozen)
-  compiled = train.compile_step(step, mesh, (state, batch, key, frozen))
+  traced = train.trace_step(step, mesh, (state, batch, key, frozen))
+  compiled = train.compile_traced(traced, mesh)
   params = jax.tree.map(np.array, jax.device_get(state.params["net"]))
   kept = {}
 

@@ -19,10 +19,9 @@ import time
 import jax
 from methods import ROOT
 
-from cmjax import plan, sharding
+from cmjax import costs, plan, sharding
 
 CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
-MEMORY = {"v5e": 16, "v5p": 95, "v6e": 32}  # GB of a chip
 
 
 def configure(method, args):
@@ -52,10 +51,10 @@ def main():
   devices = plan.topology_devices(args.topology)
   devices = devices[: args.num_devices or (1 if args.fsdp == 1 else len(devices))]
   mesh = sharding.make_mesh(fsdp=args.fsdp, devices=devices)
-  chip = MEMORY.get(args.topology.split(":")[0])
+  chip = costs.CHIPS.get(args.topology.split(":")[0])
   print(f"jax {jax.__version__}, EDM2-{args.size} 64x64x4, bfloat16, batch {args.batch_size} on "
-        f"{len(devices)} chips of {args.topology}" + f" ({chip} GB each)" * bool(chip)
-        + ", remat" * args.remat)  # fmt: skip
+        f"{len(devices)} chips of {args.topology}"
+        + (f" ({chip.memory / 1e9:.0f} GB each)" if chip else "") + ", remat" * args.remat)  # fmt: skip
   print(f"{'step':10}{'TFLOP':>9}{'arguments GB':>14}{'temp GB':>9}{'ratio':>7}{'peak GB':>9}"
         f"{'compile s':>11}")  # fmt: skip
   first = None

@@ -1,4 +1,4 @@
-r"""The program: trains, samples, evaluates, searches step times, measures data, verifies itself.
+r"""The program: trains, samples, evaluates, searches step times, measures data, verifies, plans.
 
   python -m cmjax.main --config=configs/digits_sct.py --workdir=runs/digits_sct
 
@@ -30,7 +30,7 @@ class _AnyValue(flags.ArgumentParser):
 # Without it a value that is None in the config (clip_norm, a switched-off part) could not be set.
 config_flags.register_flag_parser_for_type(type(None), _AnyValue())
 
-MODES = ("train", "sample", "evaluate", "search", "measure", "verify")
+MODES = ("train", "sample", "evaluate", "search", "measure", "verify", "plan")
 
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -39,6 +39,9 @@ _SAMPLER = flags.DEFINE_string(
   "sampler", None, "Of config.samplers; default: all (modes sample, search)."
 )
 _EMA = flags.DEFINE_string("ema", None, "Average; default: the run's first (mode sample).")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "local", "Chips: local, TPUs as v5p:4x4x4, GPUs as h100:8 (mode plan)."
+)
 _NUM_PROBES = flags.DEFINE_integer("num_probes", 12, "Per intermediate time (mode search).")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise (modes sample, search).")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_boolean(
@@ -77,6 +80,14 @@ def main(argv: list[str]) -> None:
       table, passed = verify.verify(config, workdir)
       print(table)  # noqa: T201
       sys.exit(0 if passed else 1)
+    if _MODE.value == "plan":
+      from cmjax import plan
+
+      report = plan.plan(config, _TOPOLOGY.value)
+      print(plan.table(report))  # noqa: T201
+      if workdir is not None:
+        print(plan.write(report, workdir))  # noqa: T201
+      return
     if workdir is None:
       raise ValueError(f"--mode={_MODE.value} needs --workdir, the folder of the run.")
     if _MODE.value == "train":

@@ -4,6 +4,7 @@ The mesh has two axes. `data` replicates the parameters; `fsdp` shards parameter
 and averages. Both split the batch. Row i of a global batch is the same element on every mesh.
 """
 
+import contextlib
 import hashlib
 import math
 import platform
@@ -87,6 +88,23 @@ def _layout(devices: list[Any], data: int, fsdp: int, across_slices: bool) -> np
   return mesh_utils.create_hybrid_device_mesh(
     inner, outer, devices, process_is_granule=by_process, **split
   )
+
+
+def cpu_devices(number: int) -> list[Any]:
+  """So many CPU devices, to compile for what is not there; before any use of JAX, or what it has.
+
+  Raises:
+    ValueError: if JAX has started with fewer.
+  """
+  with contextlib.suppress(RuntimeError):  # it has started
+    jax.config.update("jax_num_cpu_devices", max(number, jax.config.jax_num_cpu_devices))
+  devices = jax.devices("cpu")
+  if len(devices) < number:
+    raise ValueError(
+      f"JAX has started with {len(devices)} CPU devices, and {number} are asked for: set "
+      f"jax_num_cpu_devices={number} first, or start another process."
+    )
+  return devices[:number]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -481,21 +481,27 @@ def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
       signal.signal(number, handler)
 
 
-def compile_step(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
-  """The step compiled for (state, batch, key, frozen) on the devices of `mesh`; donates the state.
+def trace_step(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
+  """The step traced for (state, batch, key, frozen) on the devices of `mesh`; donates the state.
 
   The arguments are arrays, or `jax.ShapeDtypeStruct`s with their shardings.
   """
   shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
   jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
   with jax.set_mesh(mesh):  # kernels of attention have to know what to be split over
-    return jitted.lower(*arguments).compile()
+    return jitted.trace(*arguments)
+
+
+def compile_traced(traced: Any, mesh: Mesh, options: dict[str, Any] | None = None) -> Any:
+  """What `trace_step` gave, compiled; with options of XLA's, such as optimization_level."""
+  with jax.set_mesh(mesh):
+    return traced.lower().compile(options)
 
 
 def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
   """The step, compiled ahead of time once, with its price in the log."""
   start = time.perf_counter()
-  compiled = compile_step(step_fn, mesh, arguments)
+  compiled = compile_traced(trace_step(step_fn, mesh, arguments), mesh)
   cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
   logger.info(
     "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "

@@ -48,6 +48,7 @@ ROOMS = {
   "lock": (1, "machinery"),
   "optim": (1, "machinery"),
   "charts": (0, "machinery"),
+  "costs": (1, "machinery"),
   "report": (1, "machinery"),
   "reporting": (1, "machinery"),
   "data": (1, "machinery"),

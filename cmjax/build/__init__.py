@@ -8,6 +8,7 @@ from cmjax.build.losses import loss as loss
 from cmjax.build.losses import lpips_weights as lpips_weights
 from cmjax.build.losses import target_name as target_name
 from cmjax.build.models import batches as batches
+from cmjax.build.models import can_remat as can_remat
 from cmjax.build.models import network as network
 from cmjax.build.models import source as source
 from cmjax.build.sampling import evaluators as evaluators

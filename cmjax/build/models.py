@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import edm, networks, sharding
-from cmjax.build.sections import Section, call, pick, read, sample_shape
+from cmjax.build.sections import Section, arguments, call, pick, read, sample_shape
 from cmjax.data import pipeline, sources
 from cmjax.types import Batch, Network
 
@@ -49,6 +49,12 @@ def network(config: ConfigDict, precision: Section | None = None) -> Network:
   if kind == "edm":
     return Network(net.init, edm.as_trigflow(net.apply, sigma_data=config.sigma_data))
   return net
+
+
+def can_remat(config: ConfigDict) -> bool:
+  """Whether the network of `config.net` can compute activations again instead of keeping them."""
+  module = pick(NETWORKS, config.net.name, "network (net.name)")
+  return "remat" in [p.name for p in arguments(module)]
 
 
 def tangent_network(config: ConfigDict) -> Network | None:

@@ -20,18 +20,23 @@ def pick(table: Any, name: str, what: str) -> Any:
 
 def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
   """factory(*args, **kwargs), or an error that lists the arguments it takes."""
-  # Of a class, the signature that its metaclass hides.
-  parameters = inspect.signature(
-    functools.partial(factory.__init__, None) if inspect.isclass(factory) else factory
-  ).parameters.values()
-  named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-  accepted = [p.name for p in named[len(args) :]]
-  required = [p.name for p in named[len(args) :] if p.default is p.empty]
+  named = arguments(factory)[len(args) :]
+  accepted = [p.name for p in named]
+  required = [p.name for p in named if p.default is p.empty]
   if unknown := sorted(set(kwargs) - set(accepted)):
     raise ValueError(f"{what} takes no {', '.join(unknown)}. It takes: {', '.join(accepted)}.")
   if missing := sorted(set(required) - set(kwargs)):
     raise ValueError(f"{what} needs {', '.join(missing)}. It takes: {', '.join(accepted)}.")
   return factory(*args, **kwargs)
+
+
+def arguments(factory: Callable[..., Any]) -> list[inspect.Parameter]:
+  """The named arguments of a function, or of what makes an object of a class."""
+  # Of a class, the signature that its metaclass hides.
+  parameters = inspect.signature(
+    functools.partial(factory.__init__, None) if inspect.isclass(factory) else factory
+  ).parameters.values()
+  return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def read(config: Section, what: str, *own: str) -> list[Any]:
