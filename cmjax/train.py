@@ -16,7 +16,18 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, checkpoint, doctor, lock, microbatch, reporting, runs, sharding, statistics
+from cmjax import (
+  build,
+  checkpoint,
+  costs,
+  doctor,
+  lock,
+  microbatch,
+  reporting,
+  runs,
+  sharding,
+  statistics,
+)
 from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import TrainState, make_train_step, several
 from cmjax.types import Array, Batch, LossFn, Metrics, Model, Network, Params
@@ -501,13 +512,14 @@ def compile_traced(traced: Any, mesh: Mesh, options: dict[str, Any] | None = Non
 def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
   """The step, compiled ahead of time once, with its price in the log."""
   start = time.perf_counter()
-  compiled = compile_traced(trace_step(step_fn, mesh, arguments), mesh)
-  cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+  traced = trace_step(step_fn, mesh, arguments)
+  compiled = compile_traced(traced, mesh)
+  memory = compiled.memory_analysis()
   logger.info(
     "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "
     "%.2f M parameters.",
     time.perf_counter() - start,
-    cost.get("flops", 0) / 1e9,
+    sum(costs.count_flops(traced.jaxpr.jaxpr).values()) / 1e9,  # XLA counts a loop as one turn
     memory.temp_size_in_bytes / 1e6 if memory else 0,
     sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
   )
