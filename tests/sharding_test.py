@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -239,3 +240,16 @@ def test_a_layout_changes_no_derivative_and_needs_a_mesh_that_divides_the_batch(
   np.testing.assert_array_equal(y, x)
   np.testing.assert_array_equal(dy, v)
   np.testing.assert_array_equal(gradient, 2 * x)
+
+
+def test_compiled_programs_are_kept_unless_jax_was_told_where(tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    sharding.keep_compiled(tmp_path / "ours")
+    first = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    assert first.parent == tmp_path / "ours" and len(first.name) == 12
+    sharding.keep_compiled(tmp_path / "others")
+    assert pathlib.Path(jax.config.jax_compilation_cache_dir) == first
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
