@@ -27,6 +27,7 @@ logger = logging.getLogger("cmjax")
 FREE = (
   *("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite"),
   *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
+  *("net.remat", "net.scan", "net.attention"),  # how it is computed
 )
 
 # Intermediate times of few-step samplers, by the sampler's key; written by mode search.
@@ -355,7 +356,7 @@ def _changes(
   return {
     key: (theirs.get(key, "not set"), ours.get(key, "not set"))
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and key.split(".")[0] not in FREE
+    if ours.get(key) != theirs.get(key) and not {key, key.split(".")[0]} & set(FREE)
   }
 
 

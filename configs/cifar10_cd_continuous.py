@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     channel_mult=(1, 1, 1) if smoke else (2, 2, 2), num_blocks=1 if smoke else 4,
     attn_resolutions=(16,), dropout=0.3, num_classes=0, augment_dim=9,
     modulation="additive", preconditioning="edm", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="cd_continuous", sigma_min=0.002, distance=dict(name="squared_l2"), stop_gradient=True,

@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     channel_mult=(1, 1, 1) if smoke else (2, 2, 2), num_blocks=1 if smoke else 4,
     attn_resolutions=(16,), dropout=0.13, num_classes=0, augment_dim=9,
     modulation="additive", preconditioning="edm", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(name="diffusion", P_mean=-1.2, P_std=1.2, weighting="constant")
   c.optim = dict(

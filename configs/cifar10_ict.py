@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(16,), dropout=0.3, num_classes=0, augment_dim=0,
     modulation="additive", preconditioning="edm", embedding="fourier", fourier_scale=0.02,
     noise_mult=2, fir=(1, 3, 3, 1), encoder="residual", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="ct", sigma_min=0.002, weight="inverse_gap",

@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     channel_mult=(1, 1, 1) if smoke else (2, 2, 2), num_blocks=1 if smoke else 4,
     attn_resolutions=(16,), dropout=0.0, num_classes=0, augment_dim=9,
     modulation="pnorm_scale_shift", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="scd", P_mean=-1.0, P_std=1.4, c=0.1, warmup_steps=10_000, norm="l2", weighting="learned",

@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="ddpmpp", resolution=8, in_channels=1, channels=16, channel_mult=(1, 2), num_blocks=1,
     attn_resolutions=(4,), dropout=0.0, num_classes=10, augment_dim=0,
     modulation="pnorm_scale_shift", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(name="diffusion", P_mean=-0.4, P_std=1.2, weighting="learned", label_dropout=0.1)
   c.optim = dict(

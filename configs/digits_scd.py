@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="ddpmpp", resolution=8, in_channels=1, channels=16, channel_mult=(1, 2), num_blocks=1,
     attn_resolutions=(4,), dropout=0.0, num_classes=0, augment_dim=0,
     modulation="pnorm_scale_shift", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="scd", P_mean=-0.4, P_std=1.6, c=0.1, warmup_steps=100, norm="l2", weighting="learned",

@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(16, 8), channels_per_head=8 if smoke else 64, dropout=dropout,
     dropout_resolution=16, num_classes=1000, modulation="pnorm_scale_shift",
     embedding="positional", guidance=True, remat=large, dtype="bfloat16",
+    scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="scd", P_mean=-0.8, P_std=1.6, c=0.1, warmup_steps=10_000, norm="l2", weighting="learned",

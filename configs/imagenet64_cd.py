@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(32, 16, 8), channels_per_head=8 if smoke else 64, dropout=0.0,
     dropout_resolution=64, num_classes=1000, augment_dim=0, modulation="scale_shift",
     preconditioning="edm", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="cd", sigma_min=0.002, weight="uniform", distance=dict(name="squared_l2"), solver="heun",

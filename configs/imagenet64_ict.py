@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(16, 8), channels_per_head=8 if smoke else 64, dropout=0.2,
     dropout_resolution=16, num_classes=1000, augment_dim=0, modulation="additive",
     qk_norm="rms", preconditioning="edm", dtype="float32",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="ct", sigma_min=0.002, weight="inverse_gap",

@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(16, 8), channels_per_head=8 if smoke else 64, dropout=0.45,
     dropout_resolution=16, num_classes=1000, modulation="pnorm_scale_shift",
     embedding="positional", dtype="bfloat16",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(
     name="sct", P_mean=-1.0, P_std=1.6, c=0.1, warmup_steps=10_000, norm="l2", weighting="learned",

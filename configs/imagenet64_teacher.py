@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(16, 8), channels_per_head=8 if smoke else 64, dropout=0.0,
     dropout_resolution=64, num_classes=1000, modulation="pnorm_scale_shift",
     embedding="positional", dtype="bfloat16",
+    remat=False, scan=False,
   )  # fmt: skip
   c.loss = dict(name="diffusion", P_mean=-0.8, P_std=1.6, weighting="learned")
   c.optim = dict(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cmjax import build, doctor, sharding, train
+from cmjax import build, doctor, runs, sharding, train
 from cmjax.data import sources
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -629,3 +629,14 @@ def test_what_falls_within_a_dispatch_is_refused(tmp_path, key):
   config = tiny.config(steps_per_dispatch=2, **{key: 9 if key == "total_steps" else 3})
   with pytest.raises(ValueError, match=f"{key}=[39] must be a multiple of steps_per_dispatch=2"):
     train.train(config, tmp_path)
+
+
+def test_how_a_step_is_computed_may_change_between_sittings_and_what_is_not():
+  meta = {"config": tiny.config().to_dict()}
+  config = tiny.config(microbatch=8, steps_per_dispatch=2)
+  with config.unlocked():
+    config.net.remat, config.net.scan, config.net.attention = True, True, "xla"
+  runs.check_same_run(config, meta, num_examples=512)
+  config.net.width = 8
+  with pytest.raises(ValueError, match=r"net.width: 16 in the snapshot, 8 now\n"):
+    runs.check_same_run(config, meta, num_examples=512)
