@@ -7,6 +7,7 @@ Snapshots of averages and reconstructed averages are written and read in the sam
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -38,6 +39,7 @@ def versions() -> dict[str, str]:
   return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
+@functools.cache  # one read of each package's metadata, not one at every save
 def _version(name: str) -> str:
   try:
     return importlib.metadata.version(name)

@@ -54,9 +54,13 @@ def sitting(monkeypatch, config, workdir, data, fsdp, stop=None):
 
 
 @pytest.mark.parametrize(
-  "config", [tiny.config(**TINY), pytest.param(digits(), marks=pytest.mark.slow)]
+  ("config", "limit"),
+  # A hundred steps of a convolutional network carry the rounding of other sums further.
+  [(tiny.config(**TINY), 1e-5), pytest.param(digits(), 1e-3, marks=pytest.mark.slow)],
 )
-def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(config, tmp_path, monkeypatch):
+def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(
+  config, limit, tmp_path, monkeypatch
+):
   whole, moved, total = tmp_path / "whole", tmp_path / "moved", config.total_steps
   expected = sitting(monkeypatch, config, whole, 2, 4)
   assert [*expected] == [*range(total)]
@@ -76,4 +80,4 @@ def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(config, tmp_pat
   differences = {k: norm(other[k] - x) / max(norm(x), 1e-8) for k, x in one.items()}
   worst = max(differences, key=lambda k: differences[k])
   print(f"\nlargest difference of {len(one)} arrays: {differences[worst]:.1e}, {worst}")  # noqa: T201
-  assert differences[worst] < 1e-5
+  assert differences[worst] < limit
