@@ -116,6 +116,7 @@ class Checkpoints:
     self.read_only = read_only
     self._agree = agree
     self._unsealed: int | None = None
+    self._failed: int | None = None
     if read_only and not self.directory.is_dir():
       raise ValueError(
         f"No {folder} in {directory}: train that run first, or correct the path to its workdir."
@@ -179,12 +180,13 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # orbax passes on whatever its thread met
-      good = max((step for step in self.steps() if step != self._unsealed), default="none")
-      failed, self._unsealed = self._unsealed, None
+      if self._unsealed is not None:  # else orbax says once more what it has said
+        self._failed, self._unsealed = self._unsealed, None
+      good = max((step for step in self.steps() if step != self._failed), default="none")
       raise OSError(
-        f"The {self._noun} of step {failed} could not be written to {self.directory}: {error}. "
-        f"The last good one is that of step {good}: start the same command again to go on from it; "
-        "if the disk is full, free some space first."
+        f"The {self._noun} of step {self._failed} could not be written to {self.directory}: "
+        f"{error}. The last good one is that of step {good}: start the same command again to go on "
+        "from it; if the disk is full, free some space first."
       ) from error
 
   def close(self) -> None:
@@ -192,7 +194,8 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      with self._explained():  # it waits as well, and fails again if a save has failed
+        self._manager.close()
 
   def restore(self, layout: Callable[[dict[str, Any]], Any]) -> Restored | None:
     """The newest good checkpoint, or None in a directory that never had one.
