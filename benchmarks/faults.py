@@ -133,6 +133,11 @@ class Process:
     """The end of its log."""
     return self.log.read_text(errors="replace")[-num:]
 
+  def error(self):
+    """What the program said last to its user, between what the libraries wrote."""
+    lines = self.log.read_text(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith("cmjax: ")), "")
+
   def started_at(self):
     """The step that it went on from; None if it did not get that far."""
     found = re.search(r"Starting at step (\d+) of", self.log.read_text(errors="replace"))
@@ -250,9 +255,11 @@ class Trial:
     """An interval; where a checkpoint is being written, what was trained meanwhile beside it."""
     return INTERVAL + max((reached - step for step in self.saving()), default=0)
 
-  def allowed_without_the_last(self, reached):
-    """The same, where the checkpoint that was due last could not be written."""
-    return INTERVAL + reached % INTERVAL
+  def allowed_without_the_last(self, process):
+    """The same, where a checkpoint could not be written: it is noticed while training goes on."""
+    failed = re.search(r"of step (\d+) could not be written", process.log.read_text())
+    reached = process.step()
+    return INTERVAL + (reached - int(failed[1]) if failed else 0)
 
 
 def kill(trial, process):
@@ -350,8 +357,8 @@ def disk_full(trial, rng, n):
       while True:
         file.write(bytes(4096))
     process.wait(1)
-    expect("No space left" in process.said() or "ENOSPC" in process.said(), process.said())
-    reached, allowed = process.step(), trial.allowed_without_the_last(process.step())
+    expect(process.error().count("could not be written") == 1, process.said())
+    reached, allowed = process.step(), trial.allowed_without_the_last(process)
     filler.unlink()
     trial.finish(reached, allowed)
     shutil.copytree(trial.workdir, trial.folder / "copy")
@@ -369,8 +376,8 @@ def permission(trial, rng, n):
     process.wait(1)
   finally:
     subprocess.run(["chattr", "-i", folder], check=True)
-  expect("could not be written" in process.said(), process.said())
-  trial.finish(process.step(), trial.allowed_without_the_last(process.step()))
+  expect("could not be written" in process.error(), process.said())
+  trial.finish(process.step(), trial.allowed_without_the_last(process))
 
 
 def read_only(trial, rng, n):
@@ -386,7 +393,7 @@ def read_only(trial, rng, n):
     subprocess.run(["mount", "-o", "remount,ro,bind", trial.workdir], check=True)
     refused = trial.start()
     refused.wait(1)
-    expect("Read-only file system" in refused.said(), refused.said())
+    expect("Read-only file system" in refused.error(), refused.said())
     expect("Traceback" not in refused.said(), refused.said())
   trial.finish(reached, 0)
 

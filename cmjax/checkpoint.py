@@ -119,6 +119,7 @@ class Checkpoints:
     self.read_only = read_only
     self._agree = agree
     self._unsealed: int | None = None
+    self._failed: int | None = None
     self._sealing: Future | None = None
     self._sealer = ThreadPoolExecutor(1, "seal")
     if read_only and not self.directory.is_dir():
@@ -193,12 +194,13 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # orbax passes on whatever its thread met
-      good = max((step for step in self.steps() if step != self._unsealed), default="none")
-      failed, self._unsealed, self._sealing = self._unsealed, None, None
+      if self._unsealed is not None:  # else orbax says once more what it has said
+        self._failed, self._unsealed, self._sealing = self._unsealed, None, None
+      good = max((step for step in self.steps() if step != self._failed), default="none")
       raise OSError(
-        f"The {self._noun} of step {failed} could not be written to {self.directory}: {error}. "
-        f"The last good one is that of step {good}: start the same command again to go on from it; "
-        "if the disk is full, free some space first."
+        f"The {self._noun} of step {self._failed} could not be written to {self.directory}: "
+        f"{error}. The last good one is that of step {good}: start the same command again to go on "
+        "from it; if the disk is full, free some space first."
       ) from error
 
   def remove_after(self, step: int) -> None:
@@ -216,7 +218,8 @@ class Checkpoints:
       self.wait()
     finally:
       self._sealer.shutdown()
-      self._manager.close()
+      with self._explained():  # it waits as well, and fails again if a save has failed
+        self._manager.close()
 
   def restore(self, layout: Callable[[dict[str, Any]], Any]) -> Restored | None:
     """The newest good checkpoint, or None in a directory that never had one.

@@ -117,8 +117,10 @@ class Reporter:
   def __enter__(self) -> "Reporter":
     return self
 
-  def __exit__(self, *exc_info) -> None:
-    self.close()
+  def __exit__(self, error: type[BaseException] | None, *_) -> None:
+    # What a full disk does to the last lines must not hide the error that ended the run.
+    with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+      self.close()
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends one record to metrics.jsonl, flushed, and the same scalars to TensorBoard.
@@ -216,14 +218,23 @@ class Reporter:
       return
     if self._stream.isatty() and self._drawn_at > -math.inf:
       self._stream.write("\n")
-    self._history.close()
-    self._tensorboard.close()
+    try:
+      self._history.close()
+    finally:
+      self._tensorboard.close()
 
   def _append(self, step: int, values: Mapping[str, float]) -> None:
     line = {"step": int(step), "time": round(time.time(), 3)}
     line |= {name: v if math.isfinite(v) else str(v) for name, v in values.items()}
-    self._history.write(json.dumps(line, allow_nan=False) + "\n")
-    self._history.flush()
+    try:
+      self._history.write(json.dumps(line, allow_nan=False) + "\n")
+      self._history.flush()
+    except OSError as error:
+      raise OSError(
+        f"{self._history.name} could not be written: {error.strerror}. Mend that (free some space, "
+        "if the disk is full) and start the same command again: it goes on from its newest "
+        "checkpoint."
+      ) from error
 
   def _draw(self, step: int, scalars: Mapping[str, Any]) -> None:
     parts = [f"step {step}/{self._total_steps} {100 * step / self._total_steps:3.0f}%"]

@@ -572,3 +572,13 @@ def test_a_long_curve_is_drawn_as_means_with_its_range_and_a_log_axis_has_decade
   drawn = [float(p.split()[1].removesuffix("h0")) for p in re.split("[ML]", path)[1:]]
   mean = labels["1"] - np.log10(3) * (labels["1"] - labels["10"])  # of 1, 2, 3, 4, 5
   assert drawn[0] == pytest.approx(mean - 4, abs=0.11)  # labels stand 4 pixels below their line
+
+
+def test_a_full_disk_is_named_and_not_hidden_by_what_follows(tmp_path):
+  with pytest.raises(
+    OSError, match="/dev/full could not be written: No space left .* start the sa"
+  ):
+    with reporting.Reporter(tmp_path, total_steps=2, batch_size=1) as reporter:
+      reporter._history.close()
+      reporter._history = open("/dev/full", "a")  # a device that is full, and fails at close, too
+      reporter.write(1, {"loss": 1.0})
