@@ -52,9 +52,10 @@ def main():
   devices = devices[: args.num_devices or (1 if args.fsdp == 1 else len(devices))]
   mesh = sharding.make_mesh(fsdp=args.fsdp, devices=devices)
   chip = costs.CHIPS.get(args.topology.split(":")[0])
+  each = f" ({chip.memory / 1e9:.0f} GB each)" if chip else ""
   print(f"jax {jax.__version__}, EDM2-{args.size} 64x64x4, bfloat16, batch {args.batch_size} on "
         f"{len(devices)} chips of {args.topology}"
-        + (f" ({chip.memory / 1e9:.0f} GB each)" if chip else "") + ", remat" * args.remat)  # fmt: skip
+        + each + ", remat" * args.remat)  # fmt: skip
   print(f"{'step':10}{'TFLOP':>9}{'arguments GB':>14}{'temp GB':>9}{'ratio':>7}{'peak GB':>9}"
         f"{'compile s':>11}")  # fmt: skip
   first = None
