@@ -86,7 +86,8 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
       number of chips.
   """
   aim = target(topology)
-  config = config.copy_and_resolve_references()
+  # What is said is of one step, however many are sent off at once.
+  config = changed(config, {"steps_per_dispatch": 1} if "steps_per_dispatch" in config else {})
   attempts, best = [], None
   for changes in candidates(config, aim):
     wanted = changed(config, changes)
@@ -269,7 +270,7 @@ def _attempt(
   return Attempt(changes, arguments, peak, fits, time.perf_counter() - start), (traced, compiled)
 
 
-def memory(compiled: Any) -> dict[str, float]:
+def memory(compiled: Any) -> dict[str, int]:
   """Bytes of one chip: arguments, temporaries, and the most of all at any time."""
   stats = compiled.memory_analysis()
   arguments, temporary = stats.argument_size_in_bytes, stats.temp_size_in_bytes
@@ -289,17 +290,17 @@ def _describe(
   cost = compiled.cost_analysis() or {}
   flops = costs.count_flops(traced.jaxpr.jaxpr)
   once = costs.count_flops(traced.jaxpr.jaxpr, loops=False)
-  trips = sum(flops.values()) / sum(once.values())  # by how much XLA counts too little
+  loops = sum(flops.values()) / sum(once.values())  # by how much XLA counts too little
   flops = {dtype: value / num_chips for dtype, value in flops.items()}
   collectives = costs.count_collectives(compiled.as_text(), num_chips)
-  sent = sum(traffic.sent for traffic in collectives.values())
-  moved = cost.get("bytes accessed", 0.0) * trips
-  step = {"flops": flops, "flops_xla": cost.get("flops", 0.0) * trips, "bytes_accessed": moved}
+  sent = sum((traffic.sent for traffic in collectives.values()), 0.0)
+  moved, by_xla = cost.get("bytes accessed", 0.0), cost.get("optimal_seconds", 0.0)
+  step = {"flops": flops, "flops_xla": cost.get("flops", 0.0), "loops": loops}
+  step["bytes_accessed"] = moved
   step["collectives"] = {kind: traffic._asdict() for kind, traffic in collectives.items()}
   if aim.chip.flops:
     parts = costs.seconds(aim.chip, flops=flops, moved=moved, sent=sent, num_chips=num_chips)
-    step |= {"roofline": parts, "xla_seconds": cost.get("optimal_seconds", 0.0) * trips}
-    step |= _estimate(parts, step["xla_seconds"])
+    step |= {"roofline": parts, "xla_seconds": by_xla} | _estimate(parts, by_xla)
   steps, images = config.total_steps, config.total_steps * config.batch_size
   run = {"steps": steps, "batch_size": config.batch_size, "images": images}
   if aim.chip.flops:
@@ -374,6 +375,9 @@ def _step_lines(report: dict[str, Any]) -> Iterator[str]:
     yield row(kind if len(kind) < 14 else "permute", f"{traffic['number']}: {sizes} GB")
   if not step["collectives"]:
     yield row("collectives", "none")
+  if step["loops"] > 1:
+    text = f"products run {step['loops']:.2f} times as often as XLA counts, which takes the inside"
+    yield row("loops", f"{text} of a loop once: so it does for memory and in its estimate")
   if "seconds" in step:
     parts = ", ".join(f"{part} {seconds:.4f}" for part, seconds in step["roofline"].items())
     by_xla = f"; XLA's estimate {step['xla_seconds']:.4f}" if step["xla_seconds"] else ""

@@ -58,7 +58,7 @@ def test_the_plan_of_the_devices_here_is_that_of_the_run():
   assert attempt["arguments"] == report["memory"]["arguments"]
   assert report["memory"]["peak"] >= attempt["arguments"] + report["memory"]["temporary"] > 0
   assert report["run"] == {"steps": 12, "batch_size": 16, "images": 192}  # CPUs have no peaks
-  assert report["step"]["flops"].keys() == {"float32"}
+  assert report["step"]["flops"].keys() == {"float32"} and report["step"]["loops"] == 1
   # The gradient is reduced in any case, weights are gathered since they are split.
   collectives = report["step"]["collectives"]
   assert {"all-reduce", "all-gather"} <= collectives.keys()
