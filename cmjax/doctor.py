@@ -171,7 +171,10 @@ def locate(loss_fn: LossFn, params: Params, batch: Batch, key: Array, step: Arra
   def fn(params, batch, key):
     return jax.value_and_grad(lambda p: loss_fn(p, batch, key, step), has_aux=True)(params)
 
-  found = equations.first_nonfinite(fn, params=params, batch=batch, key=key)
+  try:
+    found = equations.first_nonfinite(fn, params=params, batch=batch, key=key)
+  except Exception as error:  # to look for the cause must not hide the fault itself
+    return f"Where it is was not found out: {type(error).__name__}: {error}."
   if found is None:
     return "Computed again, one equation at a time, all of it is finite: rounding decides."
   text = str(found)

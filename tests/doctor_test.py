@@ -190,3 +190,22 @@ def test_an_option_that_there_is_not_is_refused():
     config.doctor.spikes = 3
   with pytest.raises(ValueError, match="config.doctor has spikes. It knows: spike_factor"):
     doctor.check(config)
+
+
+def test_to_look_for_the_cause_does_not_hide_the_fault():
+  def loss_fn(params, batch, key, step):
+    raise MemoryError("no room for this")
+
+  args = ({"net": jnp.ones(2)}, {"image": jnp.ones(2)}, jax.random.key(0), jnp.zeros((), jnp.int32))
+  text = doctor.locate(loss_fn, *args)
+  assert text == "Where it is was not found out: MemoryError: no room for this."
+
+
+def test_a_loss_that_is_finite_one_by_one_is_said_to_be():
+  loss_fn = lambda params, batch, key, step: (jnp.sum(params["net"] * batch["image"]), {})
+  args = ({"net": jnp.ones(2)}, {"image": jnp.ones(2)}, jax.random.key(0), jnp.zeros((), jnp.int32))
+  assert "all of it is finite: rounding decides" in doctor.locate(loss_fn, *args)
+  bad = {"image": jnp.array([1.0, jnp.nan])}
+  assert doctor.locate(loss_fn, args[0], bad, *args[2:]).startswith(
+    "The first nan is in the argument batch/image, of shape [2]."
+  )

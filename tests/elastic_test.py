@@ -78,6 +78,7 @@ def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(
   assert one.keys() == other.keys()
   norm = lambda x: np.linalg.norm(np.asarray(x, np.float64))
   differences = {k: norm(other[k] - x) / max(norm(x), 1e-8) for k, x in one.items()}
-  worst = max(differences, key=lambda k: differences[k])
-  print(f"\nlargest difference of {len(one)} arrays: {differences[worst]:.1e}, {worst}")  # noqa: T201
-  assert differences[worst] < limit
+  worst = sorted(differences, key=lambda k: differences[k], reverse=True)
+  for name in worst[:8]:
+    print(f"{differences[name]:.1e} {name}")  # noqa: T201
+  assert differences[worst[0]] < limit
