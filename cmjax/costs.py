@@ -82,8 +82,9 @@ def count_flops(jaxpr: core.Jaxpr, *, loops: bool = True) -> dict[str, float]:
     jaxpr: of a trace, as it was before it was split over devices.
     loops: False counts the body of a scan once, as XLA does.
   """
-  total = Counter()
-  for eqn in jaxpr.eqns:
+  total = defaultdict(float)
+  eqns: Any = jaxpr.eqns
+  for eqn in eqns:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
       total[eqn.invars[0].aval.dtype.name] += _dot_flops(eqn)
@@ -96,7 +97,8 @@ def count_flops(jaxpr: core.Jaxpr, *, loops: bool = True) -> dict[str, float]:
       inner = [max(inner, key=lambda flops: sum(flops.values()))]
     times = _times(name, params, loops)
     for flops in inner:
-      total.update({dtype: times * value for dtype, value in flops.items()})
+      for dtype, value in flops.items():
+        total[dtype] += times * value
   return dict(total)
 
 
@@ -124,13 +126,13 @@ def _times(name: str, params: Mapping[str, Any], loops: bool) -> int:
   return 1
 
 
-def _dot_flops(eqn: core.JaxprEqn) -> float:
+def _dot_flops(eqn: Any) -> float:
   (contracted, _), _ = eqn.params["dimension_numbers"]
   shape = eqn.invars[0].aval.shape
   return 2.0 * eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
 
 
-def _conv_flops(eqn: core.JaxprEqn) -> float:
+def _conv_flops(eqn: Any) -> float:
   params, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars)
   numbers, out = params["dimension_numbers"], eqn.outvars[0].aval.shape
   positions = 1.0
