@@ -109,9 +109,8 @@ def _inner(name: str, params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
   chosen = [params[only[name]]] if name in only else params.values()
   for value in chosen:
     for item in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(item, core.ClosedJaxpr):
-        yield item.jaxpr
-      elif isinstance(item, core.Jaxpr):
+      item = getattr(item, "jaxpr", item)  # of one that is closed over its constants
+      if isinstance(item, core.Jaxpr):
         yield item
 
 
