@@ -82,8 +82,8 @@ def count_flops(jaxpr: core.Jaxpr, *, loops: bool = True) -> dict[str, float]:
     jaxpr: of a trace, as it was before it was split over devices.
     loops: False counts the body of a scan once, as XLA does.
   """
-  total: Any = Counter()
-  eqns: list[Any] = jaxpr.eqns
+  total = defaultdict(float)
+  eqns: Any = jaxpr.eqns
   for eqn in eqns:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
@@ -97,7 +97,8 @@ def count_flops(jaxpr: core.Jaxpr, *, loops: bool = True) -> dict[str, float]:
       inner = [max(inner, key=lambda flops: sum(flops.values()))]
     times = _times(name, params, loops)
     for flops in inner:
-      total.update({dtype: times * value for dtype, value in flops.items()})
+      for dtype, value in flops.items():
+        total[dtype] += times * value
   return dict(total)
 
 
@@ -108,9 +109,8 @@ def _inner(name: str, params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
   chosen = [params[only[name]]] if name in only else params.values()
   for value in chosen:
     for item in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(item, core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]
-        yield item.jaxpr
-      elif isinstance(item, core.Jaxpr):
+      item = getattr(item, "jaxpr", item)  # of one that is closed over its constants
+      if isinstance(item, core.Jaxpr):
         yield item
 
 
