@@ -80,6 +80,7 @@ def test_a_size_that_there_is_not_is_refused():
     load("imagenet512_scd", "xxs")
 
 
+@pytest.mark.slow
 def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, images):
   config = load("cifar10_sct", "smoke")
   train.train(config, tmp_path)

@@ -100,6 +100,7 @@ def test_gradient_and_second_derivative_agree_with_finite_differences():
     np.testing.assert_allclose(np.sum(grad(a) * direction), slope[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_is_zero_at_equal_images_and_finite_where_no_feature_is_active():
   with jax.enable_x64(True):
     a, b = jnp.asarray(images(1), jnp.float64)

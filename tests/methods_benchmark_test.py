@@ -116,6 +116,7 @@ def test_both_parts_of_the_tangent_are_right_and_add_up_to_df_dt(monkeypatch):
   np.testing.assert_allclose(c * (by_t + by_x), g, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_time_embeddings_of_the_stability_plot_differ_as_the_paper_says(monkeypatch):
   """Fourier 16 has a d_t f more than ten times the others'; grad_x f . dx/dt is alike in all."""
   folder = pathlib.Path(__file__).parents[1] / "benchmarks"

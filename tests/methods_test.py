@@ -234,6 +234,7 @@ def test_weights_of_another_preconditioning_are_refused(teacher, tmp_path):
     train.train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_ct_trains_with_lpips_from_a_file_of_weights(tmp_path):
   # Random weights of VGG16's shapes: whether they reach the step, and stay there, is the matter.
   rng = np.random.default_rng(0)

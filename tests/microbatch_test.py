@@ -190,6 +190,7 @@ def test_gradient_is_the_same_on_a_mesh_and_samples_stay_on_their_devices():
   jax.tree.map(near, jax.device_get(got), jax.device_get(expected))
 
 
+@pytest.mark.slow
 def test_a_run_ends_as_without(tmp_path):
   ends = []
   for microbatch_size in (None, 8):
