@@ -32,7 +32,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import build, checkpoint, reporting, sharding, train
+from cmjax import build, checkpoint, doctor, reporting, sharding, train
 from cmjax.ema import snapshots
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_sct.py"
@@ -125,8 +125,8 @@ def run_loop(args, config, workdir):
       while True:
         yield read()
 
-  timers.patch(train._Window, "add", "metrics of the step before, waiting")
-  timers.patch(train._Window, "flush", "means, waiting")
+  timers.patch(doctor.Window, "add", "metrics of the step before, waiting")
+  timers.patch(doctor.Window, "flush", "means, waiting")
   timers.patch(reporting.Reporter, "progress", "live line")
   timers.patch(reporting.Reporter, "write", "record")
   timers.patch(checkpoint.Checkpoints, "poll", "poll of checkpoints")

@@ -11,17 +11,22 @@ what all these come to, a loss that is not finite. `config.doctor` says what to 
 A loss or gradient that is not finite is `config.nonfinite`'s: "stop", "skip", or "roll_back".
 """
 
+import logging
 import statistics as numbers
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from cmjax import build, equations, sharding, slopes, statistics
-from cmjax.types import Array, Batch, LossFn, Params
+from cmjax.train_step import TrainState
+from cmjax.types import Array, Batch, LossFn, Metrics, Params
+
+logger = logging.getLogger("cmjax")
 
 NONFINITE = ("stop", "skip", "roll_back")
 ON_SPIKE = ("warn", "stop", "roll_back")
@@ -118,7 +123,8 @@ class Probe:
     _, self._policy = slopes.policies(config)
     self._inputs = slopes.inputs(config)
     self._run = jax.jit(slopes.F_and_slope(build.network(config, self._policy).apply))
-    self._truth: Any = None
+    self._wide = build.network(config, {"dtype": "float64"}).apply
+    self._truth = jax.jit(slopes.central_difference(self._wide))
 
   def __call__(self, params: Params) -> tuple[dict[str, float], str]:
     """Relative errors, as jvp_error and jvp_error/t0.00-0.26 ..., and what is wrong, or nothing.
@@ -130,9 +136,6 @@ class Probe:
     slope = jax.device_get(self._run(params, *given)[1])
     with jax.enable_x64(True), jax.default_device(sharding.host_device()):
       wide, given = slopes.in_dtype((params, self._inputs), np.float64)
-      apply = build.network(self._config, {"dtype": "float64"}).apply
-      if self._truth is None:
-        self._truth = jax.jit(slopes.central_difference(apply))
       truth = jax.device_get(self._truth(wide, *given))
       errors = slopes.relative_errors(slope, truth)
       metrics = {"jvp_error": float(np.max(errors))}
@@ -142,7 +145,7 @@ class Probe:
       allowed = slopes.PRECISION[self._policy["dtype"]][1]
       if metrics["jvp_error"] <= allowed:
         return metrics, ""
-      wrong = slopes.first_wrong(apply, wide, given, tolerance=1e-3)
+      wrong = slopes.first_wrong(self._wide, wide, given, tolerance=1e-3)
     worst = statistics.BINS[int(np.argmax(errors))]
     text = (
       f"dF/dt by jvp in {self._policy['dtype']} is off by {metrics['jvp_error']:.2g} in {worst} "
@@ -155,6 +158,114 @@ class Probe:
       f"{text}: rounding, to which the weights of {culprit} are most sensitive (bfloat16 there "
       f"alone makes {share:.2g}). Set loss.tangent.dtype='float32', or keep them in float32."
     )
+
+
+class Window:
+  """The metrics of the steps since the last record; those of the newest are not waited for."""
+
+  def __init__(self, config: ConfigDict, explain: Callable[[int, Batch], str], skipped: int = 0):
+    self.latest: dict[str, float] = {}  # of the last record, for the live line
+    self.skipped = skipped  # in the whole run
+    self._in_a_row = 0
+    section = options(config)
+    self._policy, self._on_spike = config.nonfinite, section["on_spike"]
+    self._explain = explain
+    self._spikes = Spikes(section["spike_factor"])
+    self._num_steps = config.get("steps_per_dispatch", 1)
+    self._pending: tuple[int, Metrics, tuple[Batch, ...]] | None = None
+    self._metrics: list[dict[str, Any]] = []
+    self._steps = 0  # since the last record, skipped ones among them
+
+  def add(self, step: int, metrics: Metrics, batches: tuple[Batch, ...]) -> None:
+    """Takes the metrics of the steps up to this one, and reads those before them."""
+    self.read()
+    self._pending = (step, metrics, batches)
+
+  def clear(self) -> None:
+    """Forgets what no record has yet."""
+    self._pending, self._metrics, self._steps = None, [], 0
+
+  def flush(self) -> dict[str, float]:
+    """The means since the last flush, and what was counted in the run (spikes: in this sitting).
+
+    Waits for the newest step; empty if there was none.
+    """
+    self.read()
+    if not self._steps:
+      return {}
+    self.latest = statistics.merge(self._metrics)
+    self.latest |= {"skipped": float(self.skipped), "spikes": float(self._spikes.count)}
+    self._metrics, self._steps = [], 0
+    return dict(self.latest)
+
+  def read(self) -> None:
+    """Waits for the metrics of the newest steps; raises if there is one to stop or go back at."""
+    if self._pending is None:
+      return
+    last, metrics, batches = self._pending
+    metrics = jax.device_get(metrics)
+    self._pending = None
+    for i, batch in enumerate(batches):
+      one = jax.tree.map(lambda a, i=i: a[i], metrics) if self._num_steps > 1 else metrics
+      self._look(last - len(batches) + i + 1, one, batch)
+
+  def _look(self, step: int, metrics: Metrics, batch: Batch) -> None:
+    self._steps += 1
+    if metrics["nonfinite"].total:
+      self._nonfinite(step, metrics, batch)
+      return
+    self._in_a_row = 0
+    self._metrics.append(metrics)
+    if what := self._spikes.see(step, metrics):
+      if self._on_spike == "roll_back":
+        raise RollBack(step, what)
+      if self._on_spike == "stop":
+        raise FloatingPointError(f"{what} doctor.on_spike='stop'.")
+      logger.warning("Spike. %s", what)
+
+  def _nonfinite(self, step: int, metrics: Metrics, batch: Batch) -> None:
+    what = (
+      f"The loss or a gradient of step {step} is not finite (loss {metrics['loss'].total:.4g}, "
+      f"gradient norm {metrics['grad_norm'].total:.4g})."
+    )
+    self._in_a_row += 1
+    if self._in_a_row == 1:
+      what = f"{what} {self._explain(step, batch)}"
+    if self._policy == "roll_back":
+      raise RollBack(step, what)
+    if self._policy == "stop":
+      raise FloatingPointError(
+        f"{what} nonfinite='stop': parameters and checkpoints are as they were before that step. "
+        "Look at tangent_norm in metrics.jsonl; --config.nonfinite=skip goes on without it."
+      )
+    if self._in_a_row > MOST_SKIPPED:
+      raise FloatingPointError(
+        f"{what} nonfinite='skip', but so were the {MOST_SKIPPED} steps before it: the "
+        "weights themselves must be at fault. Go on from an earlier checkpoint."
+      )
+    self.skipped += 1
+    logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self.skipped)
+
+
+def check_finite(state: TrainState, policy: str) -> None:
+  """Raises if what is about to be saved is not finite: it would replace checkpoints that are."""
+  if _all_finite(state):
+    return
+  step = int(state.step)
+  what = f"The state of step {step} is not finite, though the losses and gradients up to it were."
+  if policy == "roll_back":
+    raise RollBack(step, what)
+  raise FloatingPointError(
+    f"{what} It was not saved. The same command goes on from the checkpoint before; if it happens "
+    "at the same step again, lower the learning rate, else suspect the memory of this machine."
+  )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+  """Whether every number of a tree is finite."""
+  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in floats]))
 
 
 def locate(loss_fn: LossFn, params: Params, batch: Batch, key: Array, step: Array) -> str:

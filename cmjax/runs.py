@@ -280,8 +280,8 @@ def layout(
 
   With `allow_change` it may be another, as long as it makes a state of the same shapes.
   """
-  check_same_run(config, meta, "checkpoints", num_examples=num_examples, allow_change=allow_change)
-  if _changes(config, meta, num_examples):
+  options: dict[str, Any] = dict(num_examples=num_examples, allow_change=allow_change)
+  if check_same_run(config, meta, "checkpoints", **options):
     stored = ConfigDict(meta["config"])
     init = build.state_init(stored, build.network(stored))
     _check_same_shapes(abstract, jax.eval_shape(init, jax.random.key(0)))
@@ -312,7 +312,7 @@ def check_same_run(
   *,
   num_examples: int,
   allow_change: bool = False,
-) -> None:
+) -> dict[str, tuple[Any, Any]]:
   """Raises if what is in the workdir was made with other values than this run's.
 
   Args:
@@ -321,6 +321,9 @@ def check_same_run(
     what: is stored, in the plural.
     num_examples: of this run's data: where a file is missing, batches are not those of before.
     allow_change: do not raise.
+
+  Returns:
+    {key: (stored, now)} of what is another value now.
   """
   changes = _changes(config, meta, num_examples)
   if changes and not allow_change:
@@ -329,6 +332,7 @@ def check_same_run(
       + "\n  ".join(_sentence(key, *values, what) for key, values in changes.items())
       + "\nTake the old values, another --workdir, or --allow_config_change to go on with the new."
     )
+  return changes
 
 
 def record_changes(

@@ -26,11 +26,10 @@ from cmjax import (
   reporting,
   runs,
   sharding,
-  statistics,
 )
 from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import TrainState, make_train_step, several
-from cmjax.types import Array, Batch, LossFn, Metrics, Model, Network, Params
+from cmjax.types import Array, Batch, LossFn, Model, Network, Params
 
 logger = logging.getLogger("cmjax")
 
@@ -96,7 +95,8 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
   data, init, lr = build.source(config), build.state_init(config, net), build.schedule(config)
   step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
-  probe = doctor.Probe(config) if doctor.options(config)["probe_every_steps"] else None
+  probe_every = doctor.options(config)["probe_every_steps"]
+  probe = doctor.Probe(config) if probe_every else None
   abstract = jax.eval_shape(init, jax.random.key(0))
   plan, keep = build.snapshots(config), config.checkpoint.keep
   check_writable(
@@ -142,7 +142,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
   explain = functools.partial(_explain, config, net, teacher and teacher[0], frozen, run)
   before = restored.meta if restored else {}
-  window = _Window(config, explain, before.get("skipped", 0))
+  window = doctor.Window(config, explain, before.get("skipped", 0))
   compiled, scores, num_steps = None, {}, config.get("steps_per_dispatch", 1)
   with (
     interruption() as interrupted,
@@ -160,7 +160,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
             scalars["lr"] = float(jnp.asarray(lr(jnp.asarray(step - 1))))
             scalars["rolled_back"] = float(run.rolled_back)
             reporter.write(step, scalars | reporter.throughput())
-        if probe and not stop and step % doctor.options(config)["probe_every_steps"] == 0:
+        if probe and not stop and step % probe_every == 0:
           with reporter.paused():
             errors, trouble = probe(sharding.gather(run.state.params["net"], mesh))
             reporter.write(step, errors)
@@ -174,7 +174,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
 
         if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
           window.read()  # a step to stop at must not become a checkpoint
-          _check_finite(run.state, config.nonfinite)
+          doctor.check_finite(run.state, config.nonfinite)
           with reporter.paused():
             snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
             meta = {"evaluated": not stop, "skipped": window.skipped, "num_examples": len(data)}
@@ -202,7 +202,6 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
       except doctor.RollBack as reason:
         with reporter.paused():
           checkpoints.wait()
-          snapshots.wait()
           run.go_back(reason, checkpoints.restore(layout))
           snapshots.forget_after(run.step)
         window.clear()
@@ -248,7 +247,8 @@ def make_step_fn(
   """
   tx, decays, target = build.optimizer(config), build.ema_decays(config), build.target_name(config)
   options = {"target": target, "loss_scale": build.loss_scale(config)}
-  options["num_parts"] = config.batch_size // (config.get("microbatch") or config.batch_size)
+  # On how many devices is asked where they are known.
+  options["num_parts"] = microbatch.check(config.batch_size, config.get("microbatch"), 1)
 
   def step_fn(state, batch, key, frozen):
     loss_fn = _loss(config, net, teacher, frozen)
@@ -378,92 +378,6 @@ class _Run:
     self._batches.close()
 
 
-class _Window:
-  """The metrics of the steps since the last record; those of the newest are not waited for."""
-
-  def __init__(self, config: ConfigDict, explain: Callable[[int, Batch], str], skipped: int = 0):
-    self.latest: dict[str, float] = {}  # of the last record, for the live line
-    self.skipped = skipped  # in the whole run
-    self._in_a_row = 0
-    self._policy, self._on_spike = config.nonfinite, doctor.options(config)["on_spike"]
-    self._explain = explain
-    self._spikes = doctor.Spikes(doctor.options(config)["spike_factor"])
-    self._num_steps = config.get("steps_per_dispatch", 1)
-    self._pending: tuple[int, Metrics, tuple[Batch, ...]] | None = None
-    self._metrics: list[dict[str, Any]] = []
-    self._steps = 0  # since the last record, skipped ones among them
-
-  def add(self, step: int, metrics: Metrics, batches: tuple[Batch, ...]) -> None:
-    """Takes the metrics of the steps up to this one, and reads those before them."""
-    self.read()
-    self._pending = (step, metrics, batches)
-
-  def clear(self) -> None:
-    """Forgets what no record has yet."""
-    self._pending, self._metrics, self._steps = None, [], 0
-
-  def flush(self) -> dict[str, float]:
-    """The means since the last flush, and what was counted in the run (spikes: in this sitting).
-
-    Waits for the newest step; empty if there was none.
-    """
-    self.read()
-    if not self._steps:
-      return {}
-    self.latest = statistics.merge(self._metrics)
-    self.latest |= {"skipped": float(self.skipped), "spikes": float(self._spikes.count)}
-    self._metrics, self._steps = [], 0
-    return dict(self.latest)
-
-  def read(self) -> None:
-    """Waits for the metrics of the newest steps; raises if there is one to stop or go back at."""
-    if self._pending is None:
-      return
-    last, metrics, batches = self._pending
-    metrics = jax.device_get(metrics)
-    self._pending = None
-    for i, batch in enumerate(batches):
-      one = jax.tree.map(lambda a, i=i: a[i], metrics) if self._num_steps > 1 else metrics
-      self._look(last - len(batches) + i + 1, one, batch)
-
-  def _look(self, step: int, metrics: Metrics, batch: Batch) -> None:
-    self._steps += 1
-    if metrics["nonfinite"].total:
-      self._nonfinite(step, metrics, batch)
-      return
-    self._in_a_row = 0
-    self._metrics.append(metrics)
-    if what := self._spikes.see(step, metrics):
-      if self._on_spike == "roll_back":
-        raise doctor.RollBack(step, what)
-      if self._on_spike == "stop":
-        raise FloatingPointError(f"{what} doctor.on_spike='stop'.")
-      logger.warning("Spike. %s", what)
-
-  def _nonfinite(self, step: int, metrics: Metrics, batch: Batch) -> None:
-    what = (
-      f"The loss or a gradient of step {step} is not finite (loss {metrics['loss'].total:.4g}, "
-      f"gradient norm {metrics['grad_norm'].total:.4g})."
-    )
-    self._in_a_row += 1
-    if self._in_a_row == 1:
-      what = f"{what} {self._explain(step, batch)}"
-    if self._policy == "roll_back":
-      raise doctor.RollBack(step, what)
-    if self._policy == "stop":
-      raise FloatingPointError(
-        f"{what} nonfinite='stop': parameters and checkpoints are as they were before that step. "
-        "Look at tangent_norm in metrics.jsonl; --config.nonfinite=skip goes on without it."
-      )
-    if self._in_a_row > doctor.MOST_SKIPPED:
-      raise FloatingPointError(
-        f"{what} nonfinite='skip', but so were the {doctor.MOST_SKIPPED} steps before it: the "
-        "weights themselves must be at fault. Go on from an earlier checkpoint."
-      )
-    self.skipped += 1
-    logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self.skipped)
-
-
 @contextlib.contextmanager
 def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
   """Yields a function of the step: which of SIGTERM and SIGINT has come?
@@ -524,27 +438,6 @@ def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]
     sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
   )
   return compiled
-
-
-def _check_finite(state: TrainState, policy: str) -> None:
-  """Raises if what is about to be saved is not finite: it would replace checkpoints that are."""
-  if _all_finite(state):
-    return
-  step = int(state.step)
-  what = f"The state of step {step} is not finite, though the losses and gradients up to it were."
-  if policy == "roll_back":
-    raise doctor.RollBack(step, what)
-  raise FloatingPointError(
-    f"{what} It was not saved. The same command goes on from the checkpoint before; if it happens "
-    "at the same step again, lower the learning rate, else suspect the memory of this machine."
-  )
-
-
-@jax.jit
-def _all_finite(tree: Any) -> Array:
-  """Whether every number of a tree is finite."""
-  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-  return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in floats]))
 
 
 def _report(
