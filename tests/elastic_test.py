@@ -53,10 +53,18 @@ def sitting(monkeypatch, config, workdir, data, fsdp, stop=None):
   return seen
 
 
+def with_a_gradient(name, x):
+  """The entries of an array that the loss depends on: all but the keys' biases in attention.
+
+  A key's bias adds the same to all scores of a query, which the softmax takes away again. Its
+  gradient is rounding alone, and Adam makes steps of that.
+  """
+  return x.reshape(-1, 3)[:, [0, 2]] if name.endswith("qkv/bias") else x  # {q, k, v} is innermost
+
+
 @pytest.mark.parametrize(
   ("config", "limit"),
-  # A hundred steps of a convolutional network carry the rounding of other sums further.
-  [(tiny.config(**TINY), 1e-5), pytest.param(digits(), 1e-3, marks=pytest.mark.slow)],
+  [(tiny.config(**TINY), 1e-5), pytest.param(digits(), 1e-5, marks=pytest.mark.slow)],
 )
 def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(
   config, limit, tmp_path, monkeypatch
@@ -77,7 +85,8 @@ def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(
   one, other = tiny.state(whole), tiny.state(moved)
   assert one.keys() == other.keys()
   norm = lambda x: np.linalg.norm(np.asarray(x, np.float64))
-  differences = {k: norm(other[k] - x) / max(norm(x), 1e-8) for k, x in one.items()}
+  parts = {k: (with_a_gradient(k, x), with_a_gradient(k, other[k])) for k, x in one.items()}
+  differences = {k: norm(b - a) / max(norm(a), 1e-8) for k, (a, b) in parts.items()}
   worst = sorted(differences, key=lambda k: differences[k], reverse=True)
   for name in worst[:8]:
     print(f"{differences[name]:.1e} {name}")  # noqa: T201
