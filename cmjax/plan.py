@@ -25,7 +25,7 @@ from cmjax.types import Network
 
 logger = logging.getLogger("cmjax")
 
-# Of the TPU's compiler: O0 takes two thirds of the time of O1, for the same memory, FLOPs and estimate.
+# O0 takes two thirds of the time of O1, for the same memory, FLOPs and estimate of the time.
 TPU_OPTIONS = {"optimization_level": "O0"}
 
 # In what JAX calls a device -> its name in `costs.CHIPS`; the first that is found.

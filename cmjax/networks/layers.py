@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.custom_derivatives import linear_call
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Float
 
@@ -221,11 +222,31 @@ def along_batch(x: Array) -> Array:
   split activations the way that sharded weights are, and move them back and forth. (The mesh is
   that of `jax.set_mesh` around the compilation; where it does not divide the batch, as it comes.)
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  auto = all(kind == AxisType.Auto for kind in mesh.axis_types)
-  if mesh.empty or not auto or mesh.size == 1 or len(x) % mesh.size:
+  mesh = _mesh()
+  if mesh is None or len(x) % mesh.size:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
+
+
+def whole(params: Any) -> Any:
+  """The same weights, each whole on every device of the mesh that is set, if any.
+
+  To be called where they are used, inside of what is rematerialised: a device then has the weights
+  of one block at a time. Otherwise XLA may split the block's products as its weights are split, and
+  sum activations over the devices, which are many times larger.
+  """
+  if _mesh() is None:
+    return params
+  # Of the gradient nothing is said: the transpose of a constraint would make it whole too.
+  gather = lambda _, w: jax.lax.with_sharding_constraint(w, PartitionSpec())
+  return jax.tree.map(lambda w: linear_call(gather, lambda _, g: g, (), w), params)
+
+
+def _mesh() -> Any:
+  """The mesh of several devices that is set, if the compiler may choose layouts on it."""
+  mesh = jax.sharding.get_abstract_mesh()
+  auto = all(kind == AxisType.Auto for kind in mesh.axis_types)
+  return None if mesh.empty or not auto or mesh.size == 1 else mesh
 
 
 def resample(

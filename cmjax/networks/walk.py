@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from cmjax.networks.layers import along_batch
+from cmjax.networks.layers import along_batch, whole
 
 Join = Callable[[Array, Array], Array]
 
@@ -32,14 +32,14 @@ def dropout_key(block: Any, rngs: nnx.Rngs | None) -> Array | None:
 def run_block(
   block: Any, x: Array, e: Array, key: Array | None, *, remat: bool, scanned: bool = False
 ) -> Array:
-  """block(x, e, key), laid out along the batch; see the module for `remat`.
+  """block(x, e, key), laid out along the batch, with its weights gathered; see the module for `remat`.
 
   `scanned` says that it is in the body of a scan, where XLA cannot undo a rematerialisation.
   """
   graphdef, params = nnx.split(block)
 
   def call(params, x, e, key):
-    return along_batch(nnx.merge(graphdef, params)(along_batch(x), e, key))
+    return along_batch(nnx.merge(graphdef, whole(params))(along_batch(x), e, key))
 
   return (jax.checkpoint(call, prevent_cse=not scanned) if remat else call)(params, x, e, key)
 
