@@ -146,7 +146,7 @@ def _placement(mesh: Mesh | None) -> tuple[NamedSharding | None, NamedSharding |
   return NamedSharding(local, PartitionSpec()), split, local.size
 
 
-def check_images(images: np.ndarray) -> None:
+def check_images(images: Any) -> None:
   """Raises ValueError for what is not uint8 [n, h, w, 1 or 3] with n >= 1."""
   if (
     not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4
