@@ -219,8 +219,8 @@ def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None
   if ours != theirs:
     raise ValueError(
       f"The network in {workdir} was trained on {_latents(theirs)}, this run is for "
-      f"{_latents(ours)}: samples of either would be wrong to the other. Take a network of the same "
-      "convention, or data and data.records.latents of the network's."
+      f"{_latents(ours)}: samples of either would be wrong to the other. Take a network of the "
+      "same convention, or data and data.records.latents of the network's."
     )
   if config.sigma_data != other.sigma_data:
     raise ValueError(

@@ -141,9 +141,7 @@ def batches(
   """
   sharding.check_batch_size(config.batch_size, mesh)
   if config.data.flip and latent_convention(config):
-    raise ValueError(
-      "data.flip=True: a mirrored latent is not that of the mirrored image. Set False."
-    )
+    raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
   dataset = pipeline.dataset(
     source(config) if data is None else data,
     batch_size=config.batch_size,

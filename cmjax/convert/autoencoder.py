@@ -46,8 +46,8 @@ def load(path: str | Path) -> tuple[Autoencoder, Params]:
     options = architecture(_tensors(files.read(path)))
   except KeyError as error:
     raise ValueError(
-      f"{path}: it has no {error.args[0]}, so it is no AutoencoderKL of diffusers. Give the SD-VAE's "
-      "diffusion_pytorch_model.safetensors."
+      f"{path}: it has no {error.args[0]}, so it is no AutoencoderKL of diffusers. Give the "
+      "SD-VAE's diffusion_pytorch_model.safetensors."
     ) from None
   vae = networks.autoencoder_kl(**options)
   return vae, read(path, jax.eval_shape(vae.init, jax.random.key(0)))
@@ -55,15 +55,13 @@ def load(path: str | Path) -> tuple[Autoencoder, Params]:
 
 def architecture(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """The arguments of `networks.autoencoder_kl` that tensors with diffusers' names are for."""
-  levels, blocks = (
-    "encoder.down_blocks.{}.resnets.0.conv1.weight",
-    "encoder.down_blocks.0.resnets.{}",
-  )
+  levels = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+  blocks = "encoder.down_blocks.0.resnets.{}.conv1.weight"
   count = lambda name: next(i for i in range(len(tensors) + 1) if name.format(i) not in tensors)
   num_levels = count(levels)
   return {
     "widths": tuple(tensors[levels.format(i)].shape[0] for i in range(num_levels)),
-    "num_blocks": count(blocks + ".conv1.weight"),
+    "num_blocks": count(blocks),
     "in_channels": tensors["encoder.conv_in.weight"].shape[1],
     "latent_channels": tensors["post_quant_conv.weight"].shape[0],
   }

@@ -352,8 +352,8 @@ def _labelled(files: list[str], labels: str | None, read: Any, where: str) -> di
     return found | {"labels": [name.split("/")[0] for name in names], "by_folder": True}
   if len(depths) > 1 or depths > {0}:
     raise ValueError(
-      f"{where} has pictures at several levels, or deeper than a subfolder. Subfolders of one level "
-      "are classes; for anything else give --labels: a JSON file {name: class}, or none."
+      f"{where} has pictures at several levels, or deeper than a subfolder. Subfolders of one "
+      "level are classes; for anything else give --labels: a JSON file {name: class}, or none."
     )
   return found
 
@@ -374,8 +374,8 @@ def _from_json(data: bytes, names: list[str], where: str) -> list[Any] | None:
   missing = [name for name in names if name not in table]
   if missing:
     raise ValueError(
-      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as {missing[0]}. Add "
-      "them, or remove the pictures."
+      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as {missing[0]}. "
+      "Add them, or remove the pictures."
     )
   return [table[name] for name in names]
 
@@ -414,8 +414,8 @@ def _classes(
   empty = np.flatnonzero(np.bincount(numbered, minlength=count) == 0)
   if len(empty) and num_classes is None:
     raise ValueError(
-      f"{len(empty)} of {count} classes have no picture, such as {int(empty[0])}. Renumber them, or "
-      f"say that it is meant: --num_classes={count}."
+      f"{len(empty)} of {count} classes have no picture, such as {int(empty[0])}. Renumber them, "
+      f"or say that it is meant: --num_classes={count}."
     )
   known = list(class_names or ())
   return numbered, [known[i] if i < len(known) else str(i) for i in range(count)]
@@ -440,7 +440,8 @@ def _of_split(files: list[Path], split: str) -> list[Path]:
   others = ("train", "test", "validation", "valid", "val")
   if any(belongs(file, other) for file in files for other in others):
     raise ValueError(
-      f"No parquet file of split {split!r} among {len(files)}, such as {files[0].name}. Give --split."
+      f"No parquet file of split {split!r} among {len(files)}, such as {files[0].name}. Give "
+      "another --split."
     )
   return files
 

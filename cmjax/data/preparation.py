@@ -1,8 +1,8 @@
 """From pictures to shards, by several processes; a killed one goes on, to the same bytes.
 
-Shard k holds a stretch of the source that depends on the source and the options alone. It is written
-under another name and renamed, and then a note beside it says what it was made of: on a second start
-every shard whose note still fits is kept. The manifest comes last, and the notes go.
+Shard k holds a stretch of the source that depends on the source and the options alone. It is
+written under another name and renamed, and then a note beside it says what it was made of: on a
+second start every shard whose note still fits is kept. The manifest comes last, and the notes go.
 """
 
 import collections
@@ -277,8 +277,8 @@ def workers(work: Work, num_workers: int | None) -> Iterator[Callable[..., Itera
     yield functools.partial(_in_turn, pool, 2 * count)
   except BrokenProcessPool as error:
     raise ValueError(
-      "A process ended without a word, as it does when the memory is full. What is prepared is kept: "
-      "start the same command again, with fewer --workers."
+      "A process ended without a word, as it does when the memory is full. What is prepared is "
+      "kept: start the same command again, with fewer --workers."
     ) from error
   finally:
     pool.shutdown(cancel_futures=True)
@@ -422,8 +422,8 @@ def _check_space(out: Path, record_bytes: int, count: int) -> None:
   need, free = count * (record_bytes + shards.OVERHEAD), shutil.disk_usage(out).free
   if need > free:
     raise ValueError(
-      f"The set needs {need / 1e9:.2f} GB more, but the disk of {out} has {free / 1e9:.2f} GB free. "
-      "Free some space, or choose another --out; what is prepared already is kept."
+      f"The set needs {need / 1e9:.2f} GB more, but the disk of {out} has {free / 1e9:.2f} GB "
+      "free. Free some space, or choose another --out; what is prepared already is kept."
     )
 
 
@@ -445,8 +445,8 @@ def _check_neighbours(
     ours = encoder.record if encoder else None
     if other.latents != ours:
       raise ValueError(
-        f"Split {path.parent.name!r} in {out} has latents of another autoencoder or convention. The "
-        "splits of a set must agree: take another --out."
+        f"Split {path.parent.name!r} in {out} has latents of another autoencoder or convention. "
+        "The splits of a set must agree: take another --out."
       )
 
 

@@ -6,12 +6,12 @@ r"""Any collection of images to a set that trains: shards, with a manifest of ho
       --transform=center-crop-dhariwal --resolution=512 --latents=vae.safetensors
   python -m cmjax.data.prepare --validate data/imagenet64
 
-SOURCE is a folder or .zip of images (classes are subfolders, or dataset.json says them, as in EDM's
-zips), a folder of Hugging Face's .parquet files, an .npz ({split}_images, {split}_labels) or a tfds
-name. Train with --config.data.name=records --config.data.records.path=DIR. Killed at any moment, the
-same command goes on, to the same bytes. Nothing is repaired in silence: pictures that are not 8 bits
-of gray or RGB, or cannot be read, are errors until --convert or --max_bad says otherwise, and the
-manifest counts them.
+SOURCE is a folder or .zip of images (classes are subfolders, or dataset.json says them, as in
+EDM's zips), a folder of Hugging Face's .parquet files, an .npz ({split}_images, {split}_labels) or
+a tfds name. Train with --config.data.name=records --config.data.records.path=DIR. Killed at any
+moment, the same command goes on, to the same bytes. Nothing is repaired in silence: pictures that
+are not 8 bits of gray or RGB, or cannot be read, are errors until --convert or --max_bad says
+otherwise, and the manifest counts them.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
   add("--out", type=Path, metavar="DIR", help="of the set; a split is a folder in it")
   add("--validate", type=Path, metavar="DIR", help="read a set back and say what is wrong with it")
   add("--split", default="train", help="its name here, and in an .npz, tfds or parquet (train)")
-  add("--held_out", type=float, metavar="FRACTION",
-      help="two splits, train and test: this fraction, evenly over the source, is the test")  # fmt: skip
+  held_out = "two splits, train and test: this part, evenly over the source, is the test"
+  add("--held_out", type=float, metavar="FRACTION", help=held_out)
   add("--transform", default="none", choices=crops.TRANSFORMS)
   add("--resolution", type=int, help="side of the square")
   add("--filter", choices=sorted(crops.FILTERS), help="of center-crop (lanczos, as in EDM)")
@@ -62,14 +62,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
   add("--labels", help="none, a JSON file {name: class} or EDM's, or a column of parquet files")
   add("--num_classes", type=int, help="where it is more than the labels show")
   add("--image_column", default="image", help="of parquet files (image)")
-  add("--convert", default="", metavar="KINDS",
-      help=f"what may be converted to 8 bits of RGB: {','.join(image_files.CONVERSIONS)}")  # fmt: skip
+  kinds = ",".join(image_files.CONVERSIONS)
+  add("--convert", default="", metavar="KINDS", help=f"what may be made 8 bits of RGB: {kinds}")
   add("--max_bad", type=int, default=0, help="images that cannot be read and are left out (0)")
   add("--latents", metavar="VAE.safetensors", help="keep mean and std of the SD-VAE's latents")
   add("--convention", default="scm", help="of latents: scm or edm2 (scm)")
   add("--batch_size", type=int, default=8, help="of the autoencoder (8)")
   add("--licence", default="", help="a note on the images, for the manifest")
-  add("--workers", type=int, help="processes; by default one for each core")
+  add("--workers", type=int, help="processes; by default one for each core, 0: none beside this")
   args = parser.parse_args(argv)
   if args.validate is None and (args.source is None or args.out is None):
     parser.error("give a SOURCE and --out DIR, or --validate DIR")

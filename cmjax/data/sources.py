@@ -235,8 +235,8 @@ def tfds(
     got = "absent" if image is None else f"{np.dtype(image.np_dtype)} {list(image.shape)}"
     raise ValueError(
       f"The feature 'image' of {dataset!r} is {got}, but must be uint8 [h, w, c] of one size. "
-      f"Its features: {', '.join(sorted(features))}. Choose a resized variant, or resize the images "
-      f"once: python -m cmjax.data.prepare {dataset} --out DIR."
+      f"Its features: {', '.join(sorted(features))}. Choose a resized variant, or resize the "
+      f"images once: python -m cmjax.data.prepare {dataset} --out DIR."
     )
   return _TfdsSource(data, tuple(image.shape))
 

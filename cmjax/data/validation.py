@@ -76,8 +76,8 @@ def _check_split(root: Path, split: str, report: Report) -> set[bytes]:
   if said and said != got:
     wrong = [i for i, (a, b) in enumerate(zip(said, got, strict=False)) if a != b]
     report.problems.append(
-      f"{folder}: {len(wrong)} classes have another number of examples than the manifest says, such "
-      f"as class {wrong[0] if wrong else len(got)}."
+      f"{folder}: {len(wrong)} classes have another number of examples than the manifest says, "
+      f"such as class {wrong[0] if wrong else len(got)}."
     )
   if empty := [name for name, count in zip(found.class_names, got, strict=True) if not count]:
     report.notes.append(f"{folder}: {len(empty)} classes are empty, such as {empty[0]!r}.")
@@ -91,8 +91,8 @@ def summary(folder: Path, found: manifest.Manifest) -> str:
   copies = found.details.get("duplicates", {})
   return (
     f"{folder}: {found.num_examples:,} {what} of {'x'.join(map(str, found.layout.shape))}, "
-    f"{len(found.class_names)} classes, {len(found.shards)} shards; {copies.get('groups', 0)} groups "
-    f"of equal images, {len(found.details.get('left_out', []))} left out."
+    f"{len(found.class_names)} classes, {len(found.shards)} shards; {copies.get('groups', 0)} "
+    f"groups of equal images, {len(found.details.get('left_out', []))} left out."
   )
 
 
