@@ -17,6 +17,8 @@ from jaxtyping import Float
 
 from cmjax.types import LossFn
 
+# Of the draw in a step. Far from what losses take: fold_in(key, i) is split(key, n)[i] for i < n.
+DRAW = 1_000_000
 STD = 0.5  # of latents: sigma_data in both papers
 
 
@@ -110,7 +112,7 @@ def drawn(loss_fn: LossFn) -> LossFn:
   def loss_of_draw(params, batch, key, step):
     if "image_std" in batch:
       rest = {name: array for name, array in batch.items() if name != "image_std"}
-      key_draw = jax.random.fold_in(key, 4)  # losses split the key, and fold in 3
+      key_draw = jax.random.fold_in(key, DRAW)
       batch = rest | {"image": draw(batch["image"], batch["image_std"], key_draw)}
     return loss_fn(params, batch, key, step)
 

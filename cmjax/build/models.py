@@ -117,8 +117,8 @@ def _check_latents(recorded: dict[str, Any] | None, wanted: str | None, path: st
     return
   if wanted is None:
     raise ValueError(
-      f"{path} holds latents of the convention {recorded['name']!r}, but the config says nothing of "
-      f"latents: set data.records.latents={recorded['name']!r}, or take a set of pixels."
+      f"{path} holds latents of the convention {recorded['name']!r}, but the config says nothing "
+      f"of latents: set data.records.latents={recorded['name']!r}, or take a set of pixels."
     )
   convention = pick(latents.CONVENTIONS, wanted, "convention (data.records.latents)")
   if recorded is None:

@@ -1,10 +1,10 @@
 """PNG and JPEG files: which there are in a folder, their headers and their pixels."""
 
+import io
 import struct
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -98,7 +98,7 @@ def read_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def open_picture(
-  file: Path | IO[bytes], name: str, convert: Collection[str] = ()
+  file: Path | io.BytesIO, name: str, convert: Collection[str] = ()
 ) -> tuple[Image.Image, tuple[str, ...]]:
   """A picture in Pillow's mode L or RGB, and which of `CONVERSIONS` it took.
 
