@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cmjax import build, latents, microbatch, runs, sharding, train
+from cmjax import build, latents, microbatch, plan, runs, sharding, train
 from cmjax.data import manifest, pipeline, prepare, records, shards, sources, validation
 
 RNG = np.random.default_rng(0)
@@ -266,6 +266,34 @@ def test_latents_of_another_convention_are_refused_at_train_time(tmp_path):
     build.source(config(path))
 
 
+def test_a_step_on_latents_is_made_of_their_mean_and_std(tmp_path, monkeypatch):
+  path = write_set(tmp_path, latent_arrays(), num_classes=10, recorded=latents.record())
+  monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
+  c = config(path)
+  state, batch, *rest = plan.abstract_arguments(c, sharding.make_mesh())
+  batches = build.batches(c, sharding.make_mesh(), 0)
+  shapes = {name: a.shape for name, a in next(batches).items()}
+  batches.close()
+  assert {name: a.shape for name, a in batch.items()} == shapes
+  step = train.make_step_fn(c, build.network(c), None, rest[-1])
+  after, metrics = jax.eval_shape(step, state, batch, *rest)
+  assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in metrics
+
+
+def test_a_network_of_another_convention_is_refused_as_a_teacher(tmp_path, monkeypatch):
+  ours, theirs = config("a", "scm"), config("b", "edm2")
+  trained = runs.Trained(theirs, build.network(theirs), {"main": {}}, 0)
+  monkeypatch.setattr(runs, "load_network", lambda *_: trained)
+  section, mesh = mlc.ConfigDict(dict(workdir="there", ema="main")), sharding.make_mesh()
+  message = "in there was trained on latents of the convention 'edm2', this run is for .* 'scm'"
+  with pytest.raises(ValueError, match=message):
+    runs.load_model(ours, section, mesh)
+  with pytest.raises(ValueError, match="'edm2', this run is for no latents"):
+    runs.load_model(config("a", None), section, mesh)
+  assert runs.load_model(theirs, section, mesh)[1] == {}
+
+
+@pytest.mark.slow  # a minute, nearly all of it compilation
 def test_a_run_on_latents_trains_and_is_no_start_for_another_convention(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
   recorded = {name: latents.record(c) for name, c in latents.CONVENTIONS.items()}
