@@ -72,21 +72,23 @@ class Records(Source):
 
   def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """The elements at `indices` [b], shard by shard."""
-    indices = np.asarray(indices)
+    order = np.argsort(indices, kind="stable")
+    indices = np.asarray(indices)[order]
     owners = np.searchsorted(self._starts, indices, side="right") - 1
-    order = np.argsort(owners, kind="stable")
     found: list[bytes] = []
     for owner in np.unique(owners):
       found += self._read(int(owner), indices[owners == owner] - self._starts[owner])
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    found = [found[place] for place in places]
-    if any(len(record) != self._layout.num_bytes for record in found):
+    self._check_sizes(found)
+    back = np.argsort(order).tolist()
+    return self._layout.unpack([found[place] for place in back])
+
+  def _check_sizes(self, found: list[bytes]) -> None:
+    expected = self._layout.num_bytes
+    if wrong := set(map(len, found)) - {expected}:
       raise ValueError(
-        f"{self._paths[0].parent} has records of {len(found[0])} bytes, but its manifest says "
-        f"{self._layout.num_bytes}: it belongs to another set. Prepare the data again."
+        f"{self._paths[0].parent} has records of {min(wrong)} bytes, but its manifest says "
+        f"{expected}: it belongs to another set. Prepare the data again."
       )
-    return self._layout.unpack(found)
 
   def _read(self, owner: int, positions: np.ndarray) -> list[bytes]:
     try:

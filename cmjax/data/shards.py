@@ -6,6 +6,7 @@ told from the others. array_record writes the same bytes for the same records.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ class Layout(NamedTuple):
 
   @property
   def _image_bytes(self) -> int:
-    return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+    return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
   def pack(self, arrays: dict[str, np.ndarray]) -> list[bytes]:
     """Records of arrays image, image_std and label, [n, ...] each, as far as there are such."""
