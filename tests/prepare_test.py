@@ -4,6 +4,8 @@ import io
 import json
 import math
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +95,8 @@ def test_every_kind_of_source_gives_its_images_in_order_with_their_labels(tmp_pa
   else:
     edm_zip(tmp_path / "a.zip")
     zipfile.ZipFile(tmp_path / "a.zip").extractall(source)
+  sent = pickle.loads(pickle.dumps(originals.find(source)))  # as to a process
+  np.testing.assert_array_equal(np.asarray(sent.picture(7, ())[0]), PIXELS[7])
   run(source, tmp_path / "out")
   images, labels = read(tmp_path / "out")
   np.testing.assert_array_equal(images, PIXELS)
@@ -223,8 +227,6 @@ def test_images_of_many_sizes_become_squares_and_without_a_crop_are_refused(tmp_
 
 
 def assert_error(capsys, message):
-  import re
-
   err = capsys.readouterr().err
   assert re.search(message, err), err
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -194,8 +195,6 @@ def test_validation_names_what_is_wrong(tmp_path):
 
 
 def matches(pattern, text):
-  import re
-
   return re.search(pattern, text) is not None
 
 

@@ -113,9 +113,9 @@ def source(config: ConfigDict, split: str = "train") -> sources.Source:
 
 def _check_latents(recorded: dict[str, Any] | None, wanted: str | None, path: str) -> None:
   """Raises if what a set holds is not what the config is for."""
-  if wanted is None and recorded is None:
-    return
   if wanted is None:
+    if recorded is None:
+      return
     raise ValueError(
       f"{path} holds latents of the convention {recorded['name']!r}, but the config says nothing "
       f"of latents: set data.records.latents={recorded['name']!r}, or take a set of pixels."

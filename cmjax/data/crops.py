@@ -59,7 +59,7 @@ def center_crop(image: Image.Image, resolution: int, filter: Image.Resampling) -
   """The largest square in the middle, resized: EDM's, there with Lanczos (2022)."""
   (width, height), side = image.size, min(image.size)
   left, top = (width - side) // 2, (height - side) // 2
-  return image.crop((left, top, left + side, top + side)).resize((resolution,) * 2, filter)
+  return image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
 
 
 def center_crop_dhariwal(image: Image.Image, resolution: int) -> Image.Image:

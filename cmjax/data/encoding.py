@@ -40,16 +40,15 @@ def encoder(path: str | Path, convention: str = "scm", *, batch_size: int = 8) -
       pixels = images.astype(np.float32) / 127.5 - 1.0
       return latents.moments(lambda x: vae.encode(params, x), pixels, chosen)
 
-  def encode(images):
+  def encode(images: np.ndarray) -> dict[str, np.ndarray]:
     parts = [(np.zeros((0, *shape(images.shape[1:])), np.float32),) * 2]
     for start in range(0, len(images), batch_size):
       batch = images[start : start + batch_size]
       padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]  # one shape, compiled once
       padded = sharding.global_batch({"image": np.pad(batch, padding)}, mesh)["image"]
       parts.append(tuple(np.asarray(x)[: len(batch)] for x in compute(params, padded)))
-    return dict(
-      zip(("image", "image_std"), map(np.concatenate, zip(*parts, strict=True)), strict=True)
-    )
+    mean, std = map(np.concatenate, zip(*parts, strict=True))
+    return {"image": mean, "image_std": std}
 
   def shape(of):
     images = jax.ShapeDtypeStruct((batch_size, *of), np.uint8)

@@ -100,7 +100,8 @@ def read(path: Any, split: str) -> tuple[epath.Path, Manifest]:
     missing = [key for key in KEYS if key not in content]
     if missing or content["format"] != FORMAT:
       raise ValueError(f"format {content.get('format')!r}, missing keys {missing}")
-    layout = dict(content["layout"]) | {"shape": tuple(content["layout"]["shape"])}
+    layout: dict[str, Any] = dict(content["layout"])
+    layout["shape"] = tuple(layout["shape"])
     manifest = Manifest(
       content["split"],
       Layout(**layout),

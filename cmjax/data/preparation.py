@@ -412,10 +412,11 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 def _is_done(path: Path, key: str) -> bool:
   """Whether a shard is there, whole, and made of what it would be made of now."""
-  if not (path.exists() and _note(path).exists()):
+  try:
+    note = _read_note(path)
+    return note["key"] == key and note["num_bytes"] == path.stat().st_size
+  except (OSError, ValueError, KeyError):  # not there, or cut off when the power went
     return False
-  note = _read_note(path)
-  return note["key"] == key and note["num_bytes"] == path.stat().st_size
 
 
 def _check_space(out: Path, record_bytes: int, count: int) -> None:
