@@ -254,11 +254,18 @@ def environment():
   return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
+def parent_of(pid):
+  """The parent of a process that lives; None of one that has ended."""
+  try:
+    state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+  except OSError:
+    return None
+  return None if state == "Z" else int(parent)
+
+
 def children(pid):
   return [
-    int(p.name)
-    for p in Path("/proc").iterdir()
-    if p.name.isdecimal() and (p / "stat").exists() and f") S {pid} " in (p / "stat").read_text()
+    int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal() and parent_of(p.name) == pid
   ]
 
 
@@ -275,8 +282,13 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path):
   while len(list(out.glob("*.array_record"))) < 10:
     assert time.monotonic() < deadline and process.poll() is None
     time.sleep(0.002)
+  others = children(process.pid)
   process.send_signal(signal.SIGKILL)
   process.wait()
+  assert len(others) >= 2
+  while any(map(parent_of, others)):  # they must not write on
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
   done = {p.name: p.stat().st_mtime_ns for p in out.glob("*.note.json")}
   assert 0 < len(done) < 101 and not (out / "manifest.json").exists()
   with pytest.raises(ValueError, match="No prepared split 'train'.*not prepared to the end"):
@@ -593,6 +605,38 @@ def test_duplicates_are_reported_and_kept(tmp_path):
   assert group["labels"] == [0, 1, 2]
   same = images[group["examples"]]
   assert (same == same[0]).all()
+
+
+def fake_encoder(batch_size):
+  """Latents of 3x3x1 that can be told; refuses batches that are too many at a time."""
+
+  def encode(images):
+    assert len(images) <= 66  # of PIECE, in whole batches
+    mean = images[:, ::2, ::2, :1].astype(np.float32)
+    return {"image": mean, "image_std": mean / 7}
+
+  return preparation.Encoder(encode, lambda shape: (3, 3, 1), {"name": "mine"}, batch_size)
+
+
+def test_latents_are_encoded_in_pieces_and_killed_ones_go_on(tmp_path, monkeypatch):
+  pixels = RNG.integers(0, 256, (300, 6, 6, 3), np.uint8)
+  np.savez(tmp_path / "a.npz", train_images=pixels, train_labels=np.arange(300) % 3)
+  make = lambda out: preparation.prepare(
+    originals.find(tmp_path / "a.npz"), tmp_path / out, "train", preparation.Recipe(),
+    num_workers=0, shard_bytes=150 * 76, encoder=fake_encoder(33),
+  )  # fmt: skip
+  assert [shard.num_records for shard in make("out").shards] == [150, 150]
+  source = records.records(tmp_path / "out")
+  got = source.take(np.arange(300))
+  np.testing.assert_array_equal(got["image"], pixels[:, ::2, ::2, :1])
+  np.testing.assert_allclose(got["image_std"], pixels[:, ::2, ::2, :1] / 7, rtol=1e-6)
+  np.testing.assert_array_equal(got["label"], np.arange(300) % 3)
+  assert source.latents == {"name": "mine"}
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(preparation, "_finish", interrupted)
+    make("killed")
+  make("killed")
+  assert contents(tmp_path / "killed") == contents(tmp_path / "out")
 
 
 def test_shards_are_of_nearly_equal_length_and_not_too_many():

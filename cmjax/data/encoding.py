@@ -59,4 +59,4 @@ def encoder(path: str | Path, convention: str = "scm", *, batch_size: int = 8) -
     "stored": "mean and std of (z - mean) 0.5 / std, float32",
     "batch_size": batch_size,
   }
-  return Encoder(encode, shape, record)
+  return Encoder(encode, shape, record, batch_size)

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -35,6 +36,7 @@ SHARD_BYTES, MAX_SHARDS = (
   8 * 2**20,
   1024,
 )  # many enough for any number of processes, and for resuming
+PIECE = 64  # images that are decoded at a time where latents are made of them
 NOTE = ".note.json"
 DUPLICATES = "duplicates.json"
 
@@ -64,11 +66,13 @@ class Encoder(NamedTuple):
     encode: uint8 [n, h, w, c] -> the arrays image and image_std [n, h2, w2, z].
     shape: of one latent, for images of a shape.
     record: of the convention and of the autoencoder, for the manifest.
+    batch_size: how many images it takes at a time.
   """
 
   encode: Callable[[np.ndarray], dict[str, np.ndarray]]
   shape: Callable[[tuple[int, ...]], tuple[int, ...]]
   record: dict[str, Any]
+  batch_size: int
 
 
 class Stretch(NamedTuple):
@@ -231,10 +235,31 @@ def _write_all(
   if encoder is None:
     yield from submit(_write_images, jobs)
     return
-  loaded = submit(_load, [job.indices for job in jobs])
-  for job, (arrays, stretch) in zip(jobs, loaded, strict=True):
-    _commit(layout, job, arrays | encoder.encode(arrays["image"]), stretch)
-    yield stretch
+  # Of pixels there are never more than some pieces in memory: a shard of latents may be of 1 GB.
+  size = encoder.batch_size * math.ceil(PIECE / encoder.batch_size)
+  pieces = [[job.indices[i : i + size] for i in range(0, len(job.indices), size)] for job in jobs]
+  loaded = submit(_load, [piece for of_job in pieces for piece in of_job])
+  for job, of_job in zip(jobs, pieces, strict=True):
+    arrays, stretches = [], []
+    for pixels, stretch in itertools.islice(loaded, len(of_job)):
+      arrays.append(pixels | encoder.encode(pixels["image"]))
+      stretches.append(stretch)
+    whole = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+    _commit(layout, job, whole, _joined(stretches))
+    yield _joined(stretches)
+
+
+def _joined(stretches: list[Stretch]) -> Stretch:
+  """What is known of neighbours, as one."""
+  hashes, indices, converted, left_out = zip(*stretches, strict=True)
+  return Stretch(
+    sum(hashes, []), sum(indices, []), _total(converted), sum(left_out, [])
+  )  # fmt: skip
+
+
+def _total(converted: Iterable[dict[str, int]]) -> dict[str, int]:
+  """Counts by kind, added up."""
+  return dict(sorted(sum(map(collections.Counter, converted), collections.Counter()).items()))
 
 
 def _load(work: Work, indices: np.ndarray) -> tuple[dict[str, np.ndarray], Stretch]:
@@ -463,7 +488,6 @@ def _finish(
   """Duplicates and manifest, from the notes; then the notes go, and what is of no use."""
   notes = [_read_note(path) for path in paths]
   left_out = [line for note in notes for line in note["left_out"]]
-  converted = sum((collections.Counter(note["converted"]) for note in notes), collections.Counter())
   counts = np.zeros(len(originals.class_names), int)
   for note in notes:
     counts[: len(note["class_counts"])] += np.array(note["class_counts"], int)
@@ -477,7 +501,7 @@ def _finish(
   ]
   details = {
     "class_counts": counts.tolist(),
-    "converted": dict(sorted(converted.items())),
+    "converted": _total(note["converted"] for note in notes),
     "left_out": left_out,
     "ignored_files": originals.ignored,
     "duplicates": {
