@@ -24,7 +24,8 @@ def records(
   """A split of what `python -m cmjax.data.prepare` wrote: uint8 images, or latents.
 
   Args:
-    path: the folder that was given as --out; also gs://, as far as array_record reads it.
+    path: the folder that was given as --out. array_record knows gs:// too, which nobody has tried
+      here, and no other remote paths: copy the set to a disk.
     split: its name.
     max_corrupt: how many damaged records are passed over before that is an error.
 
