@@ -476,6 +476,28 @@ def test_too_many_bad_ones_over_all_shards_are_an_error(tmp_path):
   assert not (tmp_path / "out" / "train" / "manifest.json").exists()
 
 
+def test_what_was_left_out_before_a_kill_counts_after_it(tmp_path, monkeypatch, capsys):
+  (tmp_path / "a").mkdir()
+  for i in range(3):
+    (tmp_path / "a" / f"{i}.png").write_bytes(b"no image" if i == 1 else png(PIXELS[i]))
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(preparation, "_finish", interrupted)
+    run(tmp_path / "a", tmp_path / "out", "--max_bad=1")
+  run(tmp_path / "a", tmp_path / "out", code=1)
+  assert_error(capsys, "1 pictures cannot be read, more than --max_bad=0:\n.*1.png")
+
+
+def test_a_picture_of_another_size_or_with_colours_is_not_left_out(tmp_path, capsys):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "0.png").write_bytes(png(PIXELS[0, ..., 0]))
+  (tmp_path / "a" / "1.png").write_bytes(png(PIXELS[1, :3, :, 0]))
+  run(tmp_path / "a", tmp_path / "out", "--max_bad=1", code=1)
+  assert_error(capsys, "1.png is 3x6 with 1 channel, but the first picture is 6x6")
+  (tmp_path / "a" / "1.png").write_bytes(png(PIXELS[1]))
+  run(tmp_path / "a", tmp_path / "out", "--max_bad=1", code=1)
+  assert_error(capsys, "1.png has colours, but this set is gray.*--channels=3")
+
+
 def test_an_error_in_a_process_comes_through(tmp_path, capsys):
   (tmp_path / "a").mkdir()
   for i in range(4):

@@ -6,57 +6,32 @@ second start every shard whose note still fits is kept. The manifest comes last,
 """
 
 import collections
-import contextlib
-import functools
 import hashlib
 import itertools
 import json
 import logging
 import math
-import multiprocessing
-import os
 import platform
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmjax.data import crops, image_files, manifest, shards
+from cmjax.data import manifest, shards
+from cmjax.data.loading import Recipe, Stretch, Work, check, first_shape, joined, total_by_kind
 from cmjax.data.originals import Originals
+from cmjax.data.workers import workers
 
 logger = logging.getLogger("cmjax")
-SHARD_BYTES, MAX_SHARDS = (
-  8 * 2**20,
-  1024,
-)  # many enough for any number of processes, and for resuming
+SHARD_BYTES = 8 * 2**20  # small enough for any number of processes, and to lose one when killed
+MAX_SHARDS = 1024
 PIECE = 64  # images that are decoded at a time where latents are made of them
 NOTE = ".note.json"
 DUPLICATES = "duplicates.json"
-
-
-class Recipe(NamedTuple):
-  """What is done with each picture.
-
-  Attributes:
-    transform: of `crops.TRANSFORMS`.
-    resolution: of the square; None with "none".
-    filter: of `crops.FILTERS`; None: the transform's own.
-    channels: 1 or 3; None: 1 if the first picture is gray, else 3.
-    convert: which `image_files.CONVERSIONS` are made; the others are errors.
-  """
-
-  transform: str = "none"
-  resolution: int | None = None
-  filter: str | None = None
-  channels: int | None = None
-  convert: tuple[str, ...] = ()
 
 
 class Encoder(NamedTuple):
@@ -73,15 +48,6 @@ class Encoder(NamedTuple):
   shape: Callable[[tuple[int, ...]], tuple[int, ...]]
   record: dict[str, Any]
   batch_size: int
-
-
-class Stretch(NamedTuple):
-  """What is known of the pictures of one shard, beside their pixels."""
-
-  hashes: list[str]  # of the pixels, in order
-  indices: list[int]  # of the pictures, without those left out
-  converted: dict[str, int]  # kind of conversion -> how many
-  left_out: list[str]  # why
 
 
 def prepare(
@@ -109,15 +75,15 @@ def prepare(
     max_bad: how many that cannot be read are left out, before that is an error.
     licence: a note on what may be done with the images, for the manifest.
     num_workers: processes; None: one for each core, 0: this one.
-    shard_bytes: of pixels or latents in a shard, at least.
+    shard_bytes: of pixels or latents in a shard, at most, up to MAX_SHARDS.
 
   Raises:
     ValueError: for a picture or an option that does not fit, another set in the folder, or a disk
       that is full.
   """
-  recipe = _check(recipe, originals)
+  recipe = check(recipe)
   chosen = np.arange(len(originals)) if chosen is None else chosen
-  shape = _first_shape(originals, chosen, recipe, max_bad)
+  shape = first_shape(originals, chosen, recipe, max_bad)
   recipe = recipe._replace(channels=shape[-1])
   layout = _layout(originals, shape, encoder)
   stretches = _split_up(chosen, layout.num_bytes, shard_bytes)
@@ -154,58 +120,6 @@ class Job(NamedTuple):
   path: Path
   indices: np.ndarray
   key: str
-
-
-class Work(NamedTuple):
-  """What all shards have in common; it is sent to each process once."""
-
-  originals: Originals
-  recipe: Recipe
-  shape: tuple[int, ...]  # of the pixels
-  layout: shards.Layout
-  max_bad: int
-
-  def load(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], Stretch]:
-    """The pixels and labels of pictures, and what there is to know of them."""
-    images, labels = [], []
-    stretch = Stretch([], [], {}, [])
-    counts = collections.Counter()
-    for i in map(int, indices):
-      try:
-        pixels, kinds = _pixels(self.originals, i, self.recipe)
-        if pixels.shape != self.shape:
-          raise ValueError(
-            f"{self.originals.names[i]} is {_size(pixels.shape)}, but the first picture is "
-            f"{_size(self.shape)}. All must have one size: take --transform=center-crop and a "
-            "--resolution."
-          )
-        label = self._label(i)
-      except image_files.Unconverted:
-        raise  # not damaged: leaving it out would be the user's choice, not ours
-      except ValueError as error:
-        stretch.left_out.append(str(error))
-        if len(stretch.left_out) > self.max_bad:
-          raise
-        continue
-      images.append(pixels)
-      labels.append(label)
-      counts.update(kinds)
-      stretch.hashes.append(hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest())
-      stretch.indices.append(i)
-    arrays = {"image": np.stack(images) if images else np.zeros((0, *self.shape), np.uint8)}
-    if self.layout.has_label:
-      arrays["label"] = np.array(labels, np.int32)
-    return arrays, stretch._replace(converted=dict(sorted(counts.items())))
-
-  def _label(self, i: int) -> int:
-    if not self.layout.has_label:
-      return -1
-    label, count = self.originals.label(i), len(self.originals.class_names)
-    if not 0 <= label < count:
-      raise ValueError(
-        f"The label of {self.originals.names[i]} is {label}, but there are {count} classes."
-      )
-    return label
 
 
 def _write_images(work: Work, job: Job) -> Stretch:
@@ -245,21 +159,8 @@ def _write_all(
       arrays.append(pixels | encoder.encode(pixels["image"]))
       stretches.append(stretch)
     whole = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
-    _commit(layout, job, whole, _joined(stretches))
-    yield _joined(stretches)
-
-
-def _joined(stretches: list[Stretch]) -> Stretch:
-  """What is known of neighbours, as one."""
-  hashes, indices, converted, left_out = zip(*stretches, strict=True)
-  return Stretch(
-    sum(hashes, []), sum(indices, []), _total(converted), sum(left_out, [])
-  )  # fmt: skip
-
-
-def _total(converted: Iterable[dict[str, int]]) -> dict[str, int]:
-  """Counts by kind, added up."""
-  return dict(sorted(sum(map(collections.Counter, converted), collections.Counter()).items()))
+    _commit(layout, job, whole, joined(stretches))
+    yield joined(stretches)
 
 
 def _load(work: Work, indices: np.ndarray) -> tuple[dict[str, np.ndarray], Stretch]:
@@ -270,14 +171,11 @@ def _follow(done: Iterator[Stretch], jobs: list[Job], paths: list[Path], max_bad
   """Lets the shards be written and says how far that is; stops where too much is left out."""
   before = set(paths) - {job.path for job in jobs}
   left_out = [line for path in sorted(before) for line in _read_note(path)["left_out"]]
+  _check_left_out(left_out, max_bad)
   start, count, total = time.monotonic(), 0, sum(len(job.indices) for job in jobs)
   for job, stretch in zip(jobs, done, strict=True):
     left_out += stretch.left_out
-    if len(left_out) > max_bad:
-      shown = "\n  ".join(left_out[:10])
-      raise ValueError(
-        f"{len(left_out)} pictures cannot be read, more than --max_bad={max_bad}:\n  {shown}"
-      )
+    _check_left_out(left_out, max_bad)
     count += len(job.indices)
     rate = count / (time.monotonic() - start)
     logger.info(
@@ -286,100 +184,12 @@ def _follow(done: Iterator[Stretch], jobs: list[Job], paths: list[Path], max_bad
     )
 
 
-@contextlib.contextmanager
-def workers(work: Work, num_workers: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
-  """Yields submit(function, items): function(work, item) of each, in order, by processes.
-
-  A few items are under way at any time. Processes whose parent was killed end by themselves.
-  """
-  count = multiprocessing.cpu_count() if num_workers is None else num_workers
-  if not count:
-    yield lambda function, items: (function(work, item) for item in items)
-    return
-  context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
-  pool = futures.ProcessPoolExecutor(count, context, _begin, (work,))
-  try:
-    yield functools.partial(_in_turn, pool, 2 * count)
-  except BrokenProcessPool as error:
+def _check_left_out(left_out: list[str], max_bad: int) -> None:
+  if len(left_out) > max_bad:
+    shown = "\n  ".join(left_out[:10])
     raise ValueError(
-      "A process ended without a word, as it does when the memory is full. What is prepared is "
-      "kept: start the same command again, with fewer --workers."
-    ) from error
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def _in_turn(
-  pool: futures.Executor, ahead: int, function: Callable[[Work, Any], Any], items: Iterable[Any]
-) -> Iterator[Any]:
-  """The results in order, with at most `ahead` items beyond the one that is waited for."""
-  waiting: collections.deque[futures.Future] = collections.deque()
-  for item in items:
-    waiting.append(pool.submit(_call, function, item))
-    if len(waiting) > ahead:
-      yield waiting.popleft().result()
-  while waiting:
-    yield waiting.popleft().result()
-
-
-_work: Work | None = None  # of this process, where it is one of `workers`
-
-
-def _begin(work: Work) -> None:
-  global _work
-  _work = work
-  parent = multiprocessing.parent_process()
-  assert parent is not None, "this runs in processes of `workers`"
-
-  def end_with_parent():
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _call(function: Callable[[Work, Any], Any], item: Any) -> Any:
-  assert _work is not None, "_begin comes first"
-  return function(_work, item)
-
-
-def _first_shape(
-  originals: Originals, chosen: np.ndarray, recipe: Recipe, max_bad: int
-) -> tuple[int, ...]:
-  """The shape of the pixels of the first picture that can be read."""
-  for count, i in enumerate(map(int, chosen)):
-    try:
-      return _pixels(originals, i, recipe)[0].shape
-    except ValueError as error:
-      if isinstance(error, image_files.Unconverted) or count >= max_bad:
-        raise
-  raise ValueError("None of the pictures can be read.")
-
-
-def _pixels(originals: Originals, i: int, recipe: Recipe) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Picture i as uint8 [h, w, c] under the recipe, and which conversions that took."""
-  image, kinds = originals.picture(i, recipe.convert)
-  if recipe.channels == 1 and image.mode == "RGB":
-    raise image_files.Unconverted(
-      f"{originals.names[i]} has colours, but the first picture has none. Give --channels=3, for "
-      "which gray ones are repeated, or remove the others."
+      f"{len(left_out)} pictures cannot be read, more than --max_bad={max_bad}:\n  {shown}"
     )
-  if recipe.channels == 3 and image.mode == "L":
-    image, kinds = image.convert("RGB"), (*kinds, "gray")
-  image = crops.apply(image, recipe.transform, recipe.resolution, recipe.filter)
-  pixels = np.asarray(image)
-  return (pixels[..., None] if pixels.ndim == 2 else pixels), kinds
-
-
-def _check(recipe: Recipe, originals: Originals) -> Recipe:
-  if unknown := sorted(set(recipe.convert) - set(image_files.CONVERSIONS)):
-    raise ValueError(
-      f"Unknown conversion {', '.join(unknown)}. Choose from: {', '.join(image_files.CONVERSIONS)}."
-    )
-  if recipe.channels not in (None, 1, 3):
-    raise ValueError(f"channels={recipe.channels}: use 3 (RGB) or 1 (gray), or leave it out.")
-  filter = crops.check(recipe.transform, recipe.resolution, recipe.filter)
-  return recipe._replace(filter=filter, convert=tuple(sorted(set(recipe.convert))))
 
 
 def _layout(originals: Originals, shape: tuple[int, ...], encoder: Encoder | None) -> shards.Layout:
@@ -501,7 +311,7 @@ def _finish(
   ]
   details = {
     "class_counts": counts.tolist(),
-    "converted": _total(note["converted"] for note in notes),
+    "converted": total_by_kind(note["converted"] for note in notes),
     "left_out": left_out,
     "ignored_files": originals.ignored,
     "duplicates": {
@@ -541,7 +351,3 @@ def _duplicates(originals: Originals, notes: list[dict[str, Any]]) -> list[dict[
     for group in groups.values()
     if len(group) > 1
   ]
-
-
-def _size(shape: tuple[int, ...]) -> str:
-  return f"{shape[0]}x{shape[1]} with {shape[2]} channel{'s' * (shape[2] > 1)}"
