@@ -84,8 +84,9 @@ def run_config(found: detect.Found) -> ConfigDict:
   c.seed, c.total_steps, c.batch_size, c.microbatch = 0, 0, 8, None
   c.sigma_data = found.sigma_data
   c.data = dict(name="folder", flip=False, folder=dict(path="", held_out=0.0))
-  if found.net["name"] == "edm2" and found.net["in_channels"] == 4:
-    # There is no other of EDM2's, and nothing in the file says it.
+  theirs = {"name": "edm2", "in_channels": 4, "preconditioning": "edm"}
+  if theirs.items() <= found.net.items():
+    # The file does not say it, but EDM2's have no other latents.
     c.data = dict(name="records", flip=False, records=dict(path="", latents="edm2"))
   c.net = dict(found.net)
   c.loss = dict(
