@@ -24,8 +24,9 @@ CORE = [
 ]
 
 EXTRAS = {
-  # Preparing a tfds image data set runs TensorFlow once; reading and training never do.
-  "prepare": ["tensorflow-cpu>=2.20"],
+  # Preparing a tfds image data set runs TensorFlow once; reading and training never do. Hugging
+  # Face's parquet files are read with pyarrow.
+  "prepare": ["pyarrow>=17", "tensorflow-cpu>=2.20"],
   "tpu": ["jax[tpu]>=0.10"],
   # CUDA 12 asks less of the driver; `pip install 'jax[cuda13]'` replaces it on a newer one.
   "cuda": ["jax[cuda12]>=0.10"],
@@ -34,6 +35,7 @@ EXTRAS = {
   "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"],
   "test": [
     "beartype>=0.20",
+    "pyarrow>=17",
     "pyright[nodejs]>=1.1.400",  # nodejs: Node comes as a wheel, not as a download at first use
     "pytest>=8.3",
     "pytest-xdist>=3.6",

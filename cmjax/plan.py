@@ -221,6 +221,8 @@ def abstract_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
   batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
   if config.net.get("num_classes", 0):
     batch["label"] = jax.ShapeDtypeStruct(shape[:1], np.int32)
+  if build.latent_convention(config):
+    batch["image_std"] = batch["image"]
   batch = placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
   key = placed(jax.eval_shape(lambda: key), sharding.replicated(mesh))
   return state, batch, key, {"teacher": weights, "lpips": None}

@@ -215,11 +215,22 @@ def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None
         f"The network in {workdir} has net.{key}={other.net.get(key)}, this run has "
         f"{config.net.get(key)}. Take one that was trained on the same data."
       )
+  ours, theirs = build.latent_convention(config), build.latent_convention(other)
+  if ours != theirs:
+    raise ValueError(
+      f"The network in {workdir} was trained on {_latents(theirs)}, this run is for "
+      f"{_latents(ours)}: samples of either would be wrong to the other. Take a network of the "
+      "same convention, or data and data.records.latents of the network's."
+    )
   if config.sigma_data != other.sigma_data:
     raise ValueError(
       f"The network in {workdir} was trained with sigma_data={other.sigma_data}, this run has "
       f"{config.sigma_data}. Set sigma_data={other.sigma_data}."
     )
+
+
+def _latents(convention: str | None) -> str:
+  return f"latents of the convention {convention!r}" if convention else "no latents"
 
 
 def first_weights(config: ConfigDict, net: Network, key: Array, mesh: Mesh) -> Params | None:

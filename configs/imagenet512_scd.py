@@ -6,12 +6,10 @@ r"""ImageNet-512 in latents of 64x64x4: continuous-time consistency distillation
 The size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B parameters. Batch
 2048, 200k steps, average sigma_rel 0.05, no flip; the teacher is guided with a scale from U[1, 2],
 which the student is told (sCM, table 5). Distils, and starts from, the average of
-runs/imagenet512_teacher_<size>: the same network without the input for the scale, trained on the
-same latents as configs/imagenet64_teacher.py is on images, with loss.label_dropout=0.1.
+runs/imagenet512_teacher_<size>: the same network without the input for the scale. Data as there.
 
 What a run needs on which chips: --mode=plan, which reads no data; docs/RESULTS.md has that of XXL.
-It cannot be trained yet: no source reads latents from a disk (cmjax/latents.py makes and checks
-them), and samples are latents, so that there is nothing here that scores them.
+Samples are latents: there is nothing here that scores them.
 
 Published, in one and two steps: FID 3.07, 2.50 (S); 2.75, 2.26 (M); 2.55, 2.04 (L); 2.40, 1.93
 (XL); 2.28, 1.88 (XXL). Not run by us.
@@ -43,7 +41,10 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.steps_per_dispatch = 1
   c.sigma_data = 0.5
 
-  c.data = dict(name="latents", flip=False)  # there is no such source yet
+  c.data = dict(
+    name="records", flip=False,
+    records=dict(path="data/imagenet512", latents="scm", max_corrupt=16),
+  )  # fmt: skip
   c.net = dict(
     name="edm2", resolution=64, in_channels=4, channels=8 if smoke else channels,
     channel_mult=(1, 1, 1, 1) if smoke else (1, 2, 3, 4), num_blocks=1 if smoke else 3,

@@ -61,7 +61,10 @@ def test_the_tiny_config_itself_builds():
       {"loss.name": "sctt"},
       r"Unknown method .loss.name. 'sctt'. .*cd, .*ct_continuous, diffusion, scd, sct\.",
     ),
-    ({"data.name": "mnist"}, "data set .data.name. 'mnist'. .* digits, folder, npz, tfds, toy2d"),
+    (
+      {"data.name": "mnist"},
+      "data set .data.name. 'mnist'. .* digits, folder, npz, records, tfds, toy2d",
+    ),
     ({"net.name": "unet"}, "network .net.name. 'unet'. Choose from: adm, ddpmpp, dit, edm2, mlp"),
     (
       {"samplers.one_step.name": "euler"},

@@ -574,3 +574,18 @@ def test_our_own_networks_go_out_under_their_own_names_and_come_back(net, name, 
   found, _, averages, _ = runs.load_network(after, sharding.make_mesh())
   assert found.net.to_dict() == config.net.to_dict() and found.sigma_data == SIGMA_DATA
   jax.tree.map(np.testing.assert_array_equal, averages["main"], params)
+
+
+@pytest.mark.parametrize(
+  "change, convention",
+  [
+    ({}, "edm2"),
+    ({"in_channels": 3}, None),
+    ({"preconditioning": "trigflow"}, None),  # of cmjax, exported
+    ({"name": "dit"}, None),
+  ],
+)
+def test_networks_of_edm2_on_latents_have_its_convention(change, convention):
+  net = {"name": "edm2", "in_channels": 4, "preconditioning": "edm"} | change
+  config = write.run_config(detect.Found("edm2", net, 0.5, (), {}))
+  assert build.latent_convention(config) == convention

@@ -52,6 +52,8 @@ ROOMS = {
   "report": (1, "machinery"),
   "reporting": (1, "machinery"),
   "data": (1, "machinery"),
+  "data.encoding": (4, "program"),
+  "data.prepare": (5, "program"),
   "metrics": (1, "machinery"),
   "metrics.detectors": (2, "machinery"),
   "metrics.detectors.__main__": (9, "program"),

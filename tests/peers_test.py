@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
-from cmjax import edm, ema, lpips, samplers, times, trigflow
-from cmjax.convert import files, names
+from cmjax import edm, ema, latents, lpips, samplers, times, trigflow
+from cmjax.convert import autoencoder, files, names
+from cmjax.data import prepare, records
 from cmjax.networks import DiT, as_network, autoencoder_kl, dit
 from cmjax.networks.unet import BlockSpec, Style, UNetBlock
 
@@ -253,6 +255,42 @@ def test_autoencoder_is_that_of_diffusers():
   assert_near(mean, nhwc(posterior.mean))
   assert_near(std, nhwc(posterior.std))
   assert_near(jax.jit(vae.decode)(params, z), nhwc(decoded))
+
+
+@pytest.mark.parametrize("name", ["scm", "edm2"])
+def test_prepared_latents_are_those_of_diffusers(tmp_path, name):
+  """Through the command, from files to files: encoded, read back and decoded again."""
+  model = randomize(torch_vae((128, 160), 1))
+  model.save_pretrained(tmp_path / "vae")
+  file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+  (tmp_path / "a").mkdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
+  for i, x in enumerate(pixels):
+    Image.fromarray(x).save(tmp_path / "a" / f"{i:02d}.png")
+  options = ["--workers=0", f"--latents={file}", f"--convention={name}"]
+  assert prepare.main([str(tmp_path / "a"), "--out", str(tmp_path / "out"), *options]) == 0
+  source = records.records(tmp_path / "out")
+  got = source.take(np.arange(11))
+
+  convention = latents.CONVENTIONS[name]
+  low, high = convention.input_range
+  x = nchw(low + pixels.astype("f") * np.float32((high - low) / 255))
+  with torch.no_grad():
+    posterior = model.encode(x).latent_dist
+    decoded = model.decode(posterior.mean).sample.permute(0, 2, 3, 1).numpy()
+  mean, std = (a.permute(0, 2, 3, 1).numpy() for a in (posterior.mean, posterior.std))
+  m, s = np.array(convention.mean), np.array(convention.std)
+  np.testing.assert_allclose(got["image"], (mean - m) * 0.5 / s, atol=1e-4)
+  np.testing.assert_allclose(got["image_std"], std * 0.5 / s, atol=1e-4)
+  assert source.latents["vae_sha256"] == files.digest(file)
+  latents.check(source.latents, convention)
+
+  vae, params = autoencoder.load(file)
+  images = latents.decode(
+    functools.partial(vae.decode, params), jnp.asarray(got["image"]), convention
+  )
+  expected = (decoded - low) * (2 / (high - low)) - 1
+  np.testing.assert_allclose(images, expected, atol=1e-4)
 
 
 def test_sd_vae_has_the_tensors_of_diffusers():

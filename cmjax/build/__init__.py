@@ -18,6 +18,7 @@ from cmjax.build.sampling import sampler_nfe as sampler_nfe
 from cmjax.build.sampling import sampling_net as sampling_net
 from cmjax.build.sampling import search_score as search_score
 from cmjax.build.sections import call as call
+from cmjax.build.sections import latent_convention as latent_convention
 from cmjax.build.sections import pick as pick
 from cmjax.build.training import ema_decays as ema_decays
 from cmjax.build.training import loss_scale as loss_scale

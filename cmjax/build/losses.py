@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmjax import distances, guidance, lpips, tangent, times, weighting
+from cmjax import distances, guidance, latents, lpips, tangent, times, weighting
 from cmjax.build.models import PRECISION, tangent_network
 from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.losses import continuous, continuous_2023, diffusion, discrete, distribution
@@ -69,7 +69,7 @@ def weightings(config: ConfigDict) -> dict[str, weighting.Weighting]:
 def loss(
   config: ConfigDict, net: Network, teacher: Model | None = None, lpips_weights: Params = None
 ) -> LossFn:
-  """The loss of `config.loss`.
+  """The loss of `config.loss`; of latents, which are drawn first.
 
   Args:
     config: its `loss` section is a method and that method's arguments.
@@ -77,6 +77,10 @@ def loss(
     teacher: the frozen diffusion model, for methods that distil one.
     lpips_weights: as `lpips_weights(config)` reads them, for the distance "lpips".
   """
+  return latents.drawn(_loss(config, net, teacher, lpips_weights))
+
+
+def _loss(config: ConfigDict, net: Network, teacher: Model | None, lpips_weights: Params) -> LossFn:
   name = read(config.loss, "loss")[0]
   pick(METHODS, name, "method (loss.name)")
   if name in DISTILLATION and teacher is None:

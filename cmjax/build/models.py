@@ -7,12 +7,31 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import edm, networks, sharding
-from cmjax.build.sections import Section, arguments, call, pick, read, sample_shape
-from cmjax.data import pipeline, sources
+from cmjax import edm, latents, networks, sharding
+from cmjax.build.sections import (
+  Section,
+  arguments,
+  call,
+  latent_convention,
+  pick,
+  read,
+  sample_shape,
+)
+from cmjax.data import pipeline, records, sources
 from cmjax.types import Batch, Network
 
+
+def _records(
+  path: str, *, split: str = "train", latents: str | None = None, max_corrupt: int = 0
+) -> sources.Source:
+  """`records.records`, of pixels or, by its name, of latents of one convention."""
+  data = records.records(path, split=split, max_corrupt=max_corrupt)
+  _check_latents(data.latents, latents, path)
+  return data
+
+
 SOURCES = {
+  "records": _records,
   "digits": sources.digits,
   "npz": sources.npz,
   "folder": sources.folder,
@@ -92,6 +111,27 @@ def source(config: ConfigDict, split: str = "train") -> sources.Source:
   return data
 
 
+def _check_latents(recorded: dict[str, Any] | None, wanted: str | None, path: str) -> None:
+  """Raises if what a set holds is not what the config is for."""
+  if wanted is None:
+    if recorded is None:
+      return
+    raise ValueError(
+      f"{path} holds latents of the convention {recorded['name']!r}, but the config says nothing "
+      f"of latents: set data.records.latents={recorded['name']!r}, or take a set of pixels."
+    )
+  convention = pick(latents.CONVENTIONS, wanted, "convention (data.records.latents)")
+  if recorded is None:
+    raise ValueError(
+      f"{path} holds pixels, but data.records.latents={wanted!r}. Prepare latents: python -m "
+      "cmjax.data.prepare SOURCE --out DIR --latents VAE.safetensors; or set it to None."
+    )
+  try:
+    latents.check(recorded, convention)
+  except ValueError as error:
+    raise ValueError(f"{path} (data.records.latents={wanted!r}): {error}") from None
+
+
 def batches(
   config: ConfigDict, mesh: Mesh, start: int, data: sources.Source | None = None
 ) -> Generator[Batch]:
@@ -100,6 +140,8 @@ def batches(
   `data` is the training split, where it is open already.
   """
   sharding.check_batch_size(config.batch_size, mesh)
+  if config.data.flip and latent_convention(config):
+    raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
   dataset = pipeline.dataset(
     source(config) if data is None else data,
     batch_size=config.batch_size,
@@ -107,7 +149,8 @@ def batches(
     flip=config.data.flip,
     rows=sharding.local_rows(mesh, config.batch_size),
   )
-  keys = ("image", "label") if config.net.get("num_classes", 0) else ("image",)
+  keys = ("image", *(["label"] if config.net.get("num_classes", 0) else []))
+  keys += ("image_std",) if latent_convention(config) else ()
   host_batches = pipeline.batches(dataset, start=start)
 
   def to_mesh():

@@ -49,6 +49,12 @@ def read(config: Section, what: str, *own: str) -> list[Any]:
   return [*map(kwargs.pop, own), kwargs]
 
 
+def latent_convention(config: ConfigDict) -> str | None:
+  """The name of the convention of the latents that the config is for; None: pixels, or points."""
+  section = config.data.get(config.data.name) or {}
+  return section.get("latents") or None
+
+
 def sample_shape(config: ConfigDict) -> tuple[int, ...]:
   """The shape of one sample, as the network takes it."""
   net = config.net

@@ -1,13 +1,17 @@
 """The SD-VAE's weights: a file of diffusers' `AutoencoderKL` in, and out again."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import safetensors.numpy
 
 from cmjax import networks
 from cmjax.convert import files, names
 from cmjax.convert.tensors import as_float32
+from cmjax.networks.autoencoder import Autoencoder
 from cmjax.types import Params
 
 FAMILY = "autoencoder_kl"
@@ -29,11 +33,42 @@ def read(path: str | Path, shapes: Params | None = None) -> Params:
     shapes = jax.eval_shape(networks.autoencoder_kl().init, jax.random.key(0))
   foreign = files.read(path)
   try:
-    state = foreign.networks[files.choose(foreign.networks, None)].tensors
+    state = _tensors(foreign)
     state = {name: as_float32(name, array) for name, array in state.items()}
     return names.from_torch(state, shapes, FAMILY)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
+
+
+def load(path: str | Path) -> tuple[Autoencoder, Params]:
+  """The autoencoder of a file, of any widths, and its weights; errors as those of `read`."""
+  try:
+    options = architecture(_tensors(files.read(path)))
+  except KeyError as error:
+    raise ValueError(
+      f"{path}: it has no {error.args[0]}, so it is no AutoencoderKL of diffusers. Give the "
+      "SD-VAE's diffusion_pytorch_model.safetensors."
+    ) from None
+  vae = networks.autoencoder_kl(**options)
+  return vae, read(path, jax.eval_shape(vae.init, jax.random.key(0)))
+
+
+def architecture(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The arguments of `networks.autoencoder_kl` that tensors with diffusers' names are for."""
+  levels = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+  blocks = "encoder.down_blocks.0.resnets.{}.conv1.weight"
+  count = lambda name: next(i for i in range(len(tensors) + 1) if name.format(i) not in tensors)
+  num_levels = count(levels)
+  return {
+    "widths": tuple(tensors[levels.format(i)].shape[0] for i in range(num_levels)),
+    "num_blocks": count(blocks),
+    "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+    "latent_channels": tensors["post_quant_conv.weight"].shape[0],
+  }
+
+
+def _tensors(foreign: files.Foreign) -> dict[str, np.ndarray]:
+  return foreign.networks[files.choose(foreign.networks, None)].tensors
 
 
 def write(path: str | Path, params: Params) -> None:

@@ -84,6 +84,10 @@ def run_config(found: detect.Found) -> ConfigDict:
   c.seed, c.total_steps, c.batch_size, c.microbatch = 0, 0, 8, None
   c.sigma_data = found.sigma_data
   c.data = dict(name="folder", flip=False, folder=dict(path="", held_out=0.0))
+  theirs = {"name": "edm2", "in_channels": 4, "preconditioning": "edm"}
+  if theirs.items() <= found.net.items():
+    # The file does not say it, but EDM2's have no other latents.
+    c.data = dict(name="records", flip=False, records=dict(path="", latents="edm2"))
   c.net = dict(found.net)
   c.loss = dict(
     name="diffusion", P_mean=-1.2, P_std=1.2, weighting="edm2" if logvar else "constant"

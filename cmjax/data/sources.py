@@ -227,10 +227,40 @@ def tfds(
     ValueError: if the data set or split is unknown, it is not prepared here, or its images
       are not uint8 of one size.
   """
+  data = _open_tfds(dataset, split, data_dir)
+  features = data.dataset_info.features
+  image = features["image"] if "image" in features else None
+  # np_dtype and not dtype, which asks TensorFlow.
+  if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3 or None in image.shape:
+    got = "absent" if image is None else f"{np.dtype(image.np_dtype)} {list(image.shape)}"
+    raise ValueError(
+      f"The feature 'image' of {dataset!r} is {got}, but must be uint8 [h, w, c] of one size. "
+      f"Its features: {', '.join(sorted(features))}. Choose a resized variant, or resize the "
+      f"images once: python -m cmjax.data.prepare {dataset} --out DIR."
+    )
+  return _TfdsSource(data, tuple(image.shape))
+
+
+def tfds_of_any_size(dataset: str, *, split: str = "train") -> "_TfdsSource":
+  """The same with images of any size, to be prepared; prepared by tfds now, if need be.
+
+  Its `shape` is () and its `class_names` are those of tfds.
+  """
+  data = _open_tfds(dataset, split, None, download=True)
+  features = data.dataset_info.features
+  if "image" not in features:
+    raise ValueError(f"{dataset!r} has no feature 'image': {', '.join(sorted(features))}.")
+  return _TfdsSource(data, ())
+
+
+def _open_tfds(
+  dataset: str, split: str, data_dir: str | os.PathLike[str] | None, *, download: bool = False
+) -> Any:
+  """tfds's own data source; a ValueError that says what to do where there is none."""
   import tensorflow_datasets as library  # here, as the import takes a second
 
   try:
-    data: Any = library.data_source(dataset, split=split, data_dir=data_dir, download=False)
+    return library.data_source(dataset, split=split, data_dir=data_dir, download=download)
   except library.core.DatasetNotFoundError as error:
     raise ValueError(f"tfds knows no data set {dataset!r}. See tensorflow.org/datasets.") from error
   except (NotImplementedError, AssertionError, OSError, ImportError) as error:
@@ -242,25 +272,19 @@ def tfds(
     ) from error
   except (ValueError, KeyError) as error:
     raise ValueError(f"tfds cannot read split {split!r} of {dataset!r}: {error}") from error
-  features = data.dataset_info.features
-  image = features["image"] if "image" in features else None
-  # np_dtype and not dtype, which asks TensorFlow.
-  if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3 or None in image.shape:
-    got = "absent" if image is None else f"{np.dtype(image.np_dtype)} {list(image.shape)}"
-    raise ValueError(
-      f"The feature 'image' of {dataset!r} is {got}, but must be uint8 [h, w, c] of one size. "
-      f"Its features: {', '.join(sorted(features))}. Choose a resized variant or use a folder."
-    )
-  label = features["label"] if "label" in features else None
-  num_classes = label.num_classes if isinstance(label, library.features.ClassLabel) else None
-  return _TfdsSource(data, tuple(image.shape), num_classes or 0)
 
 
 class _TfdsSource(Source):
   """Records of tfds, without the features that are not used here."""
 
-  def __init__(self, data: Sequence[Any], shape: tuple[int, ...], num_classes: int):
-    self.shape, self.num_classes = shape, num_classes
+  def __init__(self, data: Any, shape: tuple[int, ...]):
+    import tensorflow_datasets as library
+
+    features = data.dataset_info.features
+    label = features["label"] if "label" in features else None
+    is_class = isinstance(label, library.features.ClassLabel)
+    self.class_names: list[str] = list(label.names or ()) if is_class else []
+    self.shape, self.num_classes = shape, (label.num_classes or 0) if is_class else 0
     self._data = data
 
   def __len__(self) -> int:
