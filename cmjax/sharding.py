@@ -297,9 +297,7 @@ def everyone(array: np.ndarray) -> list[np.ndarray]:
     piece[: len(own)] = own
     for i, theirs in enumerate(np.asarray(multihost_utils.process_allgather(piece))):
       parts[i].append(theirs[: max(0, sizes[i] - start)])
-  return [
-    np.load(io.BytesIO(np.concatenate(part).tobytes()), allow_pickle=False) for part in parts
-  ]
+  return [np.load(io.BytesIO(np.concatenate(part).tobytes()), allow_pickle=False) for part in parts]
 
 
 def spread(function: Callable[[int, int], np.ndarray], num: int) -> np.ndarray:

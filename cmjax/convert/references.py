@@ -90,8 +90,8 @@ def write(path: str | Path, reference: Reference) -> None:
   key = EDM2_KEYS.get(record["detector"]["name"])
   if path.suffix != ".pkl" or key is None:
     raise ValueError(
-      f"{path}: statistics are written as .npz, or as .pkl for EDM2, which has no others than those "
-      f"of {', '.join(EDM2_KEYS)}."
+      f"{path}: statistics are written as .npz, or as .pkl for EDM2, which has those of "
+      f"{' and '.join(EDM2_KEYS)} alone."
     )
   content = {"num_images": features.num, key: _statistics(features.moments)}
   with replacing(path) as file:
@@ -161,7 +161,9 @@ def _record(array: np.ndarray) -> dict[str, Any]:
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"its record cannot be read ({error!r})") from error
   if record["kind"] != "cmjax" or record.get("format") != FORMAT:
-    raise ValueError(f"its record is of format {record.get('format')!r}; this program reads {FORMAT}")
+    raise ValueError(
+      f"its record is of format {record.get('format')!r}; this program reads {FORMAT}"
+    )
   return record
 
 
@@ -174,8 +176,7 @@ def _edm2(path: Path, detector: str) -> Reference:
   there = [name for name, key in EDM2_KEYS.items() if isinstance(found.get(key), dict)]
   if detector not in there:
     raise ValueError(
-      f"it has statistics of {', '.join(there) or 'no detector known here'}, and none of "
-      f"{detector}"
+      f"it has statistics of {', '.join(there) or 'no detector known here'}, and none of {detector}"
     )
   arrays = {name: _array(found[EDM2_KEYS[detector]].get(name), name) for name in ("mu", "sigma")}
   num = found.get("num_images")

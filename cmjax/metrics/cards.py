@@ -2,7 +2,7 @@
 
   values       {name: value}; with best_of > 1 the best of the repetitions
   floor        {name: value} of held-out images in the samples' place, `floor_num` of them
-  score        what the Frechet distance is called in this detector's features: FID only in Inception's
+  score        what the Frechet distance in this detector's features is called: FID in Inception's
   detector     its record: name, variant, weights, resize, normalisation, precision
   reference    where it is from, its number of images, its digest or sha256
   images       kind, num, digest; of samples also their seeds and labels
@@ -12,7 +12,7 @@
   sampler, ema, step, config_sha256   of samples: what drew them
   warnings, versions, device, time
 
-Two cards that differ in one of the first block cannot be compared: `python -m cmjax.metrics.compare`.
+`python -m cmjax.metrics.compare A B` tells whether two cards can be compared, and if not, why.
 """
 
 import json
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+GIVEN = "as given"  # the rounding of images that had 8 bits
 _MUST_HAVE = ("values", "score", "detector", "reference", "images", "rounding", "options")
 _KINDS = {"rounding": str, "score": str}  # of those above that are no dicts
 
@@ -50,7 +51,9 @@ def read(path: str | Path) -> dict[str, Any]:
     if card["format"] != FORMAT or missing:
       raise ValueError(f"format {card['format']}, wrong: {', '.join(missing) or 'none'}")
   except FileNotFoundError as error:
-    raise ValueError(f"There is no card at {path}. They are in the folder cards of a run.") from error
+    raise ValueError(
+      f"There is no card at {path}. They are in the folder cards of a run."
+    ) from error
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no card of format {FORMAT}: {error!r}.") from error
   return card

@@ -16,7 +16,6 @@ from cmjax.metrics import cards
 # Where two cards may differ and still be compared: this is what is compared, or of no weight.
 DRAWN = ("sampler", "ema", "step", "config_sha256", "images.seed", "images.first", "images.labels")
 NOTED = ("versions", "device", "rounding")
-GIVEN = "as given"  # the rounding of images that had 8 bits
 
 
 def incomparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -28,7 +27,7 @@ def incomparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   found += _differ("reference", _identity(a["reference"]), _identity(b["reference"]))
   found += _differ("images.num", a["images"]["num"], b["images"]["num"])
   # Images that came with 8 bits were rounded by a rule that nobody knows: that is noted below.
-  if GIVEN not in (a["rounding"], b["rounding"]):
+  if cards.GIVEN not in (a["rounding"], b["rounding"]):
     found += _differ("rounding", a["rounding"], b["rounding"])
   shared = a["options"].keys() & b["options"].keys()
   for name in sorted(shared):

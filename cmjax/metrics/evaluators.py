@@ -23,7 +23,7 @@ from cmjax.metrics.progress import Progress
 from cmjax.types import Array, Params
 
 Evaluator = Callable[[Mapping[str, Params], Array], Iterator[tuple[str, Any]]]
-# params, key, numbers of samples [n] -> of this process's share the numbers [m] and samples [m, *d].
+# params, key, numbers of samples [n] -> of this process's share: numbers [m] and samples [m, *d].
 Sampler = Callable[[Params, Array, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -75,6 +75,22 @@ class Scorer(NamedTuple):
     return card
 
 
+class About(NamedTuple):
+  """What cards say of what is drawn.
+
+  Attributes:
+    samplers: of each, by its key: name, times, NFE, guidance.
+    emas: of each average, by its key: its length.
+    seeds: of the noise and the classes.
+    num_classes: classes are the numbers of the samples in turn; 0 without classes.
+  """
+
+  samplers: Mapping[str, Mapping[str, Any]]
+  emas: Mapping[str, Mapping[str, Any]]
+  seeds: Mapping[str, Any]
+  num_classes: int = 0
+
+
 def whole(
   sampler: Sampler, params: Params, key: Array, num: int, everyone: Everyone = alone
 ) -> np.ndarray:
@@ -86,10 +102,10 @@ def whole(
 
 def samples(
   samplers: Mapping[str, Sampler],
+  everyone: Everyone = alone,
   *,
   emas: Sequence[str],
   num_samples: int = 64,
-  everyone: Everyone = alone,
 ) -> Evaluator:
   """Pictures: `num_samples` of each sampler and average, from the same noise at every call."""
 
@@ -106,14 +122,13 @@ def samples(
 def image_scores(
   samplers: Mapping[str, Sampler],
   scorer: Scorer,
-  about: Mapping[str, Mapping[str, Any]],
+  about: About,
   to_images: Callable[[np.ndarray], np.ndarray],
   *,
   emas: Sequence[str],
   num_samples: int,
   batch_size: int,
   best_of: int = 1,
-  num_classes: int = 0,
 ) -> Evaluator:
   """Scores of `num_samples` samples of each sampler and average, in any detector's features.
 
@@ -127,14 +142,22 @@ def image_scores(
   Args:
     samplers: by name.
     scorer: what scores them.
-    about: {sampler or average: what a card says of it}; `images` is what it says of the seeds.
+    about: what cards say of what is drawn.
     to_images: samples -> images as the detector takes them.
     emas: which averages to score.
     num_samples: how many samples.
     batch_size: how many at a time, on all devices together.
     best_of: sets of samples.
-    num_classes: of samples, whose classes are their numbers in turn; 0 without.
+
+  Raises:
+    ValueError: a number is below 1.
   """
+  for what, count in (
+    ("num_samples", num_samples), ("batch_size", batch_size), ("best_of", best_of),
+  ):  # fmt: skip
+    if count < 1:
+      raise ValueError(f"{what}={count} must be at least 1.")
+  num_classes = about.num_classes
 
   def look(name, sampler, ema, params, key, first):
     progress = Progress(f"Scoring {name} ({ema})", num_samples)
@@ -162,9 +185,9 @@ def image_scores(
         for first in range(0, best_of * num_samples, num_samples):
           seen = look(name, sampler, ema, averages[ema], key, first)
           made.append(scorer.card(seen))
-          made[-1]["images"] = {**about["images"], **made[-1]["images"], "first": first}
+          made[-1]["images"] |= {"kind": "samples", "first": first, **about.seeds}
         card = {**made[0], "values": _best([one["values"] for one in made])}
-        card |= {"sampler": about[name], "ema": about.get(ema, {"name": ema})}
+        card |= {"sampler": about.samplers[name], "ema": about.emas[ema]}
         card |= {"floor": floor, "floor_num": floor_num} if floor else {}
         if best_of > 1:
           card |= {"best_of": best_of, "repetitions": made}
@@ -206,11 +229,11 @@ def sliced_wasserstein(
   samplers: Mapping[str, Sampler],
   train: np.ndarray,
   held_out: np.ndarray,
+  everyone: Everyone = alone,
   *,
   emas: Sequence[str],
   num_samples: int,
   batch_size: int,
-  everyone: Everyone = alone,
 ) -> Evaluator:
   """Sliced Wasserstein-2 distance of points; `floor` is that of two real draws of the same size."""
   reference, other = train[:num_samples], held_out[:num_samples]

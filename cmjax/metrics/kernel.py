@@ -87,8 +87,8 @@ def distance(
   if fewest < subset_size:
     raise ValueError(
       f"Subsets of {subset_size:,} points cannot be taken out of {len(x):,} samples and "
-      f"{len(y):,} of the reference. Take more of them, or a subset_size of at most {fewest:,}: the "
-      "mean does not depend on it, its spread does."
+      f"{len(y):,} of the reference. Take more of them, or a subset_size of at most {fewest:,}: "
+      "the mean does not depend on it, its spread does."
     )
   _check_finite(x, y)
   sizes = dict(num_subsets=num_subsets, subset_size=subset_size, seed=seed)

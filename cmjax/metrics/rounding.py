@@ -21,8 +21,8 @@ def to_uint8(samples: np.ndarray, rule: str) -> np.ndarray:
     raise ValueError(f"Unknown rounding {rule!r}. Choose from: {', '.join(RULES)}.")
   if bad := int(np.sum(~np.isfinite(samples))):
     raise ValueError(
-      f"{bad} of {samples.size} values of the samples are NaN or infinite: the model or the sampler "
-      "has diverged, and no score would mean anything."
+      f"{bad} of {samples.size} values of the samples are NaN or infinite: the model or the "
+      "sampler has diverged, and no score would mean anything."
     )
   x = np.asarray(samples, np.float64)
   levels = 127.5 * x + 128 if rule == "round" else 127.5 * (x + 1)

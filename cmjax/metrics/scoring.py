@@ -73,6 +73,23 @@ def check_scores(scores: Sequence[str]) -> None:
     )
 
 
+def check_numbers(num: int, scores: Collection[str], options: Options, what: str) -> None:
+  """Raises ValueError for fewer images than a score can be computed from."""
+  least = {
+    "kernel": ("subset_size", options.subset_size),
+    "precision_recall": ("k", options.k + 1),
+    "density_coverage": ("k_density", options.k_density + 1),
+    "inception_score": ("num_splits", options.num_splits),
+  }
+  for score in scores:
+    option, needed = least.get(score, ("", 2))
+    if num < needed:
+      by = f" with {option}={getattr(options, option)}" if option else ""
+      raise ValueError(
+        f"{what} has {num:,} images, and the score {score!r}{by} needs {needed:,} or more."
+      )
+
+
 def needs(scores: Collection[str], *, per_class: bool = False) -> tuple[str, ...]:
   """What to keep of the features of samples: which of `features.KINDS`."""
   kinds = [SCORES[score] for score in scores]
@@ -118,9 +135,10 @@ def check_reference(
         f"{where} has {dim:,} {what}, the detector {detector.name!r} {detector.dim:,}: it was made "
         "by another."
       )
-  if per_class:
+  if per_class and (features.labels is None or features.rows is None):
     raise ValueError(
-      f"{where} has no classes: per_class=True needs reference='train', the labelled data itself."
+      f"{where} has no classes: per_class=True needs reference='train', the labelled data itself, "
+      "or a file that was made with it."
     )
   for score in scores:
     _check_has(reference, score, where)
@@ -138,8 +156,8 @@ def _check_has(reference: Reference, score: str, where: str) -> None:
     "rows": "features (feats) or images (arr_0)",
   }[kind]
   raise ValueError(
-    f"{where} has no {what}, which the score {score!r} needs. Leave it out, take reference='train', "
-    "or make a file that has them: --mode=reference."
+    f"{where} has no {what}, which the score {score!r} needs. Leave it out, take "
+    "reference='train', or make a file that has them: --mode=reference."
   )
 
 
@@ -235,5 +253,3 @@ def _frechet(a: frechet.Moments | None, b: frechet.Moments | None) -> float:
 def _there(kept: Any) -> Any:
   assert kept is not None, "what a score needs is checked before images are looked at"
   return kept
-
-
