@@ -114,18 +114,8 @@ def runner(
   """images -> outputs; the arguments are those of `detectors.load`."""
   input = pretrained.inputs[variant]
   apply, fit = forward(pretrained.module), jax.jit(functools.partial(prepare, input=input))
-  # Each process looks at its own images on its own devices: nothing has to be in step.
-  local = mesh.local_mesh if mesh is not None else None
-  whole, split = (
-    (None, None)
-    if local is None
-    else (
-      NamedSharding(local, PartitionSpec()),
-      NamedSharding(local, PartitionSpec(local.axis_names)),
-    )
-  )
-  params = jax.device_put(dict(tensors), whole)
-  num = batch_size * (1 if local is None else local.size)
+  whole, split, num_devices = _placement(mesh)
+  params, num = jax.device_put(dict(tensors), whole), batch_size * num_devices
 
   def run(images):
     check_images(images)
@@ -144,6 +134,16 @@ def runner(
     )
 
   return run
+
+
+def _placement(mesh: Mesh | None) -> tuple[NamedSharding | None, NamedSharding | None, int]:
+  """The shardings of weights and images, and over how many devices; None is JAX's default."""
+  if mesh is None:
+    return None, None, 1
+  # Each process looks at its own images on its own devices: nothing has to be in step.
+  local = mesh.local_mesh
+  split = NamedSharding(local, PartitionSpec(local.axis_names))
+  return NamedSharding(local, PartitionSpec()), split, local.size
 
 
 def check_images(images: np.ndarray) -> None:

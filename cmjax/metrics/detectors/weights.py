@@ -25,8 +25,9 @@ def read(path: str | Path, pretrained: Pretrained) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise ValueError(f"There are no weights at {path}. {advice}")
   try:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-      if not isinstance(file, np.lib.npyio.NpzFile):
+    with path.open("rb") as stream:
+      file = np.load(stream, allow_pickle=False)
+      if isinstance(file, np.ndarray):
         raise ValueError("it is one array, not an .npz of many")
       state = {name: file[name] for name in file}
   except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
