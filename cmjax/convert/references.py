@@ -55,7 +55,7 @@ def read(path: str | Path, detector: str) -> Reference:
   try:
     with path.open("rb") as file:
       start = file.read(4)
-    if start[:4] == b"PK\x03\x04":
+    if start[:2] == b"PK":
       found = _from_arrays(_arrays(path))
     elif start[:1] == b"\x80":
       found = _edm2(path, detector)
