@@ -41,7 +41,12 @@ EXTRAS = {
   ],
   # Parity tests against other implementations; skipped where these are missing. On Linux, PyPI's
   # torch brings CUDA: 5.3 GB on the disk. A CPU build that is there already will do.
-  "peers": ["diffusers>=0.33", "ema-pytorch>=0.7", "torch>=2.6"],
+  "peers": [
+    *("diffusers>=0.33", "ema-pytorch>=0.7", "torch>=2.6"),
+    # Of these only what goes from features to numbers: none of their networks is fetched.
+    *("clean-fid>=0.1.35", "prdc>=0.2", "pytorch-fid>=0.3", "torch-fidelity>=0.4"),
+    "torchmetrics>=1.9",
+  ],
 }
 
 setup(
