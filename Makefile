@@ -34,7 +34,7 @@ test: $(STAMP)
 # Without a single test pytest fails (5), so a peer that does not import is noticed here.
 peers: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[peers]'
-	$(VENV)/bin/python -m pytest tests/peers_test.py tests/score_peers_test.py
+	$(VENV)/bin/python -m pytest tests/peers*_test.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

@@ -42,10 +42,16 @@ EXTRAS = {
   # Parity tests against other implementations; skipped where these are missing. On Linux, PyPI's
   # torch brings CUDA: 5.3 GB on the disk. A CPU build that is there already will do.
   "peers": [
-    *("diffusers>=0.33", "ema-pytorch>=0.7", "torch>=2.6"),
-    # Of these only what goes from features to numbers: none of their networks is fetched.
-    *("clean-fid>=0.1.35", "prdc>=0.2", "pytorch-fid>=0.3", "torch-fidelity>=0.4"),
+    "clean-fid>=0.1.35",
+    "diffusers>=0.33",
+    "efficientnet-lite-pytorch>=0.1",
+    "ema-pytorch>=0.7",
+    "prdc>=0.2",
+    "pytorch-fid>=0.3",
+    "torch>=2.6",
+    "torch-fidelity>=0.4",
     "torchmetrics>=1.9",
+    "torchvision>=0.21",  # which the three of the FID import
   ],
 }
 

@@ -234,6 +234,10 @@ def test_dinov2_at_its_full_size_is_pytorchs(tmp_path):
 # --- EfficientNet-Lite0 ---------------------------------------------------------------------------
 
 
+# Compiled for each size: the one is enough by default.
+SIZES = pytest.mark.parametrize("variant", ["128", pytest.param("224", marks=pytest.mark.slow)])
+
+
 def compare_efficientnet(detector, state, variant):
   x = images(height=32, width=32)
   size = int(variant)
@@ -248,12 +252,12 @@ def compare_efficientnet(detector, state, variant):
   assert_close(outputs.logits, network(z))
 
 
-@pytest.mark.parametrize("variant", ["224", "128"])
+@SIZES
 def test_efficientnet_is_pytorchs(loaded, variant):
   compare_efficientnet(*loaded("efficientnet_lite0", variant), variant)
 
 
-@pytest.mark.parametrize("variant", ["224", "128"])
+@SIZES
 def test_efficientnet_is_pytorchs_with_the_weights_that_were_trained(variant):
   folder = pathlib.Path(os.environ.get("CMJAX_DATA", "~/.cache/cmjax")).expanduser()
   path = folder / "efficientnet_lite0.npz"

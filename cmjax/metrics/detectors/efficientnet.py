@@ -60,11 +60,29 @@ class Depthwise(nnx.Module):
     self.stride = stride
 
   def __call__(self, x: Array) -> Array:
-    """Convolves."""
-    return jax.lax.conv_general_dilated(
-      x, self.weight[...], (self.stride, self.stride), "SAME",
-      dimension_numbers=("NHWC", "OIHW", "NHWC"), feature_group_count=x.shape[-1],
-    )  # fmt: skip
+    """A sum of shifted images, one for each tap.
+
+    XLA fuses it into one loop. Its own convolution with as many groups as channels takes 3 to 15
+    times as long on CPUs (measured at this network's shapes, 3 x 3 to 5 x 5).
+    """
+    weight, s = self.weight[...], self.stride
+    size = weight.shape[-1]
+    (top, rows), (left, columns) = (_same(n, size, s) for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), top, left, (0, 0)))
+    taps = (
+      x[:, i : i + s * rows : s, j : j + s * columns : s][:, :rows, :columns]
+      * weight[:, 0, i, j][None, None, None]
+      for i in range(size)
+      for j in range(size)
+    )
+    return functools.reduce(jnp.add, taps)
+
+
+def _same(n: int, size: int, stride: int) -> tuple[tuple[int, int], int]:
+  """TensorFlow's "SAME": zeros on either side of n pixels, the odd one behind; outputs."""
+  outputs = -(-n // stride)
+  zeros = max((outputs - 1) * stride + size - n, 0)
+  return (zeros // 2, zeros - zeros // 2), outputs
 
 
 class Block(nnx.Module):

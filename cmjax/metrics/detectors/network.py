@@ -20,7 +20,8 @@ from cmjax.metrics.detectors import resize
 from cmjax.types import Array
 
 BATCH_SIZE = 32  # images at a time on a device
-Arrays = tuple[np.ndarray | None, ...]
+# features, spatial, logits, as in `detectors.Outputs`.
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 class Input(NamedTuple):
@@ -129,9 +130,9 @@ def runner(
       full[: len(part)] = part
       outputs = apply(params, fit(jax.device_put(full, split)))
       parts.append([None if a is None else np.asarray(a)[: len(part)] for a in outputs])
-    return tuple(
-      None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)
-    )
+    features, *others = zip(*parts, strict=True)
+    spatial, logits = (None if a[0] is None else np.concatenate(a) for a in others)
+    return np.concatenate(features), spatial, logits
 
   return run
 
@@ -146,7 +147,7 @@ def _placement(mesh: Mesh | None) -> tuple[NamedSharding | None, NamedSharding |
   return NamedSharding(local, PartitionSpec()), split, local.size
 
 
-def check_images(images: np.ndarray) -> None:
+def check_images(images: Any) -> None:
   """Raises ValueError for what is not uint8 [n, h, w, 1 or 3] with n >= 1."""
   if (
     not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4

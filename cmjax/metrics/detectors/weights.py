@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,8 +96,9 @@ def write(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
     raise ValueError(f"{path} exists: choose another name, or remove it.")
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
+  arrays: dict[str, Any] = dict(state)
   with partial.open("wb") as stream:
-    np.savez(stream, **state)
+    np.savez(stream, **arrays)
     stream.flush()
     os.fsync(stream.fileno())
   partial.replace(path)
