@@ -33,7 +33,7 @@ ToImages = Callable[[np.ndarray], np.ndarray]
 
 
 def detector(
-  name: str | None,
+  name: str,
   weights: str | None,
   variant: str | None,
   *,
@@ -51,7 +51,7 @@ def detector(
     mesh: whose devices share the work.
     what: the section of the config, for errors.
   """
-  name = pick(FEATURES, name or "", f"features ({what}.features)")
+  pick(FEATURES, name, f"features ({what}.features)")
   if variant is not None and name not in detectors.DETECTORS:
     raise ValueError(f"{what}.variant={variant!r}: features {name!r} have no variants.")
   if name == "pixels":
@@ -93,7 +93,7 @@ def _scorer(
   scoring.check_scores(scores)
   options = scoring.Options()
   options = options._replace(**{k: take(k) for k in options._fields if k in kwargs})
-  named = [take(key, None) for key in ("features", "weights", "variant")]
+  named = take("features", ""), take("weights", None), take("variant", None)
   looking = detector(*named, shape=sample_shape(config), mesh=mesh, what=what)
   rule, to_images = _rounding(opened("train"), take("rounding", None), what)
   place, floor = take("reference", "train"), take("floor", True)
@@ -305,6 +305,7 @@ def search_score(
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
   judge, to_images = scorer(config, label, sharding.make_mesh(**config.mesh))
   reference = judge.reference().features.moments
+  assert reference is not None, "a Frechet evaluator's reference has moments"
   shape, net_fn = (num_samples, *sample_shape(config)), sampling_net(config, net)
 
   @jax.jit

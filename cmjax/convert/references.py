@@ -79,7 +79,8 @@ def write(path: str | Path, reference: Reference) -> None:
   assert features.moments is not None, "statistics that are made have moments"
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.suffix == ".npz":
-    arrays = _statistics(features.moments) | {"record": np.array(json.dumps(record))}
+    arrays: dict[str, Any] = _statistics(features.moments)
+    arrays["record"] = np.array(json.dumps(record))
     if features.spatial_moments is not None:
       arrays |= _statistics(features.spatial_moments, "_s")
     arrays |= {} if features.rows is None else {"feats": features.rows}

@@ -159,7 +159,7 @@ def _together(
   all_labels = gather(labels)
   if len(all_labels) not in (0, len(ids)):
     raise ValueError(f"Of {len(ids)} images {len(all_labels)} have labels: all must, or none.")
-  found = {
+  found: dict[str, Any] = {
     kind: _merged(sums[kind], everyone) if kind in sums else ordered(kept[kind]) for kind in keep
   }
   return Features(
