@@ -191,6 +191,13 @@ def test_points_are_not_rounded():
   assert scorer.record["rounding"] == "none" and to_images(x) is x
 
 
+def test_latents_are_not_taken_for_images(tmp_path, monkeypatch):
+  latents = sources.ArraySource(np.zeros((9, 8, 8, 4), np.float32))
+  monkeypatch.setattr(build.evaluation, "source", lambda config, split="train": latents)
+  with pytest.raises(ValueError, match=r"but the data are float32 \[8, 8, 4\]. Of latents: decode"):
+    build.scorer(configure(), "fd", MESH)
+
+
 # --- what a run leaves ----------------------------------------------------------------------------
 
 

@@ -143,6 +143,12 @@ def _check_held_out(
 def _rounding(data: sources.Source, rule: str | None, what: str) -> tuple[str, ToImages]:
   """The rule by which samples get 8 bits, "none" where the data has not; and it as a function."""
   stored = data[0]["image"].dtype
+  if stored != np.uint8 and len(data.shape) > 1:
+    raise ValueError(
+      f"{what} scores images of 8 bits, or points, but the data are {stored} {list(data.shape)}. "
+      "Of latents: decode samples (mode sample, the VAE) and score the images, with --images and a "
+      "config of their pixels."
+    )
   if stored != np.uint8:
     if rule is not None:
       raise ValueError(f"{what}.rounding={rule!r}, but the data are {stored}, not 8 bits: drop it.")
@@ -284,7 +290,8 @@ def _image_scores(
   if judge.per_class and not about.num_classes:
     raise ValueError(f"evals.{label}.per_class=True needs a network with net.num_classes.")
   what = f"evals.{label} (frechet)"
-  scoring.check_numbers(kwargs.get("num_samples", 0), judge.scores, judge.options, what)
+  if "num_samples" in kwargs:
+    scoring.check_numbers(kwargs["num_samples"], judge.scores, judge.options, what)
   return call(metrics.image_scores, what, drawn, judge, about, to_images, **kwargs)
 
 

@@ -9,6 +9,7 @@ pictures and scores at different steps differ by the parameters alone.
 Sample i is a function of the key and of i, in whatever batch and on whatever process it is drawn.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -159,6 +160,12 @@ def image_scores(
       raise ValueError(f"{what}={count} must be at least 1.")
   num_classes = about.num_classes
 
+  @functools.cache
+  def floor():
+    if scorer.held_out is None:
+      return {}, 0
+    return scorer.values(scorer.held_out()), scorer.held_out().num
+
   def look(name, sampler, ema, params, key, first):
     progress = Progress(f"Scoring {name} ({ema})", num_samples)
 
@@ -174,11 +181,8 @@ def image_scores(
     return scorer.look(batches())
 
   def evaluate(averages, key):
-    floor, floor_num = {}, 0
-    if scorer.held_out:
-      held_out = scorer.held_out()
-      floor, floor_num = scorer.values(held_out), held_out.num
-    yield from _scalars("floor", floor)
+    values, num = floor()
+    yield from _scalars("floor", values)
     for name, sampler in samplers.items():
       for ema in emas:
         made = []
@@ -188,9 +192,12 @@ def image_scores(
           made[-1]["images"] |= {"kind": "samples", "first": first, **about.seeds}
         card = {**made[0], "values": _best([one["values"] for one in made])}
         card |= {"sampler": about.samplers[name], "ema": about.emas[ema]}
-        card |= {"floor": floor, "floor_num": floor_num} if floor else {}
+        card |= {"floor": values, "floor_num": num} if values else {}
         if best_of > 1:
-          card |= {"best_of": best_of, "repetitions": made}
+          # What belongs to one of the sets alone is there with it.
+          images = {key: value for key, value in card["images"].items() if key != "digest"}
+          card |= {"best_of": best_of, "images": images, "repetitions": made}
+          card.pop("classes", None)
         yield from _scalars(f"{name}/{ema}", card["values"])
         yield f"{name}_{ema}", card
 
