@@ -198,6 +198,26 @@ def test_latents_are_not_taken_for_images(tmp_path, monkeypatch):
     build.scorer(configure(), "fd", MESH)
 
 
+# --- samples --------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_a_function_of_its_number_on_any_devices_in_any_batch():
+  config = tiny.config()
+  net = build.network(config)
+  params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
+  one = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
+  draw = lambda mesh, numbers: build.sampler(config, "two_steps", net, mesh)(
+    params, jax.random.key(5), np.asarray(numbers)
+  )
+  numbers, whole = draw(one, range(12))
+  np.testing.assert_array_equal(numbers, range(12))
+  # Five samples on eight devices: three are drawn in vain, and none of them comes back.
+  numbers, some = draw(MESH, [9, 2, 3, 11, 0])
+  np.testing.assert_array_equal(numbers, [9, 2, 3, 11, 0])
+  np.testing.assert_allclose(some, whole[[9, 2, 3, 11, 0]], rtol=1e-5, atol=1e-6)
+  assert len(np.unique(whole[:, 0])) == 12
+
+
 # --- what a run leaves ----------------------------------------------------------------------------
 
 
