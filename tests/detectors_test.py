@@ -136,7 +136,7 @@ def test_every_product_and_convolution_is_in_float32_at_the_highest_precision(na
     for eqn in equations(jaxpr.jaxpr)
     if eqn.primitive.name in ("dot_general", "conv_general_dilated")
   ]
-  assert len(found) > 50
+  assert len(found) > 30  # the layers, but for the depthwise ones, which are sums
   for eqn in found:
     assert set(eqn.params["precision"]) == {jax.lax.Precision.HIGHEST}, eqn
     assert all(v.aval.dtype == jnp.float32 for v in (*eqn.invars, *eqn.outvars)), eqn

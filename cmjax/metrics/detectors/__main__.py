@@ -42,13 +42,13 @@ def convert(source: str | Path, target: str | Path) -> str:
 
 
 def _only_network(source: str | Path) -> Mapping[str, np.ndarray]:
-  networks = files.read(source).networks
-  if len(networks) != 1:
+  found = files.read(source).networks
+  if len(found) != 1:
     raise ValueError(
-      f"{source}: it has {len(networks)} networks, expected one: a file of a detector's weights "
+      f"{source}: it has {len(found)} networks, expected one: a file of a detector's weights "
       "and no others."
     )
-  return next(iter(networks.values())).tensors
+  return next(iter(found.values())).tensors
 
 
 def _which(source: str | Path, state: Mapping[str, np.ndarray]) -> str:

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 (Tan and Le 2019; Liu 2020), a detector whose weights are free to use.
 
-Trained on ImageNet-1k, 4.7 million parameters, Apache-2.0: 75 % of it right at 224 pixels, and some
-30 times as fast as Inception-v3. Its distance is called FD-ELite0. It is not an FID, and its values
-cannot be set beside FIDs.
+Trained on ImageNet-1k (75 % top-1, say its authors), 4.7 million parameters, Apache-2.0; at 224
+pixels it needs a fifteenth of the operations of Inception-v3. Its distance is called FD-ELite0: it
+is not an FID, and its values cannot be set beside FIDs.
 
 - features: the means of the last convolution over pixels, 1280.
 - logits: of ImageNet's 1000 classes.
