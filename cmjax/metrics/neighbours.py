@@ -12,7 +12,7 @@ As in their authors' code, a ball has its surface for precision and recall (<=),
 and coverage (<); and k is 3 and 5.
 
 Distances are computed in float64, by blocks of rows: two sets of 50,000 points in 2,048 dimensions
-need 1 GB beside themselves. All four numbers change with the number of points in either set.
+need half a GB beside themselves. All four numbers change with the number of points in either set.
 """
 
 from collections.abc import Callable
