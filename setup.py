@@ -48,9 +48,11 @@ EXTRAS = {
     "diffusers>=0.33",
     "efficientnet-lite-pytorch>=0.1",
     "ema-pytorch>=0.7",
+    "prdc>=0.2",
     "pytorch-fid>=0.3",
     "torch>=2.6",
     "torch-fidelity>=0.4",
+    "torchmetrics>=1.9",
     "torchvision>=0.21",  # which the three of the FID import
   ],
 }

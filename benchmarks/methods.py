@@ -89,7 +89,7 @@ def configure(args, data, method, seed, steps=None):
   number = 64 if smoke else NUM_SAMPLES
   config.evals = {
     "fd": dict(
-      name="frechet", features="classifier", classifier=str(detector_path(args, data)),
+      name="frechet", features="classifier", weights=str(detector_path(args, data)),
       samplers=tuple(config.samplers), emas=tuple(config.ema), num_samples=number,
       batch_size=min(number, 500),
       every_steps=max(1, config.total_steps // args.curve) if args.curve else NEVER,

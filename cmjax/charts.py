@@ -52,11 +52,14 @@ def number(value: Any) -> str:
 def groups(history: Mapping[str, Series]) -> list[tuple[str, dict[str, Series], bool]]:
   """(title, label -> series, whether the labels are a sequence), one for each chart.
 
-  `family/member` are lines of one chart, and so are `fd_1step`, `fd_2step` and `fd_floor`.
+  `family/member` are lines of one chart, and so are `fd_1step`, `fd_2step` and `fd_floor`. Another
+  value of the same evaluator, `fd/sampler/ema/value` and `fd/floor/value`, has a chart of its own.
   """
   groups: dict[str, dict[str, Series]] = {}
   for name, series in history.items():
     family, slash, member = name.partition("/")
+    if other := re.fullmatch(r"([^/]+)/(floor|[^/]+/[^/]+)/([^/]+)", name):
+      family, member = f"{other[1]}/{other[3]}", other[2]
     together = re.fullmatch(r"(.+)_(\d+step|floor|min|max)", name)
     if slash:
       groups.setdefault(family + "/", {})[member] = series

@@ -1,4 +1,4 @@
-r"""The program: trains, samples, evaluates, searches step times, measures data, verifies, plans.
+r"""The program: trains, samples, scores, makes references, searches, measures, verifies, plans.
 
   python -m cmjax.main --config=configs/digits_sct.py --workdir=runs/digits_sct
 
@@ -30,7 +30,7 @@ class _AnyValue(flags.ArgumentParser):
 # Without it a value that is None in the config (clip_norm, a switched-off part) could not be set.
 config_flags.register_flag_parser_for_type(type(None), _AnyValue())
 
-MODES = ("train", "sample", "evaluate", "search", "measure", "verify", "plan")
+MODES = ("train", "sample", "evaluate", "reference", "search", "measure", "verify", "plan")
 
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -39,6 +39,10 @@ _SAMPLER = flags.DEFINE_string(
   "sampler", None, "Of config.samplers; default: all (modes sample, search)."
 )
 _EMA = flags.DEFINE_string("ema", None, "Average; default: the run's first (mode sample).")
+_IMAGES = flags.DEFINE_string(
+  "images", None, "A folder or .npz of images, instead of a checkpoint (mode evaluate)."
+)
+_TO = flags.DEFINE_string("to", None, "File of statistics to write: .npz or .pkl (mode reference).")
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "local", "Chips: local, TPUs as v5p:4x4x4, GPUs as h100:8 (mode plan)."
 )
@@ -88,10 +92,17 @@ def main(argv: list[str]) -> None:
       if workdir is not None:
         print(plan.write(report, workdir))  # noqa: T201
       return
+    if _MODE.value == "reference":
+      if _TO.value is None:
+        raise ValueError("--mode=reference needs --to, the file to write: statistics.npz.")
+      print(sample.make_reference(config, _TO.value))  # noqa: T201
+      return
     if workdir is None:
       raise ValueError(f"--mode={_MODE.value} needs --workdir, the folder of the run.")
     if _MODE.value == "train":
       train.train(config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+    elif _MODE.value == "evaluate" and _IMAGES.value is not None:
+      print(sample.evaluate_images(config, workdir, _IMAGES.value))  # noqa: T201
     elif _MODE.value == "evaluate":
       print(sample.evaluate(config, workdir))  # noqa: T201
     elif _MODE.value == "search":
@@ -125,7 +136,7 @@ def join_and_run(argv: list[str]) -> None:
 
   if _COMPILE_CACHE.value:
     sharding.keep_compiled(_COMPILE_CACHE.value)
-  if _MODE.value in ("train", "sample", "evaluate"):
+  if _MODE.value in ("train", "sample", "evaluate", "reference"):
     try:
       sharding.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except (ValueError, RuntimeError) as error:

@@ -117,7 +117,7 @@ def report(
     scores=scores,
     config=config,
     notes=[notes] if isinstance(notes, str) else notes,
-    versions=_versions(),
+    versions=versions(),
   )
   workdir.mkdir(parents=True, exist_ok=True)
   with replacing(workdir / "report.html") as file:
@@ -144,12 +144,13 @@ def _spread(items: list, most: int) -> list:
   return [items[round(i * (len(items) - 1) / most)] for i in range(most + 1)]
 
 
-def _versions() -> dict[str, str]:
-  versions = {"python": platform.python_version(), "platform": platform.platform()}
+def versions() -> dict[str, str]:
+  """Of Python, the platform and the libraries that numbers depend on."""
+  found = {"python": platform.python_version(), "platform": platform.platform()}
   for name in ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy"):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[name] = importlib.metadata.version(name)
-  return versions
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def records(path: pathlib.Path) -> list[dict[str, Any]]:

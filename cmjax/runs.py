@@ -5,6 +5,7 @@ sigma_rel 0.05 at the latest step that it was made for, posthoc_0.050_step4096 t
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -373,6 +374,13 @@ def _changes(
     for key in sorted(ours.keys() | theirs.keys())
     if ours.get(key) != theirs.get(key) and not {key, key.split(".")[0]} & set(FREE)
   }
+
+
+def digest(config: ConfigDict) -> str:
+  """The sha256 of what makes a run what it is: of a config without the keys in `FREE`."""
+  flat = _flat(json.loads(json.dumps(config.to_dict())))
+  kept = {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & set(FREE)}
+  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _sentence(key: str, stored: Any, now: Any, what: str) -> str:

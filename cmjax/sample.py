@@ -1,7 +1,9 @@
 """What a finished run is used for: samples, scores; and what a data set measures."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cmjax import build, reporting, runs, search, sharding, train
-from cmjax.data import proposal, sources
+from cmjax.convert import references
+from cmjax.data import image_sets, proposal, sources
+from cmjax.metrics import cards, evaluators
 
 
 def sample(
@@ -46,7 +50,7 @@ def sample(
   paths = []
   for key in [name] if name else list(config.samplers):
     sampler = build.sampler(config, key, trained.net, mesh, guides.get(key))
-    x0 = sampler(params, jax.random.key(seed), num_samples)
+    x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     reporting.save_png(picture, reporting.picture(x0))
@@ -56,27 +60,88 @@ def sample(
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> str:
-  """Runs config.evals on the newest good checkpoint, rewrites scores.json and the report.
+  """Runs config.evals on the newest good checkpoint, rewrites scores.json, cards and the report.
 
   Returns:
-    The scores, one a line.
+    The scores, one a line, then the cards, each with its numbers and their floors.
   """
   mesh = sharding.make_mesh(**config.mesh)
   trained = runs.load_network(workdir, mesh)
   averages = runs.load_averages(config, trained, workdir, mesh)
   config = runs.with_searched_times(config, workdir)
-  scores = {}
+  scores, told, primary = {}, [], sharding.process()[0] == 0
   guides = runs.load_guides(config, mesh)
   for label, (_, evaluator) in build.evaluators(
     config, trained.net, mesh, guides, emas=averages
   ).items():
     for name, value in evaluator(averages, train.eval_key(config)):
-      if not jnp.ndim(value):
+      if isinstance(value, Mapping):
+        if primary:
+          where = (trained.config, Path(workdir).absolute(), trained.step)
+          told.append(_told(train.write_card(*where, f"{label}_{name}", value), value))
+      elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
-  train.finish(config, Path(workdir).absolute(), scores)
-  return f"step {trained.step}\n" + "\n".join(
-    f"{name}: {value:.5g}" for name, value in scores.items()
-  )
+  if primary:
+    train.finish(config, Path(workdir).absolute(), scores)
+  lines = (f"{name}: {value:.5g}" for name, value in scores.items())
+  return "\n".join([f"step {trained.step}", *lines, *told])
+
+
+def _told(path: Path, card: Mapping[str, Any]) -> str:
+  return f"{path}: {', '.join(cards.lines(card))}"
+
+
+def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path) -> str:
+  """Scores images that are there already with the Frechet evaluators of config.evals.
+
+  Args:
+    config: its data and evaluators; samplers and averages do not matter.
+    workdir: the cards go to its folder `cards`; made if it is not there.
+    images: a folder or an .npz, see `image_sets.read`.
+
+  Returns:
+    The cards, each with its numbers and their floors.
+  """
+  data, workdir, told = image_sets.read(images), Path(workdir).absolute(), []
+  mesh = sharding.make_mesh(**config.mesh)
+  labels = [label for label, section in config.evals.items() if section.name == "frechet"]
+  if not labels:
+    raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
+  for label in labels:
+    scorer, to_images = build.scorer(config, label, mesh)
+    _check_shape(data, build.source(config), images)
+    card = evaluators.image_card(scorer, build.image_batches(data, to_images))
+    card["images"] |= {"kind": "given", "name": Path(images).name}
+    if data[0]["image"].dtype == np.uint8:
+      card["rounding"] = cards.GIVEN
+    if sharding.process()[0] == 0:
+      told.append(
+        _told(train.write_image_card(workdir, f"{label}_{Path(images).stem}", card), card)
+      )
+  return "\n".join(told)
+
+
+def _check_shape(data: sources.Source, trained_on: sources.Source, images: str | Path) -> None:
+  if tuple(data.shape) != tuple(trained_on.shape):
+    raise ValueError(
+      f"The images in {images} are {list(data.shape)}, those of config.data "
+      f"{list(trained_on.shape)}: a resize would change the score. Bring them to one shape first."
+    )
+
+
+def make_reference(config: ConfigDict, to: str | Path) -> str:
+  """Writes what the first Frechet evaluator of config.evals needs of the training split.
+
+  evals.{label}.reference=FILE then takes the place of looking at all images anew.
+
+  Args:
+    config: its data, and the features and scores of the evaluator.
+    to: the .npz, or .pkl as EDM2 has it.
+  """
+  found = build.reference(config, None, sharding.make_mesh(**config.mesh))
+  if sharding.process()[0] == 0:
+    references.write(to, found)
+  return f"{to}: {found.record['num']:,} images, {found.record['detector']['name']}"
 
 
 def search_times(

@@ -6,6 +6,7 @@ and averages. Both split the batch. Row i of a global batch is the same element 
 
 import contextlib
 import hashlib
+import io
 import math
 import platform
 from collections import Counter
@@ -19,6 +20,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
+_PIECE = 2**26  # bytes that one process sends at a time: a device has to hold as many of each
 
 
 def make_mesh(
@@ -262,3 +264,44 @@ def create(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
 def gather(tree: Any, mesh: Mesh) -> Any:
   """The tree with every array whole on every device; what is on the host must be alike on all."""
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def local_values(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of an array split by `batch_sharding` that this process has: their numbers, ascending.
+
+  Returns:
+    int64 [b], and the rows [b, ...].
+  """
+  numbers = np.arange(len(array))
+  shards = [(numbers[s.index[0]], np.asarray(s.data)) for s in array.addressable_shards]
+  shards.sort(key=lambda shard: shard[0][0])
+  rows, values = (np.concatenate(part) for part in zip(*shards, strict=True))
+  return rows, values
+
+
+def everyone(array: np.ndarray) -> list[np.ndarray]:
+  """The arrays that all processes call this with, in their order: of any shapes, bit for bit.
+
+  Every process must call it. What travels are bytes: JAX would make float32 of float64.
+  """
+  if jax.process_count() == 1:
+    return [array]
+  stream = io.BytesIO()
+  np.save(stream, array, allow_pickle=False)
+  raw = np.frombuffer(stream.getbuffer(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.asarray(len(raw), np.int32)).tolist()
+  parts = [[] for _ in sizes]
+  for start in range(0, max(sizes), _PIECE):
+    piece = np.zeros(min(_PIECE, max(sizes) - start), np.uint8)
+    own = raw[start : start + _PIECE]
+    piece[: len(own)] = own
+    for i, theirs in enumerate(np.asarray(multihost_utils.process_allgather(piece))):
+      parts[i].append(theirs[: max(0, sizes[i] - start)])
+  return [np.load(io.BytesIO(np.concatenate(part).tobytes()), allow_pickle=False) for part in parts]
+
+
+def spread(function: Callable[[int, int], np.ndarray], num: int) -> np.ndarray:
+  """function(start, stop) of a part of range(num) on each process; all parts, on every process."""
+  index, count = process()
+  own = function(num * index // count, num * (index + 1) // count)
+  return np.concatenate(everyone(own))

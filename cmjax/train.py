@@ -1,6 +1,8 @@
 """Training: from a config and a workdir to a trained model, in as many sittings as it takes."""
 
+import collections
 import contextlib
+import datetime
 import functools
 import json
 import logging
@@ -23,11 +25,13 @@ from cmjax import (
   doctor,
   lock,
   microbatch,
+  report,
   reporting,
   runs,
   sharding,
 )
 from cmjax.ema.snapshots import Snapshots, check_writable
+from cmjax.metrics import cards
 from cmjax.train_step import TrainState, make_train_step, several
 from cmjax.types import Array, Batch, LossFn, Model, Network, Params
 
@@ -60,9 +64,9 @@ def train(
   """Trains, or goes on training, until config.total_steps.
 
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
-  samples/, scores.json and report.html, and with config.snapshots also snapshots/. A run goes on
-  from its newest good checkpoint; one that was killed at any moment ends with the same state, bit
-  for bit, as one that was not.
+  samples/, cards/, scores.json and report.html, and with config.snapshots also snapshots/. A run
+  goes on from its newest good checkpoint; one that was killed at any moment ends with the same
+  state, bit for bit, as one that was not.
 
   Args:
     config: as in `configs/`.
@@ -140,6 +144,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
     (workdir / "parameters.txt").write_text(overview + "\n")
 
   # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
+  keep_card = functools.partial(write_card, config, workdir) if primary else lambda *card: None
   explain = functools.partial(_explain, config, net, teacher and teacher[0], frozen, run)
   before = restored.meta if restored else {}
   window = doctor.Window(config, explain, before.get("skipped", 0))
@@ -170,7 +175,8 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
         for label, (every, evaluate) in evaluators.items():
           if last or (step % every == 0 and not stop and step != run.evaluated):
             with reporter.paused():
-              scores |= _report(reporter, step, label, evaluate(run.state.ema, eval_key(config)))
+              values = evaluate(run.state.ema, eval_key(config))
+              scores |= _report(reporter, step, label, values, keep_card)
 
         if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
           window.read()  # a step to stop at must not become a checkpoint
@@ -441,18 +447,55 @@ def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]
 
 
 def _report(
-  reporter: reporting.Reporter, step: int, label: str, values: Iterator[tuple[str, Any]]
+  reporter: reporting.Reporter,
+  step: int,
+  label: str,
+  values: Iterator[tuple[str, Any]],
+  keep_card: Callable[[int, str, Mapping[str, Any]], Any],
 ) -> dict[str, float]:
-  """Passes what an evaluator yields to the reporter; returns the scalars."""
+  """Passes what an evaluator yields to the reporter, and cards on; returns the scalars."""
   scalars = {}
   for name, value in values:
-    if jnp.ndim(value):
+    if isinstance(value, Mapping):
+      keep_card(step, f"{label}_{name}", value)
+    elif jnp.ndim(value):
       reporter.images(step, name, value)
     else:
       scalars[f"{label}/{name}"] = float(value)
   if scalars:
     reporter.write(step, scalars)
   return scalars
+
+
+def write_card(
+  config: ConfigDict, workdir: Path, step: int, name: str, card: Mapping[str, Any]
+) -> Path:
+  """Completes the card of a score with what made it, and writes it to workdir/cards.
+
+  Args:
+    config: of the run that the samples are of.
+    workdir: where the folder of cards is.
+    step: of the weights.
+    name: of the score.
+    card: what an evaluator said.
+  """
+  known = {"step": step, "config_sha256": runs.digest(config)}
+  return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **known, **_where()})
+
+
+def write_image_card(workdir: Path, name: str, card: Mapping[str, Any]) -> Path:
+  """Writes the card of images that no run of ours has made."""
+  return cards.write(workdir / "cards", name, {**card, **_where()})
+
+
+def _where() -> dict[str, Any]:
+  """By what, on what and when a score was computed."""
+  devices = collections.Counter(device.device_kind for device in jax.devices())
+  return {
+    "versions": report.versions(),
+    "device": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
+    "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+  }
 
 
 def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:
@@ -467,12 +510,14 @@ def score_rows(config: ConfigDict, scores: Mapping[str, float]) -> list[dict[str
   rows = []
   for name, value in scores.items():
     label, _, member = name.partition("/")
-    sampler, slash, ema = member.partition("/")
-    if not slash:
+    sampler, _, rest = member.partition("/")
+    ema, _, what = rest.partition("/")
+    if not ema or sampler == "floor":
       continue
-    row = {"score": label, "sampler": sampler, "average": ema}
+    what = f"/{what}" if what else ""
+    row = {"score": f"{label}{what}", "sampler": sampler, "average": ema}
     row |= {"NFE": build.sampler_nfe(config, sampler), "value": value}
-    row |= {"floor": scores.get(f"{label}/floor")}
+    row |= {"floor": scores.get(f"{label}/floor{what}")}
     speeds = [
       scores[f"{other}/{sampler}"]
       for other, section in config.evals.items()

@@ -31,7 +31,17 @@ def cos_sin(t: Time, like: Data) -> tuple[Array, Array]:
 def noise(
   key: Array, shape: tuple[int, ...], *, sigma_data: float, dtype: Any = jnp.float32
 ) -> Array:
-  """z ~ N(0, sigma_data^2 I), which is also x_t at t = pi/2."""
+  """z ~ N(0, sigma_data^2 I), which is also x_t at t = pi/2.
+
+  Args:
+    key: of all of it; or [n] keys, of one sample each: then z_i is a function of the i-th alone.
+    shape: [n, *d].
+    sigma_data: std of the noise.
+    dtype: of z.
+  """
+  if key.ndim:
+    draw = lambda key: jax.random.normal(key, (math.prod(shape[1:]),), dtype)
+    return sigma_data * jax.vmap(draw)(key).reshape(shape)
   # Drawn flat: the numbers are the same, and on a CPU XLA takes seconds to compile a draw in 4-D.
   return sigma_data * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 

@@ -57,6 +57,7 @@ ROOMS = {
   "metrics": (1, "machinery"),
   "metrics.detectors": (2, "machinery"),
   "metrics.detectors.__main__": (9, "program"),
+  "metrics.scoring": (3, "machinery"),
   "metrics.evaluators": (3, "machinery"),
   "convert": (3, "program"),
   "convert.write": (6, "program"),

@@ -51,7 +51,7 @@ def run(*args):
       "No such file or directory: 'tests/none.py'",
     ),
     (["--workdir=x"], "Flag --config must have a value other than None"),
-    ([QUICK, "--mode=fly"], "--mode=fly: value should be one of <train|sample|evaluate|search|mea"),
+    ([QUICK, "--mode=fly"], "--mode=fly: value should be one of <train|sample|evaluate|reference|"),
     ([QUICK, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ([QUICK, "workdir=x"], "Unknown arguments ['workdir=x']: options begin with --."),
   ],
@@ -72,7 +72,7 @@ def _program(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", argv)
     flags.FLAGS.unparse_flags()
     flags.FLAGS.mode, flags.FLAGS.workdir = "train", None
-    flags.FLAGS.allow_config_change = False
+    flags.FLAGS.allow_config_change, flags.FLAGS.images, flags.FLAGS.to = False, None, None
     capsys.readouterr()
     try:
       main.main(main.parse_flags(argv))
@@ -162,6 +162,20 @@ def test_measuring_the_data_needs_no_workdir(program):
   assert code == 0 and found["num"] == 512 and found["shape"] == [2]
   assert 0.45 < found["std"] < 0.55  # of the distribution: 0.5
   assert "config.sigma_data is 0.5; the std of the data is 0." in out
+
+
+def test_a_reference_needs_a_file_and_an_evaluator_that_says_of_what(program, tmp_path):
+  code, _, err = program("--mode=reference")
+  assert code == 1 and "--mode=reference needs --to, the file to write" in err
+  code, _, err = program("--mode=reference", f"--to={tmp_path / 'a.npz'}")
+  assert code == 1 and "A reference needs a 'frechet' evaluator in config.evals" in err
+
+
+def test_images_are_scored_by_an_evaluator_of_images(program, tmp_path):
+  np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
+  args = ("--mode=evaluate", f"--workdir={tmp_path}", f"--images={tmp_path / 'a.npz'}")
+  code, _, err = program(*args)
+  assert code == 1 and "scored by the 'frechet' evaluators of config.evals: add one" in err
 
 
 @pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax import samplers, step_times, times
+from cmjax import samplers, step_times, times, trigflow
 
 import exact
 from exact import SIGMA_DATA, S
@@ -296,6 +296,34 @@ def test_the_number_of_network_evaluations_is_as_promised():
     draw(sampler, grid)
     jax.effects_barrier()
     assert len(count) == nfe
+
+
+@pytest.mark.parametrize(
+  ("sampler", "grid"),
+  [
+    (samplers.consistency, times.consistency_times(1.1, sigma_data=SIGMA_DATA)),
+    (samplers.segments, times.segment_times(2, sigma_data=SIGMA_DATA)),
+    (samplers.ddim, times.ode_times(3, sigma_data=SIGMA_DATA)),
+    (samplers.dpmpp_2m, times.ode_times(3, sigma_data=SIGMA_DATA)),
+    (samplers.heun, times.ode_times(3, sigma_data=SIGMA_DATA)),
+    (samplers.stochastic, times.ode_times(3, sigma_data=SIGMA_DATA)),
+  ],
+)
+def test_with_a_key_for_each_sample_a_sample_is_a_function_of_its_key(sampler, grid):
+  draw = jax.jit(lambda keys: sampler(arbitrary, {}, keys, (len(keys), 4), grid, sigma_data=0.5))
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(9))
+  whole = np.asarray(draw(keys))
+  assert len(np.unique(whole[:, 0])) == 9
+  chosen = np.array([7, 0, 4])
+  np.testing.assert_allclose(draw(keys[chosen]), whole[chosen], rtol=1e-6, atol=1e-6)
+
+
+def test_the_noise_of_one_sample_is_that_of_its_own_key():
+  keys = jax.random.split(jax.random.key(1), 5)
+  z = trigflow.noise(keys, (5, 2, 3), sigma_data=SIGMA_DATA)
+  for i, key in enumerate(keys):
+    alone = trigflow.noise(key, (2, 3), sigma_data=SIGMA_DATA)
+    np.testing.assert_array_equal(z[i], alone)
 
 
 def test_conditions_and_parameters_reach_the_network():

@@ -3,95 +3,240 @@
 The train loop knows nothing of metrics, and metrics know nothing of writers.
 
 An evaluator is called with the averages, `{ema name: params of the network}`, and a key, and yields
-scalars and arrays of samples. The key is the same at every evaluation: pictures and scores at
-different steps differ by the parameters alone.
+scalars, arrays of samples, and cards (dicts, see `cards`). The key is the same at every evaluation:
+pictures and scores at different steps differ by the parameters alone.
+
+Sample i is a function of the key and of i, in whatever batch and on whatever process it is drawn.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from cmjax.metrics import frechet, wasserstein
+from cmjax.metrics import scoring, wasserstein
+from cmjax.metrics.detectors import Detector
+from cmjax.metrics.features import Everyone, Features, ImageBatch, Reference, alone, collect
+from cmjax.metrics.neighbours import Spread, here
+from cmjax.metrics.progress import Progress
 from cmjax.types import Array, Params
 
 Evaluator = Callable[[Mapping[str, Params], Array], Iterator[tuple[str, Any]]]
-# params, key, n -> n samples [n, *d] on the host.
-Sampler = Callable[[Params, Array, int], np.ndarray]
-# images [n, h, w, c] in [-1, 1] -> features [n, d]
-Features = Callable[[np.ndarray], np.ndarray]
+# params, key, numbers of samples [n] -> of this process's share: numbers [m] and samples [m, *d].
+Sampler = Callable[[Params, Array, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-  """Images in [-1, 1] as their own features, in [0, 1]: exact, and enough for small images."""
-  return (images.reshape(len(images), -1).astype(np.float64) + 1) / 2
+class Scorer(NamedTuple):
+  """How sets of images are scored.
+
+  Attributes:
+    detector: what looks at them.
+    scores: names of `scoring.SCORES`.
+    options: of the scores.
+    reference: -> what they are compared with; made when it is first asked for.
+    held_out: -> images in the samples' place, for the floor; None without.
+    record: what a card says of all this, beside the reference: score, detector, rounding, options.
+    per_class: whether cards have the values of each class, too.
+    everyone: gathers arrays from all processes.
+    spread: splits rows of work over all processes.
+  """
+
+  detector: Detector
+  scores: tuple[str, ...]
+  options: scoring.Options
+  reference: Callable[[], Reference]
+  held_out: Callable[[], Features] | None
+  record: Mapping[str, Any]
+  per_class: bool = False
+  everyone: Everyone = alone
+  spread: Spread = here
+
+  def look(self, batches: Iterator[ImageBatch]) -> Features:
+    """What the scores need of images."""
+    keep = scoring.needs(self.scores, per_class=self.per_class)
+    return collect(batches, self.detector.apply, keep=keep, everyone=self.everyone)
+
+  def values(self, seen: Features) -> dict[str, float]:
+    """The scores of images."""
+    return scoring.values(seen, self.reference(), self.scores, self.options, spread=self.spread)
+
+  def card(self, seen: Features) -> dict[str, Any]:
+    """Values of images, by class too where asked for, and how they were made."""
+    reference, card = self.reference(), {"values": self.values(seen), **self.record}
+    card["reference"] = reference.record
+    card["images"] = {"num": seen.num, "digest": seen.digest}
+    if self.per_class:
+      card["classes"] = scoring.class_values(seen, reference, self.scores, self.options)
+    if warnings := scoring.warnings(seen.num, reference, self.scores):
+      card["warnings"] = warnings
+      for warning in warnings:
+        scoring.logger.warning("%s", warning)
+    return card
 
 
-def _draw(sampler: Sampler, params: Params, key: Array, num: int, batch_size: int):
-  """Batches of samples, `num` in all."""
-  for i in range(-(-num // batch_size)):
-    # Whole batches always, so that the sampler is compiled for one shape.
-    batch = sampler(params, jax.random.fold_in(key, i), batch_size)
-    yield batch[: num - i * batch_size]
+class About(NamedTuple):
+  """What cards say of what is drawn.
+
+  Attributes:
+    samplers: of each, by its key: name, times, NFE, guidance.
+    emas: of each average, by its key: its length.
+    seeds: of the noise and the classes.
+    num_classes: classes are the numbers of the samples in turn; 0 without classes.
+  """
+
+  samplers: Mapping[str, Mapping[str, Any]]
+  emas: Mapping[str, Mapping[str, Any]]
+  seeds: Mapping[str, Any]
+  num_classes: int = 0
+
+
+def whole(
+  sampler: Sampler, params: Params, key: Array, num: int, everyone: Everyone = alone
+) -> np.ndarray:
+  """Samples 0 to num - 1, [num, *d], in order, on every process."""
+  parts = zip(*(everyone(part) for part in sampler(params, key, np.arange(num))), strict=True)
+  ids, drawn = (np.concatenate(part) for part in zip(*parts, strict=True))
+  return drawn[np.argsort(ids)]
 
 
 def samples(
-  samplers: Mapping[str, Sampler], *, emas: Sequence[str], num_samples: int = 64
+  samplers: Mapping[str, Sampler],
+  everyone: Everyone = alone,
+  *,
+  emas: Sequence[str],
+  num_samples: int = 64,
 ) -> Evaluator:
   """Pictures: `num_samples` of each sampler and average, from the same noise at every call."""
 
   def evaluate(averages, key):
     for ema in emas:
       for name, sampler in samplers.items():
-        drawn = sampler(averages[ema], key, num_samples)
+        drawn = whole(sampler, averages[ema], key, num_samples, everyone)
         # Images are pixels here; what a diverging model puts beyond them is not to be drawn.
         yield f"{name}_{ema}", np.clip(drawn, -1, 1) if drawn.ndim == 4 else drawn
 
   return evaluate
 
 
-def frechet_distance(
+def image_scores(
   samplers: Mapping[str, Sampler],
-  features: Features,
-  train: frechet.Moments,
-  held_out: frechet.Moments,
+  scorer: Scorer,
+  about: About,
+  to_images: Callable[[np.ndarray], np.ndarray],
   *,
   emas: Sequence[str],
   num_samples: int,
   batch_size: int,
+  best_of: int = 1,
 ) -> Evaluator:
-  """Frechet distance of `num_samples` samples to all training images, in any features.
+  """Scores of `num_samples` samples of each sampler and average, in any detector's features.
 
-  Yields `{sampler}/{ema}` for each, and `floor`: the distance of the held-out images to the
-  training images, which has the bias of *their* number.
+  Yields `{sampler}/{ema}` for the Frechet distance and `{sampler}/{ema}/{value}` for any other, a
+  card for each, and first `floor` and `floor/{value}`: what held-out images have in the samples'
+  place, with the bias of *their* number.
+
+  With `best_of` 3 there are three sets of samples, of the numbers 0 to num_samples - 1 and on, and
+  each value is the best of the three, as in EDM and after; the card has all.
 
   Args:
     samplers: by name.
-    features: images [n, h, w, c] in [-1, 1] -> [n, d].
-    train: of the features of the reference.
-    held_out: of the features of images not trained on.
+    scorer: what scores them.
+    about: what cards say of what is drawn.
+    to_images: samples -> images as the detector takes them.
     emas: which averages to score.
     num_samples: how many samples.
-    batch_size: how many at a time.
+    batch_size: how many at a time, on all devices together.
+    best_of: sets of samples.
+
+  Raises:
+    ValueError: a number is below 1.
   """
-  floor = frechet.distance(held_out, train)
+  for what, count in (
+    ("num_samples", num_samples), ("batch_size", batch_size), ("best_of", best_of),
+  ):  # fmt: skip
+    if count < 1:
+      raise ValueError(f"{what}={count} must be at least 1.")
+  num_classes = about.num_classes
+
+  @functools.cache
+  def floor():
+    if scorer.held_out is None:
+      return {}, 0
+    return scorer.values(scorer.held_out()), scorer.held_out().num
+
+  def look(name, sampler, ema, params, key, first):
+    progress = Progress(f"Scoring {name} ({ema})", num_samples)
+
+    def batches():
+      for start in range(first, first + num_samples, batch_size):
+        # Whole batches always, so that the sampler is compiled for one shape.
+        ids, drawn = sampler(params, key, np.arange(start, start + batch_size))
+        wanted = ids < first + num_samples
+        ids, drawn = ids[wanted], drawn[wanted]
+        yield ids, to_images(drawn), ids % num_classes if num_classes else None
+        progress.add(min(batch_size, first + num_samples - start))
+
+    return scorer.look(batches())
 
   def evaluate(averages, key):
-    yield "floor", floor
+    values, num = floor()
+    yield from _scalars("floor", values)
     for name, sampler in samplers.items():
       for ema in emas:
-        draws = _draw(sampler, averages[ema], key, num_samples, batch_size)
-        yield f"{name}/{ema}", frechet.distance(frechet.streaming(map(features, draws)), train)
+        made = []
+        for first in range(0, best_of * num_samples, num_samples):
+          seen = look(name, sampler, ema, averages[ema], key, first)
+          made.append(scorer.card(seen))
+          made[-1]["images"] |= {"kind": "samples", "first": first, **about.seeds}
+        card = {**made[0], "values": _best([one["values"] for one in made])}
+        card |= {"sampler": about.samplers[name], "ema": about.emas[ema]}
+        card |= {"floor": values, "floor_num": num} if values else {}
+        if best_of > 1:
+          # What belongs to one of the sets alone is there with it.
+          images = {key: value for key, value in card["images"].items() if key != "digest"}
+          card |= {"best_of": best_of, "images": images, "repetitions": made}
+          card.pop("classes", None)
+        yield from _scalars(f"{name}/{ema}", card["values"])
+        yield f"{name}_{ema}", card
 
   return evaluate
+
+
+def image_card(scorer: Scorer, batches: Iterator[ImageBatch]) -> dict[str, Any]:
+  """The card of images that are there already."""
+  card = scorer.card(scorer.look(batches))
+  if scorer.held_out:
+    held_out = scorer.held_out()
+    card |= {"floor": scorer.values(held_out), "floor_num": held_out.num}
+  return card
+
+
+def _best(repetitions: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """The best of each value; what belongs beside a value is that of its repetition."""
+  found = {}
+  for name in repetitions[0]:
+    main = next((n for n in repetitions[0] if name in (f"{n}_std", f"{n}_half_width")), name)
+    chosen = repetitions[0]
+    for other in repetitions[1:]:
+      if scoring.better(main, other[main], chosen[main]) != chosen[main]:
+        chosen = other
+    found[name] = chosen[name]
+  return found
+
+
+def _scalars(prefix: str, values: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+  for name, value in values.items():
+    if name not in scoring.BESIDE:
+      yield prefix if name == "frechet" else f"{prefix}/{name}", value
 
 
 def sliced_wasserstein(
   samplers: Mapping[str, Sampler],
   train: np.ndarray,
   held_out: np.ndarray,
+  everyone: Everyone = alone,
   *,
   emas: Sequence[str],
   num_samples: int,
@@ -101,13 +246,20 @@ def sliced_wasserstein(
   reference, other = train[:num_samples], held_out[:num_samples]
   floor = wasserstein.sliced(other, reference)
 
+  def points(sampler, params, key):
+    drawn = [
+      sampler(params, key, np.arange(start, start + batch_size))
+      for start in range(0, num_samples, batch_size)
+    ]
+    own = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    ids, found = (np.concatenate(everyone(part)) for part in own)
+    return found[np.argsort(ids)][:num_samples]
+
   def evaluate(averages, key):
     yield "floor", floor
     for name, sampler in samplers.items():
       for ema in emas:
-        draws = _draw(sampler, averages[ema], key, num_samples, batch_size)
-        points = np.concatenate(list(draws))
-        yield f"{name}/{ema}", wasserstein.sliced(points, reference)
+        yield f"{name}/{ema}", wasserstein.sliced(points(sampler, averages[ema], key), reference)
 
   return evaluate
 
@@ -122,7 +274,7 @@ def throughput(
       seconds = []
       for _ in range(num_batches + 1):
         start = time.perf_counter()
-        sampler(averages[emas[0]], key, batch_size)
+        sampler(averages[emas[0]], key, np.arange(batch_size))
         seconds.append(time.perf_counter() - start)
       yield name, batch_size / float(np.median(seconds[1:]))
 

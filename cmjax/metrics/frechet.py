@@ -105,6 +105,14 @@ def merge(a: Moments, b: Moments) -> Moments:
   return Moments(num, mean, scatter)
 
 
+def merge_all(parts: Iterable[Moments | None]) -> Moments | None:
+  """The moments of all parts together; None of none. A None among them is a part without any."""
+  total = None
+  for part in parts:
+    total = part if total is None else total if part is None else merge(total, part)
+  return total
+
+
 def streaming(batches: Iterable[Array | np.ndarray]) -> Moments:
   """The moments of all batches together; only one batch is in memory at a time.
 
@@ -114,10 +122,7 @@ def streaming(batches: Iterable[Array | np.ndarray]) -> Moments:
   Raises:
     ValueError: there is no batch, or `moments` or `merge` refuses one.
   """
-  total = None
-  for batch in batches:
-    part = moments(batch)
-    total = part if total is None else merge(total, part)
+  total = merge_all(map(moments, batches))
   if total is None:
     raise ValueError(
       "Moments need at least one batch of features, got none. Was it used up before?"
@@ -143,6 +148,24 @@ def distance(a: Moments, b: Moments) -> float:
   overlap = np.linalg.svd(roots, compute_uv=False).sum()
   value = np.sum((a.mean - b.mean) ** 2) + w_a.sum() + w_b.sum() - 2 * overlap
   return max(float(value), 0.0)  # below 0 only by rounding: (1) is never negative
+
+
+def bias(reference: Moments, num: int, *, seed: int = 0) -> float:
+  """The distance to `reference` of `num` draws from the Gaussian with its own moments.
+
+  It is what a set of `num` images would have on average if it were as good as can be; with many
+  dimensions one draw is close to the mean.
+
+  Args:
+    reference: moments.
+    num: of samples, at least 2.
+    seed: of the draw.
+  """
+  w, _ = _spectrum(reference.covariance)
+  if not len(w):
+    return 0.0
+  x = np.random.default_rng(seed).standard_normal((num, len(w))) * np.sqrt(w)[None]
+  return distance(moments(x), from_covariance(np.zeros(len(w)), np.diag(w)))
 
 
 def _spectrum(S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

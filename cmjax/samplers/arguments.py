@@ -1,7 +1,12 @@
-"""What every sampler takes: times that are checked, and the velocity of a network."""
+"""What every sampler takes: times that are checked, keys, and the velocity of a network.
+
+A sampler's `key` is of all noise, or an array [n] of one key for each sample: the noise of a sample
+then depends on its own key alone, in whatever batch it is.
+"""
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,6 +43,20 @@ def velocity(
     return sigma_data * net(params, x / sigma_data, t, cond, None)
 
   return v
+
+
+def split(key: Array, num: int) -> Array:
+  """`num` keys out of one; out of [n] keys, [num, n]."""
+  if not key.ndim:
+    return jax.random.split(key, num)
+  return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(key)
+
+
+def fold_in(key: Array, data: int) -> Array:
+  """`jax.random.fold_in` of one key or of each of [n]."""
+  if not key.ndim:
+    return jax.random.fold_in(key, data)
+  return jax.vmap(lambda key: jax.random.fold_in(key, data))(key)
 
 
 def pairs(angles: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import trigflow
-from cmjax.samplers.arguments import Times, check_times, pairs, velocity
+from cmjax.samplers.arguments import Times, check_times, pairs, split, velocity
 from cmjax.types import Array, Cond, NetFn, Params
 
 
@@ -41,7 +41,7 @@ def refine(
   Args:
     net: a consistency model's network, its `trigflow.denoise` is f.
     params: its weights.
-    key: of all noise.
+    key: of all noise, or [n] keys, one of each sample.
     x0: where to start [n, *d]; 0 samples from nothing.
     times: one decreasing angle per step, above 0.
     sigma_data: std of data and noise.
@@ -101,7 +101,7 @@ def alternate(
     x0 = trigflow.denoise(x_t, v(x_t, t), t_batch)
     return x0 if project is None else project(x0), None
 
-  return jax.lax.scan(step, x0, (angles, scales, jax.random.split(key, len(angles))))[0]
+  return jax.lax.scan(step, x0, (angles, scales, split(key, len(angles))))[0]
 
 
 def consistency(
@@ -122,7 +122,7 @@ def consistency(
   Args:
     net: the consistency model's network.
     params: its weights.
-    key: of all noise.
+    key: of all noise, or [n] keys, one of each sample.
     shape: [n, *d] of the samples.
     times: one angle per step, e.g. `times.consistency_times(1.1)` for two steps.
     sigma_data: std of data and noise.
@@ -155,7 +155,7 @@ def segments(
   Args:
     net: the network of a multistep consistency model.
     params: its weights.
-    key: of the initial noise, the only one.
+    key: of the initial noise, the only one; or [n] keys, one of each sample.
     shape: [n, *d] of the samples.
     times: the boundaries, decreasing to 0, e.g. `times.segment_times(4)`; NFE is one less.
     sigma_data: std of data and noise.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import trigflow
-from cmjax.samplers.arguments import Times, check_times, pairs, velocity
+from cmjax.samplers.arguments import Times, check_times, fold_in, pairs, split, velocity
 from cmjax.types import Array, Cond, NetFn, Params
 
 
@@ -90,7 +90,7 @@ def heun(
   Args:
     net: the diffusion model's network.
     params: its weights.
-    key: of the initial noise, sigma_data N(0, I) at times[0].
+    key: of the initial noise, sigma_data N(0, I) at times[0]; or [n] keys, one of each sample.
     shape: [n, *d] of the samples.
     times: n + 1 decreasing angles below pi/2 that end in 0, e.g.
       `times.ode_times(18)`; NFE is 2 n - 1.
@@ -158,7 +158,7 @@ def stochastic(
   Args:
     net: the diffusion model's network.
     params: its weights.
-    key: of the initial noise and of the churn.
+    key: of the initial noise and of the churn; or [n] keys, one of each sample.
     shape: [n, *d] of the samples.
     times: n + 1 decreasing angles below pi/2 that end in 0; NFE is 2 n - 1.
     sigma_data: std of data and noise.
@@ -176,7 +176,7 @@ def stochastic(
   v = velocity(net, params, cond or {}, sigma_data)
   x = trigflow.noise(key, shape, sigma_data=sigma_data, dtype=jnp.asarray(times).dtype)
   # The start is that of `heun` with this key; fold_in makes the churn independent of it.
-  keys = jax.random.split(jax.random.fold_in(key, 1), len(t_hat))
+  keys = split(fold_in(key, 1), len(t_hat))
   coefs = jnp.asarray(np.stack([t_hat, times[1:], keep, add], -1))
 
   def churned(x, keep, add, key):

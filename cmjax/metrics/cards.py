@@ -1,0 +1,79 @@
+"""The card of a score: a file of JSON that says how the numbers in it were made.
+
+  values       {name: value}; with best_of > 1 the best of the repetitions
+  floor        {name: value} of held-out images in the samples' place, `floor_num` of them
+  score        what the Frechet distance in this detector's features is called: FID in Inception's
+  detector     its record: name, variant, weights, resize, normalisation, precision
+  reference    where it is from, its number of images, its digest or sha256
+  images       kind, num, digest; of samples also their seeds and labels
+  rounding     to 8 bits: round or truncate; "as given" of images that had them, "none" of points
+  options      subsets, neighbours, splits
+  repetitions  values, seeds and digest of each
+  sampler, ema, step, config_sha256   of samples: what drew them
+  warnings, versions, device, time
+
+`python -m cmjax.metrics.compare A B` tells whether two cards can be compared, and if not, why.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+GIVEN = "as given"  # the rounding of images that had 8 bits
+_MUST_HAVE = ("values", "score", "detector", "reference", "images", "rounding", "options")
+_KINDS = {"rounding": str, "score": str}  # of those above that are no dicts
+
+
+def write(folder: str | Path, name: str, card: Mapping[str, Any]) -> Path:
+  """Writes folder/name.json, whole or not at all; characters that no file name has become "-"."""
+  path = Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(json.dumps({"format": FORMAT, **card}, indent=2, allow_nan=False) + "\n")
+  os.replace(partial, path)
+  return path
+
+
+def read(path: str | Path) -> dict[str, Any]:
+  """What `write` wrote.
+
+  Raises:
+    ValueError: there is no such file, or it is no card.
+  """
+  path = Path(path).expanduser()
+  try:
+    card = json.loads(path.read_text())
+    missing = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]
+    if card["format"] != FORMAT or missing:
+      raise ValueError(f"format {card['format']}, wrong: {', '.join(missing) or 'none'}")
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"There is no card at {path}. They are in the folder cards of a run."
+    ) from error
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no card of format {FORMAT}: {error!r}.") from error
+  return card
+
+
+def lines(card: Mapping[str, Any]) -> list[str]:
+  """The numbers of a card in words, one a line, each with its floor."""
+  found = []
+  for name, value in card["values"].items():
+    if name.endswith(("_std", "_half_width")):
+      continue
+    text = f"{shown(name, card['score'])} {value:.5g}"
+    if f"{name}_std" in card["values"]:
+      text += f" +- {card['values'][f'{name}_std']:.2g}"
+    if name in (card.get("floor") or {}):
+      text += f"; floor {card['floor'][name]:.5g} ({card['floor_num']:,} held-out images)"
+    found.append(text)
+  return found
+
+
+def shown(name: str, score: str) -> str:
+  """What a value is called in print: the Frechet distance by its detector's name for it."""
+  return {"frechet": score, "sfid": f"s{score}"}.get(name, name)
