@@ -5,11 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+import records_test
 import tiny
 from PIL import Image
 
 from cmjax import build, charts, sample, sharding, train
 from cmjax.data import image_sets, sources
+from cmjax.data import manifest as manifests
 from cmjax.metrics import cards, classifier, compare, frechet
 
 MESH = sharding.make_mesh()
@@ -93,6 +95,17 @@ def test_a_reference_that_was_written_gives_the_same_numbers_as_the_data(tmp_pat
     assert b["values"][name] == pytest.approx(value, rel=1e-9, abs=1e-14), name
   assert b["reference"]["file"] == "digits.npz" and len(b["reference"]["sha256"]) == 64
   assert compare.incomparable(a, b) == []
+
+
+def test_a_card_says_how_the_reference_was_prepared(tmp_path):
+  train, label = sources.as_array(sources.digits())[0], np.zeros(1_442, np.int32)
+  path = records_test.write_set(tmp_path / "set", {"image": train, "label": label}, num_classes=1)
+  c = configure(scores=("frechet",), floor=False)
+  c.data = dict(name="records", flip=False, records=dict(path=str(path)))
+  reference = build.reference(c, "fd", MESH).record
+  _, manifest = manifests.read(path, "train")
+  assert reference["prepared"]["shards_sha256"] == [shard.sha256 for shard in manifest.shards]
+  assert reference["prepared"]["made"] == manifest.details.get("made")
 
 
 def test_a_classifier_looks_at_images_by_its_file(tmp_path):

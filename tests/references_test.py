@@ -40,7 +40,7 @@ def collected(num=50, keep=features.KINDS):
 def ours(**changed):
   seen = collected()
   record = dict(kind="cmjax", format=1, detector=LINEAR.record, num=50, digest=seen.digest)
-  return features.Reference(seen, record | {"transform": {"resize": "lanczos"}} | changed)
+  return features.Reference(seen, record | {"prepared": {"resize": "lanczos"}} | changed)
 
 
 # --- in -------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def _data_reference(
     "num": seen.num,
     "digest": seen.digest,
     "data": {"name": config.data.name, "split": "train", **dict(own)},
-    "transform": getattr(data, "record", None),
+    "prepared": data.record,
   }
   return Reference(seen, record)
 

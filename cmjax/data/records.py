@@ -47,6 +47,8 @@ class Records(Source):
   def __init__(self, folder: Any, manifest: manifests.Manifest, max_corrupt: int):
     self.shape, self.num_classes = manifest.layout.shape, len(manifest.class_names)
     self.latents = manifest.latents
+    shards_sha256 = [shard.sha256 for shard in manifest.shards]
+    self.record = {"made": manifest.details.get("made"), "shards_sha256": shards_sha256}
     self._layout, self._max_corrupt = manifest.layout, max_corrupt
     self._starts = np.cumsum([0, *(shard.num_records for shard in manifest.shards)])
     self._paths = [folder / shard.name for shard in manifest.shards]

@@ -39,6 +39,7 @@ class Source(Protocol):
 
   shape: tuple[int, ...]  # of one image or point
   num_classes: int  # 0 without labels
+  record: dict[str, Any] | None = None  # how it was prepared, where that is known
 
   def __len__(self) -> int:
     """How many elements there are."""

@@ -32,7 +32,7 @@ def dropout_key(block: Any, rngs: nnx.Rngs | None) -> Array | None:
 def run_block(
   block: Any, x: Array, e: Array, key: Array | None, *, remat: bool, scanned: bool = False
 ) -> Array:
-  """block(x, e, key), laid out along the batch, with its weights gathered; see the module for `remat`.
+  """block(x, e, key), along the batch, its weights gathered; see the module for `remat`.
 
   `scanned` says that it is in the body of a scan, where XLA cannot undo a rematerialisation.
   """
