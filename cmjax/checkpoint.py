@@ -302,9 +302,17 @@ class Checkpoints:
     seal = self._seals / f"{step}.json"
     if not self.primary or seal.exists() or step not in self.steps():
       return
+    try:
+      digests = _digests(self.directory / str(step))
+    except FileNotFoundError as error:  # it was written whole, so that nothing is amiss with writing
+      logger.warning(
+        "The %s of step %d was removed while it was read back (%s). Training goes on to the next.",
+        *(self._noun, step, error.filename),
+      )
+      return
     self._seals.mkdir(parents=True, exist_ok=True)
     partial = seal.with_suffix(".partial")
-    partial.write_text(json.dumps(_digests(self.directory / str(step))))
+    partial.write_text(json.dumps(digests))
     partial.replace(seal)
     for other in self._seals.glob("*.json"):
       if int(other.stem) not in self.steps():

@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import hashlib
 import itertools
 import os
 import shutil
@@ -231,6 +232,27 @@ def test_to_seal_holds_up_nothing_but_the_next_save(tmp_path, monkeypatch):
     while time.monotonic() < deadline + 30:
       checkpoints.poll()
   checkpoints.close()
+
+
+def test_one_that_is_removed_while_it_is_sealed_is_no_failed_save(tmp_path, monkeypatch, caplog):
+  digest = hashlib.file_digest
+
+  def removing(file, name):
+    shutil.rmtree(tmp_path / "checkpoints" / "10", ignore_errors=True)
+    return digest(file, name)
+
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(hashlib, "file_digest", removing)
+    checkpoints.save(10, state(10), CONFIG)
+    checkpoints.wait()
+  assert "checkpoint of step 10 was removed while it was read back" in caplog.text
+  checkpoints.save(20, state(20), CONFIG, note="at 20")
+  checkpoints.close()
+  assert [path.name for path in (tmp_path / "seals").iterdir()] == ["20.json"]
+  again = checkpoint.Checkpoints(tmp_path)
+  assert_is_state_of(again.restore(layout), 20)
+  again.close()
 
 
 def test_a_wall_clock_that_is_set_in_mid_save_spoils_nothing(tmp_path, monkeypatch):
