@@ -45,7 +45,7 @@ def configure(method, args):
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]
   # As on digits (docs/RESULTS.md): short runs need a decay, and an average over the last fifth.
   config.optim.update(name="adam", lr=1e-3 if method == "teacher" else 2e-4)
-  decay = dict(name="inverse_sqrt", decay_steps=config.total_steps // 5, warmup_steps=100)
+  decay = dict(name="inverse_sqrt", decay_steps=max(1, config.total_steps // 5), warmup_steps=100)
   config.optim.schedule = decay
   images = config.total_steps * config.batch_size
   config.ema = dict(main=dict(name="half_life", half_life_images=images // 15, rampup_ratio=None))

@@ -165,7 +165,8 @@ def train_steps(config, state):
   shape = (config.batch_size, 32, 32, 3)
   batch = sharding.global_batch({"image": np.zeros(shape, np.float32)}, mesh)
   key = jax.device_put(key, sharding.replicated(mesh))
-  compiled = train.compile_step(step, mesh, (state, batch, key, frozen))
+  traced = train.trace_step(step, mesh, (state, batch, key, frozen))
+  compiled = train.compile_traced(traced, mesh)
   for _ in range(4):
     start = time.perf_counter()
     state, _ = jax.block_until_ready(compiled(state, batch, key, frozen))
