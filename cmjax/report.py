@@ -16,11 +16,12 @@ import pathlib
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from cmjax.charts import Series, chart, groups, number
+from cmjax.writing import replacing
 
 _PICTURE = re.compile(r"(.+)_(\d{8,})\.png")
 _MAX_PICTURES = 12  # of one name, and the last
@@ -175,17 +176,6 @@ def records(path: pathlib.Path) -> list[dict[str, Any]]:
       ) from error
     read.append(record)
   return read
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """A file that takes the place of `path` at the end, so that readers see the old or the new."""
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "wb") as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
 
 
 def page(

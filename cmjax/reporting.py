@@ -32,8 +32,9 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from cmjax.report import read_metrics as read_metrics
-from cmjax.report import records, replacing
+from cmjax.report import records
 from cmjax.report import report as report
+from cmjax.writing import replacing
 
 MAX_IMAGES = 100  # in one picture; a page of 13 such grids of 32x32 RGB images is about 5 MB
 _SEPARATOR = 128

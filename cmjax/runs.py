@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 
 from cmjax import build, checkpoint, naming, sharding
 from cmjax.ema import snapshots
+from cmjax.nested import flat
 from cmjax.train_step import TrainState
 from cmjax.types import Array, Model, Network, Params
+from cmjax.writing import replacing
 
 logger = logging.getLogger("cmjax")
 
@@ -164,9 +166,8 @@ def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   """Adds the times that a search found, {sampler: {mid_times: ..., ...}}, to the run's."""
   path = Path(workdir) / TIMES
   before = json.loads(path.read_text()) if path.is_file() else {}
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(before | dict(found), indent=2) + "\n")
-  partial.replace(path)
+  with replacing(path) as file:
+    file.write((json.dumps(before | dict(found), indent=2) + "\n").encode())
 
 
 def with_searched_times(config: ConfigDict, workdir: str | Path) -> ConfigDict:
@@ -365,7 +366,7 @@ def _changes(
   config: ConfigDict, meta: dict[str, Any], num_examples: int
 ) -> dict[str, tuple[Any, Any]]:
   """{key: (stored, now)} of what may not differ between two sittings of one run, and does."""
-  ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(meta["config"])
+  ours, theirs = flat(json.loads(json.dumps(config.to_dict()))), flat(meta["config"])
   if "num_examples" in meta:  # not beside snapshots, nor older checkpoints
     ours["data (number of examples)"] = num_examples
     theirs["data (number of examples)"] = meta["num_examples"]
@@ -378,21 +379,10 @@ def _changes(
 
 def digest(config: ConfigDict) -> str:
   """The sha256 of what makes a run what it is: of a config without the keys in `FREE`."""
-  flat = _flat(json.loads(json.dumps(config.to_dict())))
-  kept = {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & set(FREE)}
+  values = flat(json.loads(json.dumps(config.to_dict())))
+  kept = {key: value for key, value in values.items() if not {key, key.split(".")[0]} & set(FREE)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _sentence(key: str, stored: Any, now: Any, what: str) -> str:
   return f"{key}: {stored} in the {what.removesuffix('s')}, {now} now"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dicts as {a.b.c: value}."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat

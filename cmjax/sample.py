@@ -107,9 +107,9 @@ def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path)
   labels = [label for label, section in config.evals.items() if section.name == "frechet"]
   if not labels:
     raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
+  _check_shape(data, build.source(config), images)
   for label in labels:
     scorer, to_images = build.scorer(config, label, mesh)
-    _check_shape(data, build.source(config), images)
     card = evaluators.image_card(scorer, build.image_batches(data, to_images))
     card["images"] |= {"kind": "given", "name": Path(images).name}
     if data[0]["image"].dtype == np.uint8:

@@ -13,6 +13,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "cmjax"
 ROOMS = {
   "types": (0, "base"),
   "naming": (0, "base"),
+  "nested": (0, "base"),
+  "writing": (0, "base"),
   "equations": (1, "machinery"),
   "embeddings": (0, "base"),
   "trigflow": (1, "mathematics"),

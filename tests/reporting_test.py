@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from cmjax import report as html_report
 from cmjax import reporting
+from cmjax.writing import replacing
 
 
 class Terminal(io.StringIO):
@@ -582,3 +583,12 @@ def test_a_full_disk_is_named_and_not_hidden_by_what_follows(tmp_path):
       reporter._history.close()
       reporter._history = open("/dev/full", "a")  # a device that is full, and fails at close, too
       reporter.write(1, {"loss": 1.0})
+
+
+def test_where_writing_fails_the_old_file_stays_and_nothing_of_the_new(tmp_path):
+  path = tmp_path / "scores.json"
+  path.write_text("old")
+  with pytest.raises(RuntimeError, match="in the middle"), replacing(path) as file:
+    file.write(b"new")
+    raise RuntimeError("in the middle")
+  assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["scores.json"]

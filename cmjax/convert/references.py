@@ -28,7 +28,7 @@ from cmjax.convert.tensors import Budget, shown
 from cmjax.data import sources
 from cmjax.metrics import frechet
 from cmjax.metrics.features import Features, Reference
-from cmjax.report import replacing
+from cmjax.writing import replacing
 
 # EDM2's names of detectors.
 EDM2_KEYS = {"inception": "fid", "dinov2": "fd_dinov2"}

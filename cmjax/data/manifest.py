@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cmjax.data.shards import Layout
+from cmjax.writing import replacing
 
 NAME = "manifest.json"
 FORMAT = "cmjax-records-1"
@@ -69,12 +70,10 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 def write_json(path: Path, content: Any) -> None:
   """A file of JSON, whole or not at all."""
-  partial = path.with_name(path.name + ".partial")
   try:
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    with replacing(path) as file:
+      file.write((json.dumps(content, indent=1) + "\n").encode())
   except OSError as error:
-    partial.unlink(missing_ok=True)
     raise ValueError(
       f"Cannot write {path}: {error.strerror}. Free some space or choose another folder, and start "
       "the same command again."

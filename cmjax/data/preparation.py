@@ -159,8 +159,9 @@ def _write_all(
       arrays.append(pixels | encoder.encode(pixels["image"]))
       stretches.append(stretch)
     whole = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
-    _commit(layout, job, whole, joined(stretches))
-    yield joined(stretches)
+    stretch = joined(stretches)
+    _commit(layout, job, whole, stretch)
+    yield stretch
 
 
 def _load(work: Work, indices: np.ndarray) -> tuple[dict[str, np.ndarray], Stretch]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmjax import build, charts, report, runs, sharding, train
 from cmjax.ema import reconstruct
+from cmjax.writing import replacing
 
 logger = logging.getLogger("cmjax")
 IRRELEVANT = ("every_steps", "emas")  # of an evaluator, where it scores averages of other lengths
@@ -82,7 +83,7 @@ def _write(path: Path, text: str) -> None:
   if sharding.process()[0] != 0:
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  with report.replacing(path) as file:
+  with replacing(path) as file:
     file.write(text.encode())
 
 

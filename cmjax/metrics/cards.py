@@ -16,11 +16,12 @@
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cmjax.writing import replacing
 
 FORMAT = 1
 GIVEN = "as given"  # the rounding of images that had 8 bits
@@ -32,9 +33,9 @@ def write(folder: str | Path, name: str, card: Mapping[str, Any]) -> Path:
   """Writes folder/name.json, whole or not at all; characters that no file name has become "-"."""
   path = Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps({"format": FORMAT, **card}, indent=2, allow_nan=False) + "\n")
-  os.replace(partial, path)
+  text = json.dumps({"format": FORMAT, **card}, indent=2, allow_nan=False) + "\n"
+  with replacing(path) as file:
+    file.write(text.encode())
   return path
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from cmjax.types import Array
+from cmjax.writing import replacing
 
 WIDTHS = (32, 64, 64)  # of the convolutions
 NUM_FEATURES = 64
@@ -181,10 +182,8 @@ def save(path: str | os.PathLike[str], classifier: Classifier) -> None:
   """Writes an .npz of plain arrays; a file that is there is replaced whole or not at all."""
   path = Path(path).expanduser()
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  with partial.open("wb") as stream:
-    np.savez(stream, **classifier.weights, **{k: classifier._asdict()[k] for k in _FACTS})
-  partial.replace(path)
+  with replacing(path) as file:
+    np.savez(file, **classifier.weights, **{k: classifier._asdict()[k] for k in _FACTS})
 
 
 _FACTS = ("shape", "scale", "accuracy", "seed")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmjax.metrics import cards
+from cmjax.nested import flat
 
 # Where two cards may differ and still be compared: this is what is compared, or of no weight.
 DRAWN = ("sampler", "ema", "step", "config_sha256", "images.seed", "images.first", "images.labels")
@@ -37,7 +38,7 @@ def incomparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   """What else differs: what was compared, and where."""
-  flat_a, flat_b = _flat(a), _flat(b)
+  flat_a, flat_b = flat(a), flat(b)
   keys = [key for key in {**flat_a, **flat_b} if key.startswith((*DRAWN, *NOTED))]
   return [line for key in keys for line in _differ(key, flat_a.get(key), flat_b.get(key))]
 
@@ -79,13 +80,6 @@ def _differ(name: str, a: Any, b: Any) -> list[str]:
 
 def _said(value: Any) -> str:
   return "not there" if value is None else str(value)
-
-
-def _flat(card: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in card.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-  return flat
 
 
 def main(argv: list[str] | None = None) -> int:

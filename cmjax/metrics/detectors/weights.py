@@ -1,7 +1,6 @@
 """The weights of a detector in an .npz: arrays with the names and the layouts of PyTorch."""
 
 import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.metrics.detectors.network import Pretrained, shapes
+from cmjax.writing import replacing
 
 COMMAND = "python -m cmjax.metrics.detectors FILE --to OUT.npz"
 
@@ -95,10 +95,6 @@ def write(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
   if path.exists():
     raise ValueError(f"{path} exists: choose another name, or remove it.")
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
   arrays: dict[str, Any] = dict(state)
-  with partial.open("wb") as stream:
-    np.savez(stream, **arrays)
-    stream.flush()
-    os.fsync(stream.fileno())
-  partial.replace(path)
+  with replacing(path) as file:
+    np.savez(file, **arrays)

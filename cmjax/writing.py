@@ -1,0 +1,25 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """A file that takes the place of `path` at the end, so that readers see the old or the new.
+
+  Where writing fails the old one stays, and nothing of the new.
+  """
+  partial = path.with_name(path.name + ".partial")
+  try:
+    with open(partial, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
