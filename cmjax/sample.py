@@ -1,6 +1,7 @@
 """What a finished run is used for: samples, scores; and what a data set measures."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import build, reporting, runs, search, sharding, train
 from cmjax.convert import references
 from cmjax.data import image_sets, proposal, sources
-from cmjax.metrics import cards, evaluators
+from cmjax.metrics import cards, evaluators, rounding
+
+logger = logging.getLogger("cmjax")
 
 
 def sample(
@@ -36,13 +40,18 @@ def sample(
     ema: the average's name; None: the first of the run.
 
   Returns:
-    The files written to workdir/samples: a picture, and an .npz with `samples` [n, *d] in [-1, 1].
+    The files written to workdir/samples: an .npz with `samples` [n, *d] as the network gives them,
+    images and points in [-1, 1]; and a picture. Of latents there are pictures where
+    config.data.records.vae makes images of them, and the .npz has these too: `images`, uint8.
   """
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   mesh = sharding.make_mesh(**config.mesh)
   trained = runs.load_network(workdir, mesh)
   config, guides = runs.with_searched_times(config, workdir), runs.load_guides(config, mesh)
+  decoding = build.decoder(config, mesh)
+  if latents := build.latent_convention(config) and not decoding:
+    logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
   ema = ema or next(iter(trained.config.ema))
   params, step = runs.load_average(trained, workdir, ema, mesh)
   folder = Path(workdir).absolute() / "samples"
@@ -53,8 +62,17 @@ def sample(
     x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
-    reporting.save_png(picture, reporting.picture(x0))
-    np.savez(arrays, samples=x0)
+    if latents:
+      np.savez(arrays, samples=x0)
+      paths.append(arrays)
+      continue
+    if decoding:
+      images = decoding.decode(x0)
+      np.savez(arrays, samples=x0, images=rounding.to_uint8(images, rounding.RULES[0]))
+    else:
+      images = x0
+      np.savez(arrays, samples=x0)
+    reporting.save_png(picture, reporting.picture(np.clip(images, -1, 1) if decoding else images))
     paths += [picture, arrays]
   return paths
 
@@ -107,7 +125,7 @@ def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path)
   labels = [label for label, section in config.evals.items() if section.name == "frechet"]
   if not labels:
     raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
-  _check_shape(data, build.source(config), images)
+  _check_shape(config, data, mesh, images)
   for label in labels:
     scorer, to_images = build.scorer(config, label, mesh)
     card = evaluators.image_card(scorer, build.image_batches(data, to_images))
@@ -121,11 +139,14 @@ def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path)
   return "\n".join(told)
 
 
-def _check_shape(data: sources.Source, trained_on: sources.Source, images: str | Path) -> None:
-  if tuple(data.shape) != tuple(trained_on.shape):
+def _check_shape(config: ConfigDict, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
+  expected, decoding = tuple(build.source(config).shape), build.decoder(config, mesh)
+  if decoding and data[0]["image"].dtype == np.uint8:
+    expected = decoding.shape
+  if tuple(data.shape) != expected:
     raise ValueError(
-      f"The images in {images} are {list(data.shape)}, those of config.data "
-      f"{list(trained_on.shape)}: a resize would change the score. Bring them to one shape first."
+      f"The images in {images} are {list(data.shape)}, those of config.data {list(expected)}: a "
+      "resize would change the score. Bring them to one shape first."
     )
 
 

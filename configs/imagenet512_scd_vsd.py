@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
 
   c.data = dict(
     name="records", flip=False,
-    records=dict(path="data/imagenet512", latents="scm", max_corrupt=16),
+    records=dict(path="data/imagenet512", latents="scm", max_corrupt=16, vae=None),
   )  # fmt: skip
   c.net = dict(
     name="edm2", resolution=64, in_channels=4, channels=8 if smoke else channels,
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     attn_resolutions=(16, 8), channels_per_head=8 if smoke else 64, dropout=dropout,
     dropout_resolution=16, num_classes=1000, modulation="pnorm_scale_shift",
     embedding="positional", guidance=True, remat=large, dtype="bfloat16",
-    scan=False,
+    scan=large,
   )  # fmt: skip
   c.loss = dict(
     name="scd", P_mean=-0.8, P_std=1.6, c=0.1, warmup_steps=10_000, norm="l2", weighting="learned",
@@ -78,7 +78,14 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     one_step=dict(name="consistency", mid_times=(), guidance=told),
     two_step=dict(name="consistency", mid_times=(1.1,), guidance=told),  # an angle
   )
-  c.evals = {}  # a grid of latents shows nothing
+  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/METRICS.md).
+  c.evals = dict(
+    grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
+              every_steps=10_000, num_samples=8 if smoke else 16),
+    fid=dict(name="frechet", samplers=("one_step", "two_step"), emas=("main",), every_steps=50_000,
+             features="inception", variant="edm", weights=None, reference="data/img512.pkl",
+             floor=False, num_samples=50_000, batch_size=512),
+  )  # fmt: skip
   c.log_every_steps = 1 if smoke else 100
   c.checkpoint = dict(every_steps=5_000, keep=3)
   c.mesh = dict(data=1, fsdp=-1) if large else dict(data=-1, fsdp=1)

@@ -133,7 +133,7 @@ def test_images_of_another_shape_are_refused(tmp_path):
 @pytest.mark.parametrize(
   ("arrays", "message"),
   [
-    ({}, "it has nothing: one array must be named arr_0, samples, images"),
+    ({}, "it has nothing: one array must be named arr_0, images, samples"),
     ({"a": np.zeros(3)}, "it has a: one array must be named"),
     ({"images": np.zeros((3, 4))}, r"images are float64 \[3, 4\], but must be uint8"),
     ({"images": np.zeros((3, 4, 4, 1), np.int32)}, "images are int32"),
@@ -202,13 +202,6 @@ def test_points_are_not_rounded():
   scorer, to_images = build.scorer(configure(data="points"), "fd", MESH)
   x = np.array([[0.123, -4.0]], np.float32)
   assert scorer.record["rounding"] == "none" and to_images(x) is x
-
-
-def test_latents_are_not_taken_for_images(tmp_path, monkeypatch):
-  latents = sources.ArraySource(np.zeros((9, 8, 8, 4), np.float32))
-  monkeypatch.setattr(build.evaluation, "source", lambda config, split="train": latents)
-  with pytest.raises(ValueError, match=r"but the data are float32 \[8, 8, 4\]. Of latents: decode"):
-    build.scorer(configure(), "fd", MESH)
 
 
 # --- samples --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A section of a config is a `name` and the keyword arguments of what it names. Ev
 get wrong in one is found here, before anything is compiled.
 """
 
+from cmjax.build.decoding import decoder as decoder
 from cmjax.build.evaluation import evaluators as evaluators
 from cmjax.build.evaluation import frechet_scores as frechet_scores
 from cmjax.build.evaluation import image_batches as image_batches

@@ -1,9 +1,10 @@
 """Evaluators of a config: what is drawn, what looks at it, what it is compared with."""
 
 import functools
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import samplers, sharding
+from cmjax.build.decoding import Decoder, decoder, decoder_file
 from cmjax.build.models import source
 from cmjax.build.sampling import conditions, parts, sampler, sampler_nfe, sampling_net
-from cmjax.build.sections import call, pick, read, sample_shape
+from cmjax.build.sections import Section, call, latent_convention, pick, read, sample_shape
 from cmjax.convert import files, references
 from cmjax.data import sources
 from cmjax.metrics import classifier, detectors, frechet, rounding, scoring
@@ -24,11 +26,13 @@ from cmjax.metrics.features import Features, ImageBatch, Reference, collect
 from cmjax.metrics.progress import Progress
 from cmjax.types import Array, Model, Network, Params
 
+logger = logging.getLogger("cmjax")
+
 FEATURES = ("pixels", "classifier", *detectors.DETECTORS)
 EVALUATORS = ("samples", "frechet", "sliced_wasserstein", "throughput")
 CHUNK = 500  # images that are read at a time
 
-# Samples in [-1, 1], or images as they are stored -> images as a detector takes them.
+# Samples, or images as they are stored -> images as a detector takes them.
 ToImages = Callable[[np.ndarray], np.ndarray]
 
 
@@ -94,18 +98,21 @@ def _scorer(
   options = scoring.Options()
   options = options._replace(**{k: take(k) for k in options._fields if k in kwargs})
   named = take("features", ""), take("weights", None), take("variant", None)
-  looking = detector(*named, shape=sample_shape(config), mesh=mesh, what=what)
-  rule, to_images = _rounding(opened("train"), take("rounding", None), what)
+  decoding = decoder(config, mesh)
+  shape = decoding.shape if decoding else sample_shape(config)
+  looking = detector(*named, shape=shape, mesh=mesh, what=what)
+  rule, to_images = _rounding(opened("train"), decoding, take("rounding", None), what)
+  judged = _Judged(looking, to_images)
   place, floor = take("reference", "train"), take("floor", True)
   if place == "train":
     scoring.check_numbers(len(opened("train")), scores, options, f"{what}: the training split")
-    make = lambda: _data_reference(config, opened("train"), looking, scores, what, per_class)
+    make = lambda: _data_reference(config, opened("train"), judged, scores, what, per_class)
   else:
     stored = references.read(place, looking.name)
     scoring.check_reference(stored, looking, scores, per_class=per_class)
     make = lambda: scoring.with_rows(stored, looking, scores)
   keep = scoring.needs(scores, per_class=per_class)
-  held_out = lambda: _seen(opened("test"), looking, keep, f"{what}: held-out images")
+  held_out = lambda: judged.seen(opened("test"), keep, f"{what}: held-out images")
   if floor:
     _check_held_out(lambda: opened("test"), scores, options, what)
   made = metrics.Scorer(
@@ -119,6 +126,7 @@ def _scorer(
       "detector": looking.record,
       "rounding": rule,
       "options": options.of(scores),
+      **({"decoder": decoding.record} if decoding else {}),
     },
     per_class=per_class,
     everyone=sharding.everyone,
@@ -140,14 +148,27 @@ def _check_held_out(
     ) from error
 
 
-def _rounding(data: sources.Source, rule: str | None, what: str) -> tuple[str, ToImages]:
+class _Judged(NamedTuple):
+  """A detector, and how what is drawn or stored becomes images for it."""
+
+  detector: Detector
+  to_images: ToImages
+
+  def seen(self, data: sources.Source, keep: Collection[str], what: str) -> Features:
+    """What is to be kept of all images of a source."""
+    batches = image_batches(data, self.to_images, Progress(what, len(data)))
+    return collect(batches, self.detector.apply, keep=keep, everyone=sharding.everyone)
+
+
+def _rounding(
+  data: sources.Source, decoding: Decoder | None, rule: str | None, what: str
+) -> tuple[str, ToImages]:
   """The rule by which samples get 8 bits, "none" where the data has not; and it as a function."""
-  stored = data[0]["image"].dtype
+  stored = np.dtype(np.uint8) if decoding else data[0]["image"].dtype
   if stored != np.uint8 and len(data.shape) > 1:
     raise ValueError(
       f"{what} scores images of 8 bits, or points, but the data are {stored} {list(data.shape)}. "
-      "Of latents: decode samples (mode sample, the VAE) and score the images, with --images and a "
-      "config of their pixels."
+      "Of latents: name the autoencoder that makes images of them, data.records.vae."
     )
   if stored != np.uint8:
     if rule is not None:
@@ -155,21 +176,22 @@ def _rounding(data: sources.Source, rule: str | None, what: str) -> tuple[str, T
     return "none", lambda samples: samples
   rule = rounding.RULES[0] if rule is None else rule
   pick(rounding.RULES, rule, f"rounding ({what}.rounding)")
-  return rule, lambda x: x if x.dtype == np.uint8 else rounding.to_uint8(x, rule)
+  decode = decoding.decode if decoding else lambda x: x
+  return rule, lambda x: x if x.dtype == np.uint8 else rounding.to_uint8(decode(x), rule)
 
 
 def _data_reference(
-  config: ConfigDict, data: sources.Source, looking: Detector, scores: Collection[str], what: str,
+  config: ConfigDict, data: sources.Source, judged: _Judged, scores: Collection[str], what: str,
   per_class: bool,
 ) -> Reference:  # fmt: skip
   """The training split as a detector sees it."""
   keep = scoring.reference_needs(scores, per_class=per_class)
-  seen = _seen(data, looking, keep, f"{what}: training images")
+  seen = judged.seen(data, keep, f"{what}: training images")
   own = config.data.get(config.data.name, {})
   record = {
     "kind": "cmjax",
     "format": references.FORMAT,
-    "detector": looking.record,
+    "detector": judged.detector.record,
     "num": seen.num,
     "digest": seen.digest,
     "data": {"name": config.data.name, "split": "train", **dict(own)},
@@ -188,12 +210,6 @@ def reference(config: ConfigDict, label: str | None, mesh: Mesh) -> Reference:
   only = ConfigDict(config.to_dict())
   only.evals = {label: section}
   return scorer(only, label, mesh)[0].reference()
-
-
-def _seen(data: sources.Source, looking: Detector, keep: Collection[str], what: str) -> Features:
-  progress = Progress(what, len(data))
-  batches = image_batches(data, progress=progress)
-  return collect(batches, looking.apply, keep=keep, everyone=sharding.everyone)
 
 
 def image_batches(
@@ -256,11 +272,15 @@ def evaluators(
   guides, known = guides or {}, dict.fromkeys(config.ema if emas is None else emas)
   made = {}
   by_name = functools.cache(lambda key: sampler(config, key, net, mesh, guides.get(key)))
+  decoding = functools.cache(lambda: decoder(config, mesh))
   for label, section in config.evals.items():
     name, every, keys, own_emas, kwargs = read(
       section, f"evals.{label}", "every_steps", "samplers", "emas"
     )
     pick(EVALUATORS, name, f"evaluator (evals.{label}.name)")
+    if absent := _absent(config, label, section):
+      logger.info("evals.%s is off, since %s is None: name a file to have it.", label, absent)
+      continue
     drawn, kwargs = {key: by_name(key) for key in keys}, kwargs | {"emas": own_emas}
     for key in own_emas:
       pick(known, key, f"average (evals.{label}.emas)")
@@ -268,6 +288,7 @@ def evaluators(
     if name == "throughput":
       evaluate = call(metrics.throughput, what, drawn, **kwargs)
     elif name == "samples":
+      drawn = {key: _decoded(sample, decoding()) for key, sample in drawn.items()}
       evaluate = call(metrics.samples, what, drawn, sharding.everyone, **kwargs)
     elif name == "frechet":
       evaluate = _image_scores(config, label, drawn, kwargs, mesh)
@@ -276,6 +297,26 @@ def evaluators(
       evaluate = call(metrics.sliced_wasserstein, what, drawn, *given, **kwargs)
     made[label] = every, evaluate
   return made
+
+
+def _absent(config: ConfigDict, label: str, section: Section) -> str | None:
+  """The key of the file without which there is nothing to evaluate; pages say None for it."""
+  if "weights" in section and section["weights"] is None:
+    return f"evals.{label}.weights"
+  shows_images = section["name"] == "samples" and latent_convention(config)
+  return "data.records.vae" if shows_images and not decoder_file(config) else None
+
+
+def _decoded(sample: metrics.Sampler, decoding: Decoder | None) -> metrics.Sampler:
+  """A sampler whose samples are images."""
+  if decoding is None:
+    return sample
+
+  def images(params, key, numbers):
+    own, drawn = sample(params, key, numbers)
+    return own, decoding.decode(drawn)
+
+  return images
 
 
 def _image_scores(

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmjax import edm, latents, networks, sharding
+from cmjax.build import decoding
 from cmjax.build.sections import (
   Section,
   arguments,
@@ -22,11 +23,21 @@ from cmjax.types import Batch, Network
 
 
 def _records(
-  path: str, *, split: str = "train", latents: str | None = None, max_corrupt: int = 0
+  path: str,
+  *,
+  split: str = "train",
+  latents: str | None = None,
+  vae: str | None = None,
+  max_corrupt: int = 0,
 ) -> sources.Source:
-  """`records.records`, of pixels or, by its name, of latents of one convention."""
+  """`records.records`, of pixels or, by its name, of latents of one convention.
+
+  `vae` is the file of the autoencoder that made the latents: for `decoder`, and compared by its
+  sha256 with the one of the record.
+  """
   data = records.records(path, split=split, max_corrupt=max_corrupt)
   _check_latents(data.latents, latents, path)
+  decoding.check(data.latents, vae, path)
   return data
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from cmjax import latents, sharding
+from cmjax.batching import in_batches
 from cmjax.convert import autoencoder, files
 from cmjax.data.preparation import Encoder
 
@@ -32,7 +33,6 @@ def encoder(path: str | Path, convention: str = "scm", *, batch_size: int = 8) -
   chosen, mesh = latents.CONVENTIONS[convention], sharding.make_mesh()
   sharding.check_batch_size(batch_size, mesh)
   vae, params = autoencoder.load(path)
-  params = sharding.gather(params, mesh)
 
   @jax.jit
   def compute(params, images):
@@ -40,14 +40,11 @@ def encoder(path: str | Path, convention: str = "scm", *, batch_size: int = 8) -
       pixels = images.astype(np.float32) / 127.5 - 1.0
       return latents.moments(lambda x: vae.encode(params, x), pixels, chosen)
 
+  run = in_batches(compute, params, mesh, batch_size // mesh.size)
+
   def encode(images: np.ndarray) -> dict[str, np.ndarray]:
-    parts = [(np.zeros((0, *shape(images.shape[1:])), np.float32),) * 2]
-    for start in range(0, len(images), batch_size):
-      batch = images[start : start + batch_size]
-      padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]  # one shape, compiled once
-      padded = sharding.global_batch({"image": np.pad(batch, padding)}, mesh)["image"]
-      parts.append(tuple(np.asarray(x)[: len(batch)] for x in compute(params, padded)))
-    mean, std = map(np.concatenate, zip(*parts, strict=True))
+    mean, std = run(images)
+    assert mean is not None and std is not None, "computed just now"
     return {"image": mean, "image_std": std}
 
   def shape(of):

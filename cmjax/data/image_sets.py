@@ -7,15 +7,16 @@ import numpy as np
 
 from cmjax.data import sources
 
-# Arrays of images by the names that people give them, and the labels beside.
-ARRAYS = {"arr_0": "arr_1", "samples": "labels", "images": "labels"}
+# Arrays of images by the names that people give them, and the labels beside; the first is taken.
+ARRAYS = {"arr_0": "arr_1", "images": "labels", "samples": "labels"}
 
 
 def read(path: str | os.PathLike[str]) -> sources.Source:
   """The images in a folder (see `sources.folder`), or in an .npz.
 
-  In an .npz they are `arr_0` (ADM), `images` or `samples` (mode sample): uint8 [n, h, w, c], or
-  floats in [-1, 1]; labels are `arr_1` or `labels`. Pickled objects are refused, not read.
+  In an .npz they are `arr_0` (ADM), `images` or else `samples` (mode sample): uint8 [n, h, w, c],
+  or floats in [-1, 1] or latents; labels are `arr_1` or `labels`. Pickled objects are refused, not
+  read.
 
   Raises:
     ValueError: there is no such folder or file, it is damaged, or holds no such array.
@@ -28,7 +29,7 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
   try:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
       names = [name for name in ARRAYS if name in file]
-      if len(names) != 1:
+      if not names:
         raise ValueError(
           f"it has {', '.join(file.files) or 'nothing'}: one array must be named "
           f"{', '.join(ARRAYS)}"

@@ -8,6 +8,7 @@
   images       kind, num, digest; of samples also their seeds and labels
   rounding     to 8 bits: round or truncate; "as given" of images that had them, "none" of points
   options      subsets, neighbours, splits
+  decoder      convention and autoencoder, of samples that are latents
   repetitions  values, seeds and digest of each
   sampler, ema, step, config_sha256   of samples: what drew them
   warnings, versions, device, time

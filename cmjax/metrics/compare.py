@@ -16,7 +16,7 @@ from cmjax.nested import flat
 
 # Where two cards may differ and still be compared: this is what is compared, or of no weight.
 DRAWN = ("sampler", "ema", "step", "config_sha256", "images.seed", "images.first", "images.labels")
-NOTED = ("versions", "device", "rounding")
+NOTED = ("versions", "device", "rounding", "decoder")
 
 
 def incomparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

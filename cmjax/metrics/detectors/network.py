@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from cmjax import naming
+from cmjax.batching import in_batches
 from cmjax.metrics.detectors import resize
 from cmjax.types import Array
 
@@ -114,37 +115,20 @@ def runner(
 ) -> Callable[[np.ndarray], Arrays]:
   """images -> outputs; the arguments are those of `detectors.load`."""
   input = pretrained.inputs[variant]
-  apply, fit = forward(pretrained.module), jax.jit(functools.partial(prepare, input=input))
-  whole, split, num_devices = _placement(mesh)
-  params, num = jax.device_put(dict(tensors), whole), batch_size * num_devices
+  network, fit = forward(pretrained.module), jax.jit(functools.partial(prepare, input=input))
+  apply = in_batches(
+    lambda params, images: network(params, fit(images)), dict(tensors), mesh, batch_size
+  )
 
   def run(images):
     check_images(images)
     if input.resize == "pil_bicubic_uint8":
       images = resize.pil_bicubic_uint8(images, input.size)
-    parts = []
-    for start in range(0, len(images), num):
-      part = images[start : start + num]
-      # Always the same shape: compiled once, and no image's outputs depend on how many there are.
-      full = np.zeros((num, *images.shape[1:]), np.uint8)
-      full[: len(part)] = part
-      outputs = apply(params, fit(jax.device_put(full, split)))
-      parts.append([None if a is None else np.asarray(a)[: len(part)] for a in outputs])
-    features, *others = zip(*parts, strict=True)
-    spatial, logits = (None if a[0] is None else np.concatenate(a) for a in others)
-    return np.concatenate(features), spatial, logits
+    features, spatial, logits = apply(images)
+    assert features is not None, "every network has features"
+    return features, spatial, logits
 
   return run
-
-
-def _placement(mesh: Mesh | None) -> tuple[NamedSharding | None, NamedSharding | None, int]:
-  """The shardings of weights and images, and over how many devices; None is JAX's default."""
-  if mesh is None:
-    return None, None, 1
-  # Each process looks at its own images on its own devices: nothing has to be in step.
-  local = mesh.local_mesh
-  split = NamedSharding(local, PartitionSpec(local.axis_names))
-  return NamedSharding(local, PartitionSpec()), split, local.size
 
 
 def check_images(images: Any) -> None:
