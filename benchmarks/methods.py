@@ -386,14 +386,18 @@ def draw_distances(axis, data, methods):
 
 
 def draw_curves(axis, methods):
+  """Distances in one and in two steps along the training of seed 0, beside the teacher's."""
   for i, (name, rows) in enumerate(methods.items()):
-    if name != "teacher":
-      rows = list(rows.values())
-      first = min((s for s in map(str, STEPS) if values(rows, s)), key=int)
-      points = rows[0]["curve"].get(f"fd/{first}/{best_average(rows)}", [])
-      style = dict(color=f"C{i % 10}", ls="-" if i < 10 else "--", lw=1)
-      axis.plot(*np.array(points).reshape(-1, 2).T, label=f"{name}, {first}", **style)
-  axis.set(yscale="log", xlabel="GFLOP of training", ylabel="Fréchet distance, fewest steps")
+    if name == "teacher":
+      axis.axhline(np.mean(values(list(rows.values()), "heun")), color="k", lw=1, label="teacher")
+      continue
+    rows = list(rows.values())
+    for steps, style in (("1", "-"), ("2", "--")):
+      points = rows[0]["curve"].get(f"fd/{steps}/{best_average(rows)}", [])
+      if points:
+        gflop, distances = np.array(points).T
+        axis.plot(gflop / 1e3, distances, style, color=f"C{i % 10}", lw=1, label=f"{name}, {steps}")
+  axis.set(yscale="log", xlabel="TFLOP of training", ylabel="Fréchet distance in 1 and 2 steps")
   axis.legend(fontsize=6, ncols=2)
 
 
@@ -416,17 +420,24 @@ def report(args):
     lines = table(methods, accuracy, command)
     print("\n".join(["", f"{data}:", *lines]))
     title = f"All methods at equal compute: {data}"
-    write_results(args.docs / "RESULTS.md", f"methods:{data}", title, lines)
-    write_json(args.docs / "results" / f"methods_{data}.json", methods)
+    if args.scale != 1:
+      title += f", {args.scale:g} times the teacher's for each student"
+    write_results(args.docs / "RESULTS.md", f"methods:{data}{suffix(args)}", title, lines)
+    write_json(args.docs / "results" / f"methods_{data}{suffix(args)}.json", methods)
   if results:
-    plot(args.docs / "methods.png", results)
+    plot(args.docs / f"methods{suffix(args)}.png", results)
+
+
+def suffix(args):
+  """Of names of what is written: another scale is another table."""
+  return "" if args.scale == 1 else f"_scale{args.scale:g}"
 
 
 def train_all(args, stopped):
   make_detector(args, args.data)
   runs = {method: functools.partial(run, args, args.data, method) for method in args.methods}
   path = args.workdir / args.data / "results.json"
-  adopt(path, args.known and args.known / f"methods_{args.data}.json")
+  adopt(path, args.known and args.known / f"methods_{args.data}{suffix(args)}.json")
   fill(path, args.seeds, runs, stopped)
 
 

@@ -31,7 +31,7 @@ FREE = (
   *("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite"),
   *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
   *("net.remat", "net.scan", "net.attention"),  # how it is computed
-  "data.records.vae",  # for images of samples
+  *("data.records.vae", "data.records.cache"),  # for images of samples; where a bucket is mirrored
 )
 
 # Intermediate times of few-step samplers, by the sampler's key; written by mode search.

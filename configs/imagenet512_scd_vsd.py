@@ -41,7 +41,8 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
 
   c.data = dict(
     name="records", flip=False,
-    records=dict(path="data/imagenet512", latents="scm", max_corrupt=16, vae=None),
+    records=dict(path="data/imagenet512", latents="scm", vae=None, max_corrupt=16,
+                 cache="~/.cache/cmjax/records"),
   )  # fmt: skip
   c.net = dict(
     name="edm2", resolution=64, in_channels=4, channels=8 if smoke else channels,

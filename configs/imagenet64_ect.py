@@ -24,7 +24,8 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.sigma_data = 0.5
 
   c.data = dict(
-    name="records", flip=False, records=dict(path="data/imagenet64", max_corrupt=16),
+    name="records", flip=False,
+    records=dict(path="data/imagenet64", max_corrupt=16, cache="~/.cache/cmjax/records"),
     npz=dict(path=""), folder=dict(path="", held_out=0.0),
     tfds=dict(dataset="imagenet_resized/64x64", data_dir=None),  # other pixels: see the teacher's
   )  # fmt: skip

@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import re
 import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +14,8 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 import tiny
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cmjax import build, latents, microbatch, plan, runs, sharding, train
 from cmjax.data import manifest, pipeline, prepare, records, shards, sources, validation
@@ -215,6 +219,92 @@ def test_validation_finds_latents_that_are_not_finite(tmp_path):
   path = write_set(tmp_path, arrays, num_classes=10, recorded=latents.record())
   problems = validation.validate(path).problems
   assert ["Record 3" in problems[0], "Record 5" in problems[1]] == [True, True]
+
+
+# --- in a bucket ---
+
+
+class Bucket(MemoryFileSystem):
+  """What fsspec has for s3://, in memory."""
+
+  protocol, store, pseudo_dirs, cachable = "s3", {}, [""], False
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(str(path).replace("s3://", "memory://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A function that copies a folder to s3://here/set; and the file system."""
+  memory = Bucket()
+  monkeypatch.setattr(Bucket, "store", {})
+  monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: memory)
+
+  def put(folder):
+    for path in folder.rglob("*"):
+      if path.is_file():
+        memory.pipe_file(f"s3://here/set/{path.relative_to(folder)}", path.read_bytes())
+    return "s3://here/set"
+
+  return put, memory
+
+
+def test_a_set_in_a_bucket_is_mirrored_once(tmp_path, bucket, caplog):
+  put, memory = bucket
+  arrays = images()
+  path = put(write_set(tmp_path / "a", arrays, num_classes=7))
+  cache = tmp_path / "cache"
+  with caplog.at_level("INFO", "cmjax"):
+    source = records.records(path, cache=cache)
+  np.testing.assert_array_equal(source.take(np.arange(35))["image"], arrays["image"])
+  assert "Copying 4 of 4 shards" in caplog.text and "Copied 4 of 4 shards." in caplog.text
+  (folder,) = cache.iterdir()
+  kept = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+  assert len(kept) == 4 and not [name for name in kept if name.endswith(".part")]
+  lost = folder / min(kept)
+  lost.unlink()
+  caplog.clear()
+  with caplog.at_level("INFO", "cmjax"):
+    again = records.records(path, cache=cache)
+  np.testing.assert_array_equal(again.take(np.arange(35))["image"], arrays["image"])
+  assert "Copying 1 of 4 shards" in caplog.text
+  assert {p.name for p in folder.iterdir() if p.stat().st_mtime_ns == kept[p.name]} == set(kept) - {
+    lost.name
+  }
+
+
+def test_a_set_prepared_anew_in_a_bucket_is_another(tmp_path, bucket):
+  put, _ = bucket
+  first, second = images(), images()
+  records.records(put(write_set(tmp_path / "a", first, num_classes=7)), cache=tmp_path / "cache")
+  path = put(write_set(tmp_path / "b", second, num_classes=7))
+  got = records.records(path, cache=tmp_path / "cache").take(np.arange(35))["image"]
+  np.testing.assert_array_equal(got, second["image"])
+
+
+def test_what_cannot_be_mirrored_says_why(tmp_path, bucket, monkeypatch):
+  put, memory = bucket
+  path = put(write_set(tmp_path / "a", images(), num_classes=7))
+  with pytest.raises(ValueError, match="No prepared split 'test' in s3://here/set: there is train"):
+    records.records(path, split="test")
+  name = next(key for key in memory.store if key.endswith("00001-of-00004.array_record"))
+  good = memory.cat_file(name)
+  memory.pipe_file(name, good[:-1] + b"x")
+  with pytest.raises(ValueError, match="is not the shard of its manifest: its sha256 is"):
+    records.records(path, cache=tmp_path / "cache")
+  memory.rm_file(name)
+  with pytest.raises(ValueError, match="Cannot copy s3://here/set/train/.*whole are kept"):
+    records.records(path, cache=tmp_path / "cache")
+  memory.pipe_file(name, good)
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+  with pytest.raises(ValueError, match="0.00 GB are free.*data.records.cache"):
+    records.records(path, cache=tmp_path / "cache")
+  monkeypatch.undo()
+  monkeypatch.setitem(sys.modules, "s3fs", None)
+  with pytest.raises(ValueError, match="Cannot read s3://here/set: Install s3fs"):
+    records.records(path, cache=tmp_path / "cache")
 
 
 # --- through build, and latents ---

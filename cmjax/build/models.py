@@ -18,7 +18,7 @@ from cmjax.build.sections import (
   read,
   sample_shape,
 )
-from cmjax.data import pipeline, records, sources
+from cmjax.data import mirror, pipeline, records, sources
 from cmjax.types import Batch, Network
 
 
@@ -29,13 +29,14 @@ def _records(
   latents: str | None = None,
   vae: str | None = None,
   max_corrupt: int = 0,
+  cache: str = mirror.CACHE,
 ) -> sources.Source:
   """`records.records`, of pixels or, by its name, of latents of one convention.
 
   `vae` is the file of the autoencoder that made the latents: for `decoder`, and compared by its
   sha256 with the one of the record.
   """
-  data = records.records(path, split=split, max_corrupt=max_corrupt)
+  data = records.records(path, split=split, max_corrupt=max_corrupt, cache=cache)
   _check_latents(data.latents, latents, path)
   decoding.check(data.latents, vae, path)
   return data

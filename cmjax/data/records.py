@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.data import manifest as manifests
+from cmjax.data import mirror as mirrors
 from cmjax.data import shards
 from cmjax.data.sources import Source
 
@@ -19,15 +20,20 @@ logger = logging.getLogger("cmjax")
 
 
 def records(
-  path: str | os.PathLike[str], *, split: str = "train", max_corrupt: int = 0
+  path: str | os.PathLike[str],
+  *,
+  split: str = "train",
+  max_corrupt: int = 0,
+  cache: str | os.PathLike[str] = mirrors.CACHE,
 ) -> "Records":
   """A split of what `python -m cmjax.data.prepare` wrote: uint8 images, or latents.
 
   Args:
-    path: the folder that was given as --out. array_record knows gs:// too, which nobody has tried
-      here, and no other remote paths: copy the set to a disk.
+    path: the folder that was given as --out, or a copy of it in a bucket (gs://, s3://, whatever
+      `etils.epath` reads), which is mirrored to the `cache` first.
     split: its name.
     max_corrupt: how many damaged records are passed over before that is an error.
+    cache: a folder on this machine, for sets in buckets.
 
   Raises:
     ValueError: there is no such split, its shards are not those of its manifest, or, on reading,
@@ -35,9 +41,14 @@ def records(
   """
   if max_corrupt < 0:
     raise ValueError(f"max_corrupt={max_corrupt} must be 0 or more.")
-  folder, manifest = manifests.read(path, split)
+  try:
+    folder, manifest = manifests.read(path, split)
+  except ImportError as error:  # of fsspec, for what reads this kind of bucket
+    raise ValueError(f"Cannot read {path}: {error}. Install that with pip.") from error
   if not manifest.num_examples:
     raise ValueError(f"{folder} holds no examples. Prepare it again.")
+  if mirrors.is_remote(path):
+    folder = mirrors.mirror(folder, manifest, cache)
   return Records(folder, manifest, max_corrupt)
 
 
