@@ -54,6 +54,8 @@ def configure(method, args):
     config.init_from.workdir = str(args.workdir / "teacher")
   if method == "scd":
     config.teacher.workdir = str(args.workdir / "teacher")
+  if method == "teacher":
+    config.samplers.heun.num_steps = args.teacher_steps
   names = list(config.samplers)
   each = dict(samplers=names, emas=("main",), every_steps=max(1, config.total_steps // args.curve))
   config.evals = dict(
@@ -134,8 +136,9 @@ def main():
   parser.add_argument("--weights", type=Path, required=True, help="of EfficientNet-Lite0")
   parser.add_argument("--workdir", type=Path, default=Path("runs/cifar10_small"))
   parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-  parser.add_argument("--batch_size", type=int, default=64)
-  parser.add_argument("--steps", type=int, nargs=3, default=(2_000, 1_500, 1_200), metavar=METHODS)
+  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument("--steps", type=int, nargs=3, default=(2_000, 1_000, 800), metavar=METHODS)
+  parser.add_argument("--teacher_steps", type=int, default=9, help="of Heun's sampler")
   parser.add_argument("--curve", type=int, default=4, help="scores along each run")
   parser.add_argument("--num_samples", type=int, default=2_000, help="of each score")
   args = parser.parse_args()
