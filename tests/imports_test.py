@@ -46,6 +46,7 @@ ROOMS = {
   "networks.attention_kernels": (1, "networks"),
   "networks.blockwise": (1, "networks"),
   "batching": (0, "base"),
+  "npz": (0, "base"),
   "sharding": (1, "machinery"),
   "checkpoint": (1, "machinery"),
   "lock": (1, "machinery"),

@@ -234,6 +234,15 @@ def test_weights_of_another_preconditioning_are_refused(teacher, tmp_path):
     train.train(config, tmp_path)
 
 
+def test_weights_of_lpips_that_are_damaged_name_the_file(tmp_path):
+  path = tmp_path / "lpips.npz"
+  path.write_bytes(b"PK\x03\x04 and no more")
+  config = method("ct", "")
+  config.loss.distance = dict(name="lpips", path=str(path))
+  with pytest.raises(ValueError, match="loss.distance.path: .*lpips.npz is no .npz of weights: "):
+    build.lpips_weights(config)
+
+
 @pytest.mark.slow
 def test_ct_trains_with_lpips_from_a_file_of_weights(tmp_path):
   # Random weights of VGG16's shapes: whether they reach the step, and stay there, is the matter.

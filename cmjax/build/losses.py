@@ -12,6 +12,7 @@ from cmjax import distances, guidance, latents, lpips, tangent, times, weighting
 from cmjax.build.models import PRECISION, tangent_network
 from cmjax.build.sections import Section, call, pick, read, sample_shape
 from cmjax.losses import continuous, continuous_2023, diffusion, discrete, distribution
+from cmjax.npz import opened
 from cmjax.types import LossFn, Model, Network, Params, VelocityFn
 
 # What is learned from data alone, and what also needs a teacher. iCT and ECT are "ct" with other
@@ -286,7 +287,10 @@ def lpips_weights(config: ConfigDict) -> Params | None:
       f"loss.distance 'lpips' needs loss.distance.path, an .npz with its weights; got "
       f"{str(section.get('path', ''))!r}. cmjax ships none: see cmjax/lpips.py for how to make it."
     )
-  with np.load(path, allow_pickle=False) as file:
-    weights = {key: file[key] for key in file.files}
+  try:
+    with opened(path) as file:
+      weights = {key: file[key] for key in file.files}
+  except ValueError as error:
+    raise ValueError(f"loss.distance.path: {path} is no .npz of weights: {error}.") from error
   lpips.check(weights)
   return weights

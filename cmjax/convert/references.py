@@ -25,9 +25,9 @@ import numpy as np
 from cmjax.convert import files, pickles
 from cmjax.convert.allowed import Array
 from cmjax.convert.tensors import Budget, shown
-from cmjax.data import sources
 from cmjax.metrics import frechet
 from cmjax.metrics.features import Features, Reference
+from cmjax.npz import opened
 from cmjax.writing import replacing
 
 # EDM2's names of detectors.
@@ -105,9 +105,9 @@ def _statistics(moments: frechet.Moments, suffix: str = "") -> dict[str, np.ndar
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
   try:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with opened(path) as file:
       return {name: file[name] for name in file.files}
-  except sources.DAMAGED_NPZ as error:
+  except ValueError as error:
     raise ValueError(f"it is damaged, or holds objects ({error})") from error
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.data import sources
+from cmjax.npz import opened
 
 # Arrays of images by the names that people give them, and the labels beside; the first is taken.
 ARRAYS = {"arr_0": "arr_1", "images": "labels", "samples": "labels"}
@@ -27,7 +28,7 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
   if path.suffix != ".npz" or not path.is_file():
     raise ValueError(f"There is no folder and no .npz of images at {path}.")
   try:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with opened(path) as file:
       names = [name for name in ARRAYS if name in file]
       if not names:
         raise ValueError(
@@ -35,7 +36,7 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
           f"{', '.join(ARRAYS)}"
         )
       images, labels = file[names[0]], file.get(ARRAYS[names[0]])
-  except sources.DAMAGED_NPZ as error:
+  except ValueError as error:
     raise ValueError(f"{path} is no .npz of images: {error}.") from error
   return _checked(images, labels, path)
 

@@ -5,9 +5,6 @@ where there are no classes. Nothing here shuffles or scales: `pipeline.dataset` 
 """
 
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,21 +13,9 @@ import numpy as np
 
 from cmjax.data import image_files
 from cmjax.data import toy2d as toy2d_lib
+from cmjax.npz import opened
 
 SPLITS = ("train", "test")
-# What NumPy raises on a file that is no archive of arrays, or only the start of one.
-DAMAGED_NPZ = (
-  OSError,
-  EOFError,
-  ValueError,
-  SyntaxError,
-  KeyError,
-  struct.error,
-  zlib.error,
-  zipfile.BadZipFile,
-  AttributeError,
-  TypeError,
-)
 
 
 @runtime_checkable
@@ -134,16 +119,13 @@ def _read_npz(path: Path, images: str) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise ValueError(f"No file at {path}. Give the path of {what}, written by numpy.savez.")
   try:
-    # Opened here, as np.load leaves a file open that turns out to be damaged.
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with opened(path) as file:
       if images not in file:
-        raise KeyError(f"it has no {images}, only: {', '.join(sorted(file)) or 'nothing'}")
+        raise ValueError(f"it has no {images}, only: {', '.join(sorted(file)) or 'nothing'}")
       names = [images, *(f"{s}_labels" for s in SPLITS if f"{s}_labels" in file)]
       return {name: file[name] for name in names}
-  except DAMAGED_NPZ as error:
-    # The quotes that str() puts around a KeyError's words are not for people.
-    reason = error.args[0] if isinstance(error, KeyError) else error
-    raise ValueError(f"Cannot read {path}: {reason}. It must be {what}, no objects.") from error
+  except ValueError as error:
+    raise ValueError(f"Cannot read {path}: {error}. It must be {what}, no objects.") from error
 
 
 def folder(

@@ -15,7 +15,6 @@ a file alone is enough to score with.
 
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cmjax.npz import opened
 from cmjax.types import Array
 from cmjax.writing import replacing
 
@@ -200,13 +200,13 @@ def load(path: str | os.PathLike[str]) -> Classifier:
   if not path.is_file():
     raise ValueError(f"No classifier at {path}. {advice}")
   try:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with opened(path) as file:
       if missing := [name for name in (*ARRAYS, *_FACTS) if name not in file]:
         raise ValueError(f"it has no {', '.join(missing[:3])}")
       weights = {name: file[name] for name in ARRAYS}
       facts: dict[str, Any] = {name: file[name].tolist() for name in _FACTS}
       facts["shape"] = tuple(facts["shape"])
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+  except ValueError as error:
     raise ValueError(f"{path} is no classifier: {error}. {advice}") from error
   return Classifier(weights, **facts)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.metrics.detectors.network import Pretrained, shapes
+from cmjax.npz import opened
 from cmjax.writing import replacing
 
 COMMAND = "python -m cmjax.metrics.detectors FILE --to OUT.npz"
@@ -26,12 +26,9 @@ def read(path: str | Path, pretrained: Pretrained) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise ValueError(f"There are no weights at {path}. {advice}")
   try:
-    with path.open("rb") as stream:
-      file = np.load(stream, allow_pickle=False)
-      if isinstance(file, np.ndarray):
-        raise ValueError("it is one array, not an .npz of many")
+    with opened(path) as file:
       state = {name: file[name] for name in file}
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+  except ValueError as error:
     raise ValueError(f"{path} is no .npz of weights: {error}. {advice}") from error
   try:
     return check(state, pretrained)
