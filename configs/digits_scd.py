@@ -4,7 +4,7 @@ r"""Real digits, 8x8: consistency distillation (sCD) of the teacher.
 
 Train digits_teacher.py in runs/digits_teacher first. Two minutes on 2 CPU cores. Pixel-space
 Frechet distance in two steps and in one: at most 2 and 4 times the teacher's is expected; got
-0.079 and 0.090, 1.5 and 1.7 times (`make quickstart`). A constant learning rate of 5e-4 diverges;
+0.082 and 0.101, 1.5 and 1.9 times (`make quickstart`). A constant learning rate of 5e-4 diverges;
 the decay matters, since a normalised tangent keeps its size near the optimum.
 """
 

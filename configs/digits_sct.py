@@ -6,7 +6,7 @@ Train digits_teacher.py in runs/digits_teacher first, or start from random weigh
 --config.init_from.workdir=
 
 Two minutes on 2 CPU cores. Pixel-space Frechet distance in two steps and in one: at most 2 and 4
-times the teacher's is expected; got 0.096 and 0.110, 1.8 and 2.1 times (`make quickstart`). The
+times the teacher's is expected; got 0.086 and 0.113, 1.6 and 2.1 times (`make quickstart`). The
 optimizer is that of digits_scd.py.
 """
 
