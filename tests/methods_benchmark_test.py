@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax import build, tangent
+from cmjax import build, nested, tangent
 
 BENCHMARK = runpy.run_path(
   str(pathlib.Path(__file__).parents[1] / "benchmarks" / "methods.py"), run_name="methods"
@@ -96,6 +96,40 @@ def test_tuning_changes_one_setting_and_distils_from_the_teacher_of_that_sigma_d
       assert config.teacher.workdir == config.init_from.workdir
     else:
       assert not config.teacher.workdir
+
+
+def test_rates_change_one_thing_in_each_method(monkeypatch, tmp_path):
+  folder = pathlib.Path(__file__).parents[1] / "benchmarks"
+  monkeypatch.syspath_prepend(str(folder))
+  rates = types.SimpleNamespace(**runpy.run_path(str(folder / "rates.py"), run_name="rates"))
+  (tmp_path / "digits").mkdir()
+  flops = dict.fromkeys(BENCHMARK["METHODS"], 4.0)
+  (tmp_path / "digits" / "flops.json").write_text(json.dumps(flops))
+  args = types.SimpleNamespace(
+    variant="", workdir=tmp_path, curve=0, scale=1.0, data="digits", seeds=1, docs=tmp_path
+  )
+  for method in rates.STUDENTS:
+    steps = rates.methods.steps_of(args, "digits", method)
+    page = nested.flat(rates.methods.configure(args, "digits", method, 0, steps).to_dict())
+    for variant in rates.variants(args, method):
+      config = nested.flat(rates.configure(args, method, variant, 0).to_dict())
+      changed = {key: config[key] / page[key] for key in page if config[key] != page[key]}
+      if variant == rates.NO_WARMUP:
+        assert changed == {"loss.warmup_steps": 0}
+      else:
+        keys = {"optim.lr", *(["loss.vsd.fake.optim.lr"] if method == "scd_vsd" else [])}
+        assert set(changed) == keys
+        assert list(changed.values()) == pytest.approx([rates.FACTORS[variant]] * len(keys))
+  assert rates.NO_WARMUP in rates.variants(args, "sct")
+  assert rates.NO_WARMUP not in rates.variants(args, "ect")
+  scores = lambda *values: {
+    f"fd/1/{ema}": v for ema, v in zip(("short", "main", "long"), values, strict=True)
+  }
+  done = {"sct, rate / 5": {"0": {"scores": scores(4, 3, 5)}},
+          "sct, rate x 5": {"0": {"scores": {}}}}  # fmt: skip
+  known = {"sct": {"0": {"scores": {"fd/1/short": 2.0, "fd/4/short": 1.0}}, "1": {}}}
+  row = rates.table(args, done, known)[-1]
+  assert row == "| sct | 0.00015 | 2 (2) | 3 (4, 3, 5) | diverged |  |"
 
 
 def test_both_parts_of_the_tangent_are_right_and_add_up_to_df_dt(monkeypatch):
