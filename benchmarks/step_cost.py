@@ -36,11 +36,8 @@ FLOOR = {
   "scd": 3 + 1 + 1,
   "scd_multistep": 3 + 1 + 1,
   "scd_guided": 3 + 1 + 2,  # with a class and without
-  "scd_vsd": (3 + 1 + 1)
-  + 3
-  + 1
-  + 1
-  + 3,  # generator; teacher, fake score on its sample; fake's own
+  # Consistency loss; generator; teacher and fake score on its sample; the fake score's own step.
+  "scd_vsd": (3 + 1 + 1) + 3 + 1 + 1 + 3,
 }
 
 

@@ -50,7 +50,8 @@ def by_hand(vae, z):
   """Images of latents by the autoencoder alone."""
   made, params = autoencoder.load(vae)
   with jax.default_matmul_precision("highest"):
-    return np.asarray(latents.decode(lambda x: made.decode(params, x), jax.numpy.asarray(z)))
+    decode = jax.jit(lambda params, z: latents.decode(lambda x: made.decode(params, x), z))
+    return np.asarray(decode(params, z))
 
 
 def moments(images):

@@ -1,5 +1,6 @@
 """Images of samples that are latents, by the autoencoder of `config.data.records.vae`."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +50,16 @@ def decoder(config: ConfigDict, mesh: Mesh | None = None) -> Decoder | None:
     raise ValueError(f"data.records.vae={vae!r}, but data.records.latents is None: drop one.")
   if convention is None or vae is None:
     return None
-  chosen = pick(latents.CONVENTIONS, convention, "convention (data.records.latents)")
+  pick(latents.CONVENTIONS, convention, "convention (data.records.latents)")
   path = _existing(vae)
+  return _decoder(path, path.stat().st_mtime_ns, convention, sample_shape(config), mesh)
+
+
+@functools.lru_cache(maxsize=1)  # all evaluators of a run share it: its memory, its compilation
+def _decoder(
+  path: Path, changed: int, convention: str, shape: tuple[int, ...], mesh: Mesh | None
+) -> Decoder:
+  chosen = latents.CONVENTIONS[convention]
   network, params = autoencoder.load(path)
 
   @jax.jit
@@ -58,7 +67,7 @@ def decoder(config: ConfigDict, mesh: Mesh | None = None) -> Decoder | None:
     with jax.default_matmul_precision("highest"):
       return (latents.decode(lambda x: network.decode(params, x), z, chosen),)
 
-  of_one = jax.ShapeDtypeStruct((1, *sample_shape(config)), np.float32)
+  of_one = jax.ShapeDtypeStruct((1, *shape), np.float32)
   (made,) = jax.eval_shape(compute, params, of_one)
   run = in_batches(compute, params, mesh, BATCH_SIZE)
 
