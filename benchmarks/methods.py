@@ -77,7 +77,7 @@ def configure(args, data, method, seed, steps=None):
   for section in (config.teacher, config.init_from):
     section.workdir = teacher if section.workdir else ""
   if steps:
-    stretch(config, steps)
+    stretch(config, steps, schedule=args.scale != 1)
   images = config.total_steps * config.batch_size
   for name, part in AVERAGES.items():
     # The ramp keeps it at that part of the training so far: with less, all would be the same.
@@ -124,13 +124,23 @@ def samplers(config, method):
   return {str(n): one | {"mid_times": MID_TIMES[n]} for n in STEPS}
 
 
-def stretch(config, steps):
-  """Sets the number of steps, and what depends on it in the page's own proportion."""
+def stretch(config, steps, *, schedule=False):
+  """Sets the number of steps, and what depends on it in the page's own proportion.
+
+  With `schedule` the decay of the learning rate as well: a run of many times the page's steps would
+  spend most of them at a rate that is nearly nothing.
+  """
   ratio, config.total_steps = steps / config.total_steps, steps
   if "curriculum" in config.loss and "total_steps" in config.loss.curriculum:
     config.loss.curriculum.total_steps = steps
   if "pairs" in config.loss and "steps_per_stage" in config.loss.pairs:
     config.loss.pairs.steps_per_stage = max(1, int(config.loss.pairs.steps_per_stage * ratio))
+  decays = [config.optim.schedule] + (
+    [config.loss.vsd.fake.optim.schedule] if config.loss.get("vsd") else []
+  )
+  for section in decays if schedule else ():
+    if "decay_steps" in section:
+      section.decay_steps = max(1, round(section.decay_steps * ratio))
 
 
 def detector_path(args, data):

@@ -14,7 +14,7 @@ from cmjax import build, nested, tangent
 BENCHMARK = runpy.run_path(
   str(pathlib.Path(__file__).parents[1] / "benchmarks" / "methods.py"), run_name="methods"
 )
-ARGS = types.SimpleNamespace(variant="", workdir=pathlib.Path("runs"), curve=0)
+ARGS = types.SimpleNamespace(variant="", workdir=pathlib.Path("runs"), curve=0, scale=1.0)
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
@@ -31,6 +31,17 @@ def test_a_method_stretched_to_any_length_still_builds(method, data):
     if method == "ect":  # all stages, and nearly all steps in them
       used = config.loss.pairs.num_stages * config.loss.pairs.steps_per_stage
       assert 0.9 * steps < used <= steps
+
+
+def test_the_learning_rate_decays_later_only_where_students_train_longer():
+  decay = lambda scale, method: BENCHMARK["configure"](
+    types.SimpleNamespace(**{**vars(ARGS), "scale": scale}), "digits", method, 0, 6_000
+  )
+  for method in ("scd", "scd_vsd"):
+    assert decay(1.0, method).optim.schedule.decay_steps == 60
+    assert decay(8.0, method).optim.schedule.decay_steps == 600  # of a page of 600 steps
+  assert decay(8.0, "scd_vsd").loss.vsd.fake.optim.schedule.decay_steps == 600
+  assert decay(1.0, "scd_vsd").loss.vsd.fake.optim.schedule.decay_steps == 60
 
 
 def test_rows_of_an_earlier_sitting_are_not_made_again_and_a_missing_teacher_is(
