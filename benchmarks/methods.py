@@ -135,12 +135,14 @@ def stretch(config, steps, *, schedule=False):
     config.loss.curriculum.total_steps = steps
   if "pairs" in config.loss and "steps_per_stage" in config.loss.pairs:
     config.loss.pairs.steps_per_stage = max(1, int(config.loss.pairs.steps_per_stage * ratio))
-  decays = [config.optim.schedule] + (
-    [config.loss.vsd.fake.optim.schedule] if config.loss.get("vsd") else []
-  )
-  for section in decays if schedule else ():
-    if "decay_steps" in section:
-      section.decay_steps = max(1, round(section.decay_steps * ratio))
+  for optim in optimizers(config) if schedule else ():
+    if "decay_steps" in optim.schedule:
+      optim.schedule.decay_steps = max(1, round(optim.schedule.decay_steps * ratio))
+
+
+def optimizers(config):
+  """The sections of the optimizers: the network's, and the fake score's where there is one."""
+  return [config.optim, *([config.loss.vsd.fake.optim] if config.loss.get("vsd") else [])]
 
 
 def detector_path(args, data):
@@ -205,10 +207,7 @@ def run(args, data, method, seed):
   steps = steps_of(args, data, method)
   config = configure(args, data, method, seed, steps)
   workdir = args.workdir / data / method / f"seed{seed}"
-  teacher = config.teacher.workdir or config.init_from.workdir
-  # Its row may be one of --known, made elsewhere.
-  if teacher and not (Path(teacher) / "scores.json").exists():
-    train_and_score(configure(args, data, "teacher", seed), Path(teacher))
+  train_teacher(args, data, config, seed)
   start = time.monotonic()
   scores = train_and_score(config, workdir)
   gflop = steps * count_flops(args, data, method) / 1e9
@@ -216,6 +215,13 @@ def run(args, data, method, seed):
     "steps": steps, "gflop": gflop, "seconds": time.monotonic() - start,
     "scores": scores, "curve": curve(workdir, gflop / steps) if args.curve else {},
   }  # fmt: skip
+
+
+def train_teacher(args, data, config, seed):
+  """Trains the teacher that a config needs where it is not there: --known may have its row only."""
+  teacher = config.teacher.workdir or config.init_from.workdir
+  if teacher and not (Path(teacher) / "scores.json").exists():
+    train_and_score(configure(args, data, "teacher", seed), Path(teacher))
 
 
 def train_and_score(config, workdir):

@@ -36,9 +36,8 @@ def configure(args, method, variant, seed):
   if variant == NO_WARMUP:
     config.loss.warmup_steps = 0
     return config
-  config.optim.lr *= FACTORS[variant]
-  if "vsd" in config.loss and config.loss.vsd:
-    config.loss.vsd.fake.optim.lr *= FACTORS[variant]
+  for optim in methods.optimizers(config):
+    optim.lr *= FACTORS[variant]
   return config
 
 
@@ -46,9 +45,7 @@ def run(args, method, variant, seed):
   """The scores of one run."""
   config = configure(args, method, variant, seed)
   stem = variant.replace("/", "over").replace(" ", "_")
-  teacher = config.teacher.workdir or config.init_from.workdir
-  if teacher and not (Path(teacher) / "scores.json").exists():
-    methods.train_and_score(methods.configure(args, args.data, "teacher", seed), Path(teacher))
+  methods.train_teacher(args, args.data, config, seed)
   workdir = args.workdir / args.data / f"{method}_{stem}" / f"seed{seed}"
   return {"scores": methods.train_and_score(config, workdir)}
 

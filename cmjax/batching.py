@@ -17,7 +17,7 @@ def in_batches(
   mesh: Mesh | None,
   batch_size: int,
 ) -> Callable[[np.ndarray], Outputs]:
-  """rows [n, ...] with n >= 1 -> `function`(weights, rows), split over devices.
+  """rows [n, ...] -> `function`(weights, rows), split over devices.
 
   Nothing has to be in step with other processes: each has its own rows.
 
@@ -37,7 +37,7 @@ def in_batches(
 
   def run(rows):
     parts = []
-    for start in range(0, len(rows), num):
+    for start in range(0, max(1, len(rows)), num):  # without rows too: their shape is asked for
       part = rows[start : start + num]
       full = np.zeros((num, *rows.shape[1:]), rows.dtype)
       full[: len(part)] = part

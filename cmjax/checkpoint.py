@@ -304,9 +304,8 @@ class Checkpoints:
       return
     try:
       digests = _digests(self.directory / str(step))
-    except (
-      FileNotFoundError
-    ) as error:  # it was written whole, so that nothing is amiss with writing
+    except FileNotFoundError as error:
+      # It was written whole, so that nothing is amiss with writing.
       logger.warning(
         "The %s of step %d was removed while it was read back (%s). Training goes on to the next.",
         *(self._noun, step, error.filename),

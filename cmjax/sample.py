@@ -62,18 +62,16 @@ def sample(
     x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
-    if latents:
-      np.savez(arrays, samples=x0)
-      paths.append(arrays)
-      continue
     if decoding:
       images = decoding.decode(x0)
       np.savez(arrays, samples=x0, images=rounding.to_uint8(images, rounding.RULES[0]))
+      x0 = np.clip(images, -1, 1)
     else:
-      images = x0
       np.savez(arrays, samples=x0)
-    reporting.save_png(picture, reporting.picture(np.clip(images, -1, 1) if decoding else images))
-    paths += [picture, arrays]
+    if not latents:
+      reporting.save_png(picture, reporting.picture(x0))
+      paths.append(picture)
+    paths.append(arrays)
   return paths
 
 

@@ -66,6 +66,7 @@ def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
     assert made.shape == (8, 8, 3)
     assert made.record == {"convention": "scm", "vae_sha256": files.digest(vae)}
     np.testing.assert_allclose(made.decode(z), by_hand(vae, z), rtol=1e-4, atol=1e-5)
+    assert made.decode(z[:0]).shape == (0, 8, 8, 3)  # a process may have none of few samples
   c = configure(data, vae)
   c.net.in_channels = 5
   with pytest.raises(ValueError, match="'scm' is for latents of 4 channels; got"):

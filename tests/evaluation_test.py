@@ -135,6 +135,7 @@ def test_images_of_another_shape_are_refused(tmp_path):
   [
     ({}, "it has nothing: one array must be named arr_0, images, samples"),
     ({"a": np.zeros(3)}, "it has a: one array must be named"),
+    ({"arr_0": np.zeros(3), "images": np.zeros(3)}, "it has arr_0, images: one array must be"),
     ({"images": np.zeros((3, 4))}, r"images are float64 \[3, 4\], but must be uint8"),
     ({"images": np.zeros((3, 4, 4, 1), np.int32)}, "images are int32"),
     ({"images": np.full((3, 4, 4, 1), 99.0)}, "got up to 99. Save as uint8"),

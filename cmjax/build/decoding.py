@@ -76,7 +76,7 @@ def _decoder(
     assert images is not None, "computed just now"
     return images
 
-  record = {"convention": convention, "vae_sha256": files.digest(path)}
+  record = {"convention": convention, "vae_sha256": _digest(path, changed)}
   return Decoder(decode, made.shape[1:], record)
 
 
@@ -90,12 +90,18 @@ def check(recorded: dict[str, Any] | None, vae: str | None, path: str) -> None:
   expected = (recorded or {}).get("vae_sha256")
   if vae is None or expected is None:
     return
-  if (found := files.digest(_existing(vae))) != expected:
+  file = _existing(vae)
+  if (found := _digest(file, file.stat().st_mtime_ns)) != expected:
     raise ValueError(
       f"data.records.vae={vae!r} has the sha256 {found[:12]}..., but the latents in {path} were "
       f"made by an autoencoder of {expected[:12]}...: images of another would be wrong. Name that "
       "file."
     )
+
+
+@functools.lru_cache(maxsize=1)  # every split that is opened asks for it
+def _digest(path: Path, changed: int) -> str:
+  return files.digest(path)
 
 
 def _existing(vae: str) -> Path:

@@ -272,7 +272,6 @@ def evaluators(
   guides, known = guides or {}, dict.fromkeys(config.ema if emas is None else emas)
   made = {}
   by_name = functools.cache(lambda key: sampler(config, key, net, mesh, guides.get(key)))
-  decoding = functools.cache(lambda: decoder(config, mesh))
   for label, section in config.evals.items():
     name, every, keys, own_emas, kwargs = read(
       section, f"evals.{label}", "every_steps", "samplers", "emas"
@@ -288,7 +287,7 @@ def evaluators(
     if name == "throughput":
       evaluate = call(metrics.throughput, what, drawn, **kwargs)
     elif name == "samples":
-      drawn = {key: _decoded(sample, decoding()) for key, sample in drawn.items()}
+      drawn = {key: _decoded(sample, decoder(config, mesh)) for key, sample in drawn.items()}
       evaluate = call(metrics.samples, what, drawn, sharding.everyone, **kwargs)
     elif name == "frechet":
       evaluate = _image_scores(config, label, drawn, kwargs, mesh)

@@ -8,7 +8,7 @@ import numpy as np
 from cmjax.data import sources
 from cmjax.npz import opened
 
-# Arrays of images by the names that people give them, and the labels beside; the first is taken.
+# Arrays of images by the names that people give them, and the labels beside.
 ARRAYS = {"arr_0": "arr_1", "images": "labels", "samples": "labels"}
 
 
@@ -30,7 +30,12 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
   try:
     with opened(path) as file:
       names = [name for name in ARRAYS if name in file]
-      if not names:
+      if names == [
+        "images",
+        "samples",
+      ]:  # of mode sample: decoded, and the latents that they are of
+        names = ["images"]
+      if len(names) != 1:
         raise ValueError(
           f"it has {', '.join(file.files) or 'nothing'}: one array must be named "
           f"{', '.join(ARRAYS)}"
