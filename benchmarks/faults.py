@@ -2,6 +2,7 @@ r"""Is anything ever lost? A hundred trials of sixteen faults, and the same comm
 
   python benchmarks/faults.py                            # about an hour on one core
   python benchmarks/faults.py --kinds sigterm disk_full --num_trials=20
+  python benchmarks/faults.py --asynchronous             # training goes on while it is saved
 
 In every trial a real training (points in the plane, or pictures in a folder) meets one fault at a
 seeded random moment. Then the same command is started again, until the run is done, and every array
@@ -9,7 +10,8 @@ of its last checkpoint is compared with those of a run that nothing disturbed, b
 with another seed must differ: the comparison is able to fail. A trial is survived if every process
 ended as it should (the exit code, the message) and no more steps were lost than may be: none for
 SIGTERM and what only stands beside the run, else those since the newest checkpoint that the fault
-left whole; at most one interval, and what was trained while the next checkpoint was being written.
+left whole: at most one interval. With --asynchronous, as configs have it unless they say otherwise,
+what was trained while the next checkpoint was being written may be lost beside it.
 
 A training is a process of its own, forked from this one, which has imported everything and has
 never used JAX: that spares each of them seven seconds of imports. It needs Linux, and root for the
@@ -213,7 +215,9 @@ class Trial:
     path, values = config
     values = values | {"seed": seed}
     self.command = ["cmjax.main", f"--config={path}", f"--workdir={self.workdir}", *flags]
+    values |= {"checkpoint.asynchronous": args.asynchronous}
     self.command += [f"--config.{key}={value}" for key, value in values.items()]
+    self.asynchronous = args.asynchronous
     self.lost, self.notes, self._sittings = 0, [], 0
 
   def start(self, *flags, sabotage=None):
@@ -253,11 +257,15 @@ class Trial:
     return [int(p.name.split(".")[0]) for p in (self.workdir / "checkpoints").glob("*-tmp*")]
 
   def allowed(self, reached):
-    """An interval; where a checkpoint is being written, what was trained meanwhile beside it."""
+    """An interval; where one is written beside training, what was trained meanwhile as well."""
+    if not self.asynchronous:
+      return INTERVAL
     return INTERVAL + max((reached - step for step in self.saving()), default=0)
 
   def allowed_without_the_last(self, process):
-    """The same, where a checkpoint could not be written: it is noticed while training goes on."""
+    """The same, where a checkpoint could not be written: it may be noticed as training goes on."""
+    if not self.asynchronous:
+      return INTERVAL
     failed = re.search(r"of step (\d+) could not be written", process.log.read_text())
     reached = process.step()
     return INTERVAL + (reached - int(failed[1]) if failed else 0)
@@ -630,9 +638,15 @@ def line(title, rows):
 
 
 def write(args, rows):
-  partial = args.workdir / "rows.partial"
+  path = rows_path(args)
+  partial = path.with_suffix(".partial")
   partial.write_text(json.dumps(rows, indent=1))
-  partial.replace(args.workdir / "rows.json")
+  partial.replace(path)
+
+
+def rows_path(args):
+  """The trials of each way of saving have a file of their own."""
+  return args.workdir / f"rows{'_asynchronous' if args.asynchronous else ''}.json"
 
 
 def write_results(path, lines):
@@ -658,7 +672,7 @@ def stop_all():
 def benchmark(args):
   args.workdir = args.workdir.absolute()
   args.workdir.mkdir(parents=True, exist_ok=True)
-  path = args.workdir / "rows.json"
+  path = rows_path(args)
   rows = json.loads(path.read_text()) if path.exists() else {}
   control = differing(undisturbed(args, rows, "kill"), undisturbed(args, rows, "kill", seed=1))
   for kind in args.kinds:
@@ -686,6 +700,7 @@ def parse():
   parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
   parser.add_argument("--num_trials", type=int, default=100, help="of a kind, at most")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
+  parser.add_argument("--asynchronous", action="store_true", help="save while training goes on")
   parser.add_argument("--results", type=Path, default=None, help="a page to put the table in")
   return parser.parse_args()
 

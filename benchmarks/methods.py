@@ -95,7 +95,7 @@ def configure(args, data, method, seed, steps=None):
       every_steps=max(1, config.total_steps // args.curve) if args.curve else NEVER,
     )
   }  # fmt: skip
-  config.checkpoint = dict(every_steps=max(1, config.total_steps // 8), keep=1)
+  config.checkpoint = dict(every_steps=max(1, config.total_steps // 8), keep=1, asynchronous=True)
   return config
 
 

@@ -1,5 +1,9 @@
 """Checkpoints on orbax: asynchronous, atomic, verified; a run goes on from the newest good one.
 
+Whoever is killed loses the steps since the newest complete checkpoint: at most an interval, and
+those that were made while the next was being written. `config.checkpoint.asynchronous = False` has
+the loop wait for that, so that no more than an interval can be lost.
+
 A checkpoint is `checkpoints/<step>/` with the state, and beside it the config and the versions it
 was made with. Orbax writes it under a temporary name and renames it, so a kill leaves no half of
 one; `seals/<step>.json` then lists the sha256 of its files, so that damage done later is found.

@@ -185,6 +185,8 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
             snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
             meta = {"evaluated": not stop, "skipped": window.skipped, "num_examples": len(data)}
             checkpoints.save(step, run.state, config.to_dict(), **meta, **run.meta)
+            if not config.checkpoint.get("asynchronous", True):
+              checkpoints.wait()
         if snapshots.due(step, last):
           window.read()
           with reporter.paused():

@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
                batch_size=16 if smoke else 500, every_steps=10_000),
   )  # fmt: skip
   c.log_every_steps = 50
-  c.checkpoint = dict(every_steps=200, keep=2)
+  c.checkpoint = dict(every_steps=200, keep=2, asynchronous=True)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
   c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)

@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
              num_samples=50_000, batch_size=500, floor=False),
   )  # fmt: skip
   c.log_every_steps = 1 if smoke else 100
-  c.checkpoint = dict(every_steps=5_000, keep=3)
+  c.checkpoint = dict(every_steps=5_000, keep=3, asynchronous=True)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
   c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)

@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
              num_samples=256 if smoke else 20_000, batch_size=256 if smoke else 20_000),
   )  # fmt: skip
   c.log_every_steps = 5 if smoke else 100
-  c.checkpoint = dict(every_steps=1_000, keep=2)
+  c.checkpoint = dict(every_steps=1_000, keep=2, asynchronous=True)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
   c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)

@@ -23,24 +23,27 @@ def went_on_from(step):
 
 
 @pytest.mark.parametrize(
-  ("start", "arrays", "survived", "equal"),
+  ("start", "arrays", "asynchronous", "survived", "equal"),
   [
-    (60, WHOLE["arrays"], True, True),
-    (59, WHOLE["arrays"], False, False),  # more than an interval of 30 before 90
-    (91, WHOLE["arrays"], False, False),
-    (60, {"w": "1", "b": "3"}, True, False),
-    (60, {"w": "1"}, True, False),
+    (60, WHOLE["arrays"], False, True, True),
+    (59, WHOLE["arrays"], False, False, False),  # more than an interval of 30 before 90
+    (56, WHOLE["arrays"], True, True, True),  # since 86 there is another being written
+    (55, WHOLE["arrays"], True, False, False),
+    (91, WHOLE["arrays"], False, False, False),
+    (60, {"w": "1", "b": "3"}, False, True, False),
+    (60, {"w": "1"}, False, True, False),
   ],
 )
 def test_a_trial_is_judged_by_the_steps_lost_and_the_bits_in_the_end(
-  tmp_path, monkeypatch, start, arrays, survived, equal
+  tmp_path, monkeypatch, start, arrays, asynchronous, survived, equal
 ):
   def fault(trial, rng, n):
+    (trial.workdir / "checkpoints" / "86.orbax-checkpoint-tmp").mkdir(parents=True)
     trial.digests.write_text(json.dumps({"step": 120, "arrays": arrays}))
     trial.count_lost(went_on_from(start), 90, trial.allowed(90))
 
   monkeypatch.setitem(BENCHMARK["KINDS"], "kill", ("kill", 1, fault))
-  args = types.SimpleNamespace(workdir=tmp_path, seed=0)
+  args = types.SimpleNamespace(workdir=tmp_path, seed=0, asynchronous=asynchronous)
   row = BENCHMARK["run_trial"](args, "kill", 0, WHOLE)
   assert (row["survived"], row["equal"], row["lost"]) == (survived, equal, max(0, 90 - start))
   lines, _ = BENCHMARK["table"]({"kill:0": row, "kill:1": row | {"lost": 3}})

@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
              num_samples=64, batch_size=32),
   )  # fmt: skip
   c.log_every_steps = 2
-  c.checkpoint = dict(every_steps=4, keep=2)
+  c.checkpoint = dict(every_steps=4, keep=2, asynchronous=True)
   if variant == "long":
     c.evals, c.log_every_steps, c.checkpoint.every_steps = {}, 20, 20
   if variant == "snapshots":

@@ -488,6 +488,22 @@ def test_a_run_killed_while_saving_and_again_at_random_ends_bit_for_bit_the_same
     tiny.assert_same(tiny.state(other), tiny.state(whole))
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
+  tmp_path, monkeypatch, asynchronous
+):
+  """Else whoever is killed meanwhile loses more than an interval, or the loop is held up."""
+  sealed, original = {}, train._Run.next_batches
+
+  def next_batches(self, count):
+    sealed[self.step] = (tmp_path / "seals" / f"{self.step}.json").exists()
+    return original(self, count)
+
+  monkeypatch.setattr(train._Run, "next_batches", next_batches)
+  train.train(tiny.config(evals={}, **{"checkpoint.asynchronous": asynchronous}), tmp_path)
+  assert (sealed[4], sealed[8]) == (not asynchronous, not asynchronous)
+
+
 # --- roll back, and several steps in a dispatch --------------------------------------------------
 
 

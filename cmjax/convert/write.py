@@ -102,7 +102,7 @@ def run_config(found: detect.Found) -> ConfigDict:
   c.samplers = dict(heun=dict(name="heun", num_steps=18))
   c.evals = {}
   c.log_every_steps = 100
-  c.checkpoint = dict(every_steps=5_000, keep=2)
+  c.checkpoint = dict(every_steps=5_000, keep=2, asynchronous=True)
   c.mesh = dict(data=-1, fsdp=1)
   c.nonfinite = "stop"
   return c
