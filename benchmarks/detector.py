@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from cmjax.metrics import detectors, frechet
+from cmjax.writing import replacing
 
 CHUNK = 1_000
 FEW = 500  # distinct images of "few images"
@@ -62,10 +63,8 @@ def features(detector, name, images, folder):
       cpu, part = time.process_time(), images[start : start + CHUNK]
       found = detector.apply(part).features
       rates.append(len(part) / (time.process_time() - cpu))
-      partial = path.with_suffix(".partial")
-      with partial.open("wb") as stream:
-        np.save(stream, found)
-      partial.replace(path)
+      with replacing(path) as file:
+        np.save(file, found)
       print(
         f"{name}: {start + len(part)} of {len(images)}, {rates[-1]:.1f} images/CPU s", flush=True
       )

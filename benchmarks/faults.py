@@ -46,6 +46,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cmjax import build, main, reporting, runs, sharding, train, verify  # noqa: F401
+from cmjax.writing import replacing
 
 ROOT = Path(__file__).parent.parent
 INTERVAL, TOTAL = 30, 120
@@ -638,10 +639,8 @@ def line(title, rows):
 
 
 def write(args, rows):
-  path = rows_path(args)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(rows, indent=1))
-  partial.replace(path)
+  with replacing(rows_path(args)) as file:
+    file.write(json.dumps(rows, indent=1).encode())
 
 
 def rows_path(args):

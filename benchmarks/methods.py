@@ -41,6 +41,7 @@ import numpy as np
 from cmjax import build, train
 from cmjax.data import sources
 from cmjax.metrics import classifier
+from cmjax.writing import replacing
 
 ROOT = Path(__file__).parent.parent
 METHODS = (
@@ -282,9 +283,8 @@ def curve(workdir, gflop):
 def write_json(path, content):
   """Whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(content, indent=1) + "\n")
-  partial.replace(path)
+  with replacing(path) as file:
+    file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 # --- what came out ---

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from cmjax import runs, sharding
+from cmjax.writing import replacing
 
 STARTED = []  # processes
 ROOT = Path(__file__).parent.parent
@@ -159,9 +160,8 @@ def run_killed(args, records, name, seed):
 
 
 def write(args, records):
-  partial = args.workdir / "records.partial"
-  partial.write_text(json.dumps(records, indent=1))
-  partial.replace(args.workdir / "records.json")
+  with replacing(args.workdir / "records.json") as file:
+    file.write(json.dumps(records, indent=1).encode())
 
 
 def read(args):

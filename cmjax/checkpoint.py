@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from cmjax.writing import replacing
+
 logger = logging.getLogger("cmjax")
 # Orbax takes the time of a save by the wall clock: one during which that clock is set ahead by more
 # than a timeout fails. So there is none (a hundred years), and folders are made before `save`
@@ -316,9 +318,8 @@ class Checkpoints:
       )
       return
     self._seals.mkdir(parents=True, exist_ok=True)
-    partial = seal.with_suffix(".partial")
-    partial.write_text(json.dumps(digests))
-    partial.replace(seal)
+    with replacing(seal) as file:
+      file.write(json.dumps(digests).encode())
     for other in self._seals.glob("*.json"):
       if int(other.stem) not in self.steps():
         other.unlink()

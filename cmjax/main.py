@@ -134,7 +134,8 @@ def join_and_run(argv: list[str]) -> None:
   """`main`, after this process has joined the others of its run: once, before any use of JAX."""
   from cmjax import sharding
 
-  if _COMPILE_CACHE.value:
+  # A program for chips that are not there cannot be read back, and plan says how long it compiles.
+  if _COMPILE_CACHE.value and _MODE.value != "plan":
     sharding.keep_compiled(_COMPILE_CACHE.value)
   if _MODE.value in ("train", "sample", "evaluate", "reference"):
     try:

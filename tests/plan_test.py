@@ -182,11 +182,13 @@ def test_the_devices_here_are_known_by_their_names():
 def test_the_program_prints_the_table_and_writes_the_same_numbers(tmp_path):
   command = [sys.executable, "-m", "cmjax.main", "--mode=plan", "--config=tests/tiny.py"]
   command += ["--topology=h100:4", f"--workdir={tmp_path / 'run'}", "--config.batch_size=32"]
+  command += [f"--compile_cache={tmp_path / 'cache'}"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / "run" / "plan.json").read_text())
   assert done.stdout.startswith(plan.table(report)) and report["chips"] == 4
   assert report["run"]["images"] == 12 * 32
+  assert not (tmp_path / "cache").exists()  # programs for TPUs that are not there fail to load
 
 
 def used_memory(*args):

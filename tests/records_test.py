@@ -301,6 +301,9 @@ def test_what_cannot_be_mirrored_says_why(tmp_path, bucket, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
   with pytest.raises(ValueError, match="0.00 GB are free.*data.records.cache"):
     records.records(path, cache=tmp_path / "cache")
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match=r"Cannot mirror .*file/x.*Not a dir.*data\.records\.cache"):
+    records.records(path, cache=tmp_path / "file" / "x")
   monkeypatch.undo()
   monkeypatch.setitem(sys.modules, "s3fs", None)
   with pytest.raises(ValueError, match="Cannot read s3://here/set: Install s3fs"):

@@ -31,10 +31,12 @@ def read(path: str | Path, shapes: Params | None = None) -> Params:
   """
   if shapes is None:
     shapes = jax.eval_shape(networks.autoencoder_kl().init, jax.random.key(0))
-  foreign = files.read(path)
+  return _convert(path, _tensors(path), shapes)
+
+
+def _convert(path: str | Path, tensors: Mapping[str, np.ndarray], shapes: Params) -> Params:
   try:
-    state = _tensors(foreign)
-    state = {name: as_float32(name, array) for name, array in state.items()}
+    state = {name: as_float32(name, array) for name, array in tensors.items()}
     return names.from_torch(state, shapes, FAMILY)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
@@ -42,15 +44,16 @@ def read(path: str | Path, shapes: Params | None = None) -> Params:
 
 def load(path: str | Path) -> tuple[Autoencoder, Params]:
   """The autoencoder of a file, of any widths, and its weights; errors as those of `read`."""
+  tensors = _tensors(path)
   try:
-    options = architecture(_tensors(files.read(path)))
+    options = architecture(tensors)
   except KeyError as error:
     raise ValueError(
       f"{path}: it has no {error.args[0]}, so it is no AutoencoderKL of diffusers. Give the "
       "SD-VAE's diffusion_pytorch_model.safetensors."
     ) from None
   vae = networks.autoencoder_kl(**options)
-  return vae, read(path, jax.eval_shape(vae.init, jax.random.key(0)))
+  return vae, _convert(path, tensors, jax.eval_shape(vae.init, jax.random.key(0)))
 
 
 def architecture(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -67,8 +70,12 @@ def architecture(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   }
 
 
-def _tensors(foreign: files.Foreign) -> dict[str, np.ndarray]:
-  return foreign.networks[files.choose(foreign.networks, None)].tensors
+def _tensors(path: str | Path) -> dict[str, np.ndarray]:
+  foreign = files.read(path)
+  try:
+    return foreign.networks[files.choose(foreign.networks, None)].tensors
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
 
 
 def write(path: str | Path, params: Params) -> None:

@@ -42,12 +42,18 @@ def mirror(folder: Any, manifest: Manifest, cache: str | os.PathLike[str] = CACH
     cache: where mirrors are.
 
   Raises:
-    ValueError: a shard cannot be read or written, is not the one of the manifest, or the disk has
-      not the space.
+    ValueError: the mirror's folder cannot be made; a shard cannot be read or written, or is not the
+      one of the manifest; the disk has not the space.
   """
   made = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
   target = Path(cache).expanduser() / made[:16]
-  target.mkdir(parents=True, exist_ok=True)
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(
+      f"Cannot mirror {folder} to {target}: {error.strerror}. Name another folder: "
+      "data.records.cache."
+    ) from error
   missing = [shard for shard in manifest.shards if not _is_there(target, shard)]
   if missing:
     _copy_all(folder, target, missing, len(manifest.shards))
