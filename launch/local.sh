@@ -17,6 +17,8 @@ if [ $# -lt 2 ] || ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
   echo "Usage: [PROCESSES=1] [CPUS=1] launch/local.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]" >&2
   exit 64
 fi
+# On a CPU a step takes its memory anew from the system each time: in huge pages that is cheap.
+tunables=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 run=(python3 -m cmjax.main "--config=$1" "--workdir=$2" "${@:3}")
 [ -x .venv/bin/python ] && run[0]=.venv/bin/python
 
@@ -26,7 +28,7 @@ trap 'stop=yes; kill -TERM "${children[@]}" 2>/dev/null' INT TERM
 while true; do
   children=() code=0 port=${PORT:-$((20000 + RANDOM % 10000))}
   for ((i = 0; i < processes; i++)); do
-    command=(env)
+    command=(env "GLIBC_TUNABLES=$tunables")
     [ -n "${CPUS:-}" ] && command+=(JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=$CPUS")
     [ "$processes" -gt 1 ] && [ -z "${CPUS:-}" ] && command+=("CUDA_VISIBLE_DEVICES=$i")
     command+=("${run[@]}")

@@ -57,7 +57,8 @@ def test_local_processes_have_devices_of_their_own_and_one_coordinator(cpus, dev
   for i, line in enumerate(done.stdout.splitlines()):
     words = arguments(line, "env")
     program = next(k for k, word in enumerate(words) if "=" not in word)
-    given = dict(word.split("=") for word in words[:program])
+    given = dict(word.split("=", 1) for word in words[:program])
+    assert given.pop("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
     assert given == {k: v or str(i) for k, v in device.items()} | (
       {"JAX_PLATFORMS": "cpu"} if cpus else {}
     )
@@ -65,7 +66,9 @@ def test_local_processes_have_devices_of_their_own_and_one_coordinator(cpus, dev
     assert words[program + 1 :] == ["-m", "cmjax.main", *MAIN, *ends]
   assert i == 1
   (alone,) = launch("local.sh", "--dry_run", *RUN).stdout.splitlines()
-  assert arguments(alone, "env")[1:] == ["-m", "cmjax.main", *MAIN]
+  assert arguments(alone, "env")[2:] == ["-m", "cmjax.main", *MAIN]
+  (chosen,) = launch("local.sh", "--dry_run", *RUN, GLIBC_TUNABLES="").stdout.splitlines()
+  assert arguments(chosen, "env")[0] == "GLIBC_TUNABLES="
   assert launch("local.sh", "--dry_run", *RUN, PROCESSES="two").returncode == 64
 
 
