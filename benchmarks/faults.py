@@ -138,9 +138,9 @@ class Process:
     return self.log.read_text(errors="replace")[-num:]
 
   def error(self):
-    """What the program said last to its user, between what the libraries wrote."""
-    lines = self.log.read_text(errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line.startswith("cmjax: ")), "")
+    """What the program said last to its user, between what threads of the libraries wrote."""
+    said = re.findall(r"cmjax: .*", self.log.read_text(errors="replace"))
+    return said[-1] if said else ""
 
   def started_at(self):
     """The step that it went on from; None if it did not get that far."""
