@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmjax import build, reporting, sharding, train
+from cmjax import build, reporting, results, sharding, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = {"teacher": "digits_teacher", "sCD": "digits_scd", "sCT": "digits_sct"}
@@ -44,7 +44,7 @@ def print_table(configs, scores):
   rows = [
     (method, row["NFE"], row["value"], row["images/s"])
     for method, config in configs.items()
-    for row in train.score_rows(config, scores[method])
+    for row in results.rows(config, scores[method])
   ]
   teacher = next(value for method, _, value, _ in rows if method == "teacher")
   print(f"\n{'method':9}{'NFE':>4}{'Frechet distance':>18}{'ratio to teacher':>18}{'images/s':>10}")

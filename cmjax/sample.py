@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, reporting, runs, search, sharding, train
+from cmjax import build, reporting, results, runs, search, sharding, train
 from cmjax.convert import references
 from cmjax.data import image_sets, proposal, sources
 from cmjax.metrics import cards, evaluators, rounding
@@ -94,11 +94,11 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> str:
       if isinstance(value, Mapping):
         if primary:
           where = (trained.config, Path(workdir).absolute(), trained.step)
-          told.append(_told(train.write_card(*where, f"{label}_{name}", value), value))
+          told.append(_told(results.write_card(*where, f"{label}_{name}", value), value))
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    train.finish(config, Path(workdir).absolute(), scores)
+    results.finish(config, Path(workdir).absolute(), scores)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
   return "\n".join([f"step {trained.step}", *lines, *told])
 
@@ -132,7 +132,7 @@ def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path)
       card["rounding"] = cards.GIVEN
     if sharding.process()[0] == 0:
       told.append(
-        _told(train.write_image_card(workdir, f"{label}_{Path(images).stem}", card), card)
+        _told(results.write_image_card(workdir, f"{label}_{Path(images).stem}", card), card)
       )
   return "\n".join(told)
 

@@ -1,8 +1,6 @@
 """Training: from a config and a workdir to a trained model, in as many sittings as it takes."""
 
-import collections
 import contextlib
-import datetime
 import functools
 import json
 import logging
@@ -25,15 +23,15 @@ from cmjax import (
   doctor,
   lock,
   microbatch,
-  report,
   reporting,
+  results,
   runs,
   sharding,
 )
 from cmjax.ema.snapshots import Snapshots, check_writable
-from cmjax.metrics import cards
 from cmjax.train_step import TrainState, make_train_step, several
 from cmjax.types import Array, Batch, LossFn, Model, Network, Params
+from cmjax.writing import replacing
 
 logger = logging.getLogger("cmjax")
 
@@ -139,12 +137,14 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   if primary:
     if restored:
       runs.record_changes(workdir, config, restored, len(data))
-    _write_json(workdir / "config.json", config.to_dict())
+    with replacing(workdir / "config.json") as file:
+      file.write(json.dumps(config.to_dict(), indent=2).encode() + b"\n")
     overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
 
   # --- loop: bookkeeping first, so that step 0, a resumed run and the last step are one case ---
-  keep_card = functools.partial(write_card, config, workdir) if primary else lambda *card: None
+  write_card = functools.partial(results.write_card, config, workdir)
+  keep_card = write_card if primary else lambda *card: None
   explain = functools.partial(_explain, config, net, teacher and teacher[0], frozen, run)
   before = restored.meta if restored else {}
   window = doctor.Window(config, explain, before.get("skipped", 0))
@@ -219,7 +219,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
       snapshots.poll()
 
   if primary:
-    finish(config, workdir, scores)
+    results.finish(config, workdir, scores)
   return scores
 
 
@@ -467,67 +467,3 @@ def _report(
   if scalars:
     reporter.write(step, scalars)
   return scalars
-
-
-def write_card(
-  config: ConfigDict, workdir: Path, step: int, name: str, card: Mapping[str, Any]
-) -> Path:
-  """Completes the card of a score with what made it, and writes it to workdir/cards.
-
-  Args:
-    config: of the run that the samples are of.
-    workdir: where the folder of cards is.
-    step: of the weights.
-    name: of the score.
-    card: what an evaluator said.
-  """
-  known = {"step": step, "config_sha256": runs.digest(config)}
-  return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **known, **_where()})
-
-
-def write_image_card(workdir: Path, name: str, card: Mapping[str, Any]) -> Path:
-  """Writes the card of images that no run of ours has made."""
-  return cards.write(workdir / "cards", name, {**card, **_where()})
-
-
-def _where() -> dict[str, Any]:
-  """By what, on what and when a score was computed."""
-  devices = collections.Counter(device.device_kind for device in jax.devices())
-  return {
-    "versions": report.versions(),
-    "device": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
-    "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-  }
-
-
-def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:
-  """Writes scores.json and the run's page."""
-  _write_json(workdir / "scores.json", dict(scores))
-  title = f"{workdir.name}: {config.loss.name} on {config.data.name}"
-  reporting.report(workdir, title=title, config=config.to_dict(), scores=score_rows(config, scores))
-
-
-def score_rows(config: ConfigDict, scores: Mapping[str, float]) -> list[dict[str, Any]]:
-  """The scores as a table: a row for each sampler and average, its price and the floor beside."""
-  rows = []
-  for name, value in scores.items():
-    label, _, member = name.partition("/")
-    sampler, _, rest = member.partition("/")
-    ema, _, what = rest.partition("/")
-    if not ema or sampler == "floor":
-      continue
-    what = f"/{what}" if what else ""
-    row = {"score": f"{label}{what}", "sampler": sampler, "average": ema}
-    row |= {"NFE": build.sampler_nfe(config, sampler), "value": value}
-    row |= {"floor": scores.get(f"{label}/floor{what}")}
-    speeds = [
-      scores[f"{other}/{sampler}"]
-      for other, section in config.evals.items()
-      if section.name == "throughput" and f"{other}/{sampler}" in scores
-    ]
-    rows.append(row | {"images/s": speeds[0] if speeds else None})
-  return rows
-
-
-def _write_json(path: Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=2) + "\n")

@@ -9,7 +9,7 @@ import records_test
 import tiny
 from PIL import Image
 
-from cmjax import build, charts, sample, sharding, train
+from cmjax import build, charts, results, sample, sharding
 from cmjax.data import image_sets, sources
 from cmjax.data import manifest as manifests
 from cmjax.metrics import cards, classifier, compare, frechet
@@ -233,7 +233,7 @@ def test_a_card_of_a_run_knows_its_step_and_what_makes_the_run_what_it_is(tmp_pa
   card |= {"options": {}, "score": "FID", "rounding": "round"}
 
   def written(**values):
-    path = train.write_card(tiny.config(**values), tmp_path, 12, "fd_one_step_main", card)
+    path = results.write_card(tiny.config(**values), tmp_path, 12, "fd_one_step_main", card)
     assert path == tmp_path / "cards" / "fd_one_step_main_step12.json"
     return cards.read(path)
 
@@ -247,7 +247,7 @@ def test_a_card_of_a_run_knows_its_step_and_what_makes_the_run_what_it_is(tmp_pa
 def test_each_value_is_a_row_of_the_report_and_has_a_chart_with_its_floor():
   scores = {"fd/floor": 0.5, "fd/floor/recall": 0.9}
   scores |= {"fd/one_step/main": 2.0, "fd/one_step/main/recall": 0.4}
-  rows = train.score_rows(configure(data="points"), scores)
+  rows = results.rows(configure(data="points"), scores)
   assert [(r["score"], r["value"], r["floor"]) for r in rows] == [
     ("fd", 2.0, 0.5), ("fd/recall", 0.4, 0.9),
   ]  # fmt: skip

@@ -71,6 +71,7 @@ ROOMS = {
   "runs": (5, "program"),
   "slopes": (5, "program"),
   "doctor": (6, "program"),
+  "results": (6, "program"),
   "train": (7, "program"),
   "sample": (8, "program"),
   "verify": (8, "program"),
@@ -85,7 +86,9 @@ LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
   "networks": {"jax", "numpy", "jaxtyping", "flax"},
 }
-CONFIGURED = {"build", "convert", "runs", "slopes", "doctor", "train", "verify", "sample", "plan"}
+CONFIGURED = {
+  *("build", "convert", "runs", "slopes", "doctor", "results", "train", "verify", "sample", "plan"),
+}
 OWNERS = {  # what is known in few places -> the rooms that may
   "nnx": {"networks", "metrics.detectors"},
   "networks": {"networks", "build", "convert"},  # where mathematics and networks meet
@@ -99,7 +102,7 @@ OWNERS = {  # what is known in few places -> the rooms that may
   "tensorflow": set(),
   "torch": set(),
   **{
-    f"jax.{name}": {"sharding", "train", "reporting", "main"}
+    f"jax.{name}": {"sharding", "results", "reporting", "main"}
     for name in ("devices", "local_devices", "process_index", "process_count")
   },
 }
