@@ -46,7 +46,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cmjax import build, main, reporting, runs, sharding, train, verify  # noqa: F401
-from cmjax.writing import replacing
+from cmjax.writing import write_json
 
 ROOT = Path(__file__).parent.parent
 INTERVAL, TOTAL = 30, 120
@@ -259,17 +259,12 @@ class Trial:
 
   def allowed(self, reached):
     """An interval; where one is written beside training, what was trained meanwhile as well."""
-    if not self.asynchronous:
-      return INTERVAL
-    return INTERVAL + max((reached - step for step in self.saving()), default=0)
+    return INTERVAL + self.asynchronous * max((reached - s for s in self.saving()), default=0)
 
   def allowed_without_the_last(self, process):
     """The same, where a checkpoint could not be written: it may be noticed as training goes on."""
-    if not self.asynchronous:
-      return INTERVAL
     failed = re.search(r"of step (\d+) could not be written", process.log.read_text())
-    reached = process.step()
-    return INTERVAL + (reached - int(failed[1]) if failed else 0)
+    return INTERVAL + self.asynchronous * (process.step() - int(failed[1]) if failed else 0)
 
 
 def kill(trial, process):
@@ -639,8 +634,7 @@ def line(title, rows):
 
 
 def write(args, rows):
-  with replacing(rows_path(args)) as file:
-    file.write(json.dumps(rows, indent=1).encode())
+  write_json(rows_path(args), rows)
 
 
 def rows_path(args):

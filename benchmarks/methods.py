@@ -38,10 +38,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import build, train
+from cmjax import build, train, writing
 from cmjax.data import sources
 from cmjax.metrics import classifier
-from cmjax.writing import replacing
 
 ROOT = Path(__file__).parent.parent
 METHODS = (
@@ -281,10 +280,9 @@ def curve(workdir, gflop):
 
 
 def write_json(path, content):
-  """Whole or not at all."""
+  """Whole or not at all, and the folder where it is missing."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with replacing(path) as file:
-    file.write((json.dumps(content, indent=1) + "\n").encode())
+  writing.write_json(path, content, indent=1)
 
 
 # --- what came out ---

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from cmjax import runs, sharding
-from cmjax.writing import replacing
+from cmjax.writing import write_json
 
 STARTED = []  # processes
 ROOT = Path(__file__).parent.parent
@@ -160,8 +160,7 @@ def run_killed(args, records, name, seed):
 
 
 def write(args, records):
-  with replacing(args.workdir / "records.json") as file:
-    file.write(json.dumps(records, indent=1).encode())
+  write_json(args.workdir / "records.json", records)
 
 
 def read(args):

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from cmjax.writing import replacing
+from cmjax.writing import write_json
 
 logger = logging.getLogger("cmjax")
 # Orbax takes the time of a save by the wall clock: one during which that clock is set ahead by more
@@ -318,8 +318,7 @@ class Checkpoints:
       )
       return
     self._seals.mkdir(parents=True, exist_ok=True)
-    with replacing(seal) as file:
-      file.write(json.dumps(digests).encode())
+    write_json(seal, digests, indent=None)
     for other in self._seals.glob("*.json"):
       if int(other.stem) not in self.steps():
         other.unlink()

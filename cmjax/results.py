@@ -2,7 +2,6 @@
 
 import collections
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cmjax import build, report, reporting, runs
 from cmjax.metrics import cards
-from cmjax.writing import replacing
+from cmjax.writing import write_json
 
 
 def write_card(
@@ -48,8 +47,7 @@ def _where() -> dict[str, Any]:
 
 def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:
   """Writes scores.json and the run's page."""
-  with replacing(workdir / "scores.json") as file:
-    file.write(json.dumps(dict(scores), indent=2).encode() + b"\n")
+  write_json(workdir / "scores.json", dict(scores))
   title = f"{workdir.name}: {config.loss.name} on {config.data.name}"
   reporting.report(workdir, title=title, config=config.to_dict(), scores=rows(config, scores))
 

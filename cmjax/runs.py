@@ -22,7 +22,7 @@ from cmjax.ema import snapshots
 from cmjax.nested import flat
 from cmjax.train_step import TrainState
 from cmjax.types import Array, Model, Network, Params
-from cmjax.writing import replacing
+from cmjax.writing import write_json
 
 logger = logging.getLogger("cmjax")
 
@@ -167,8 +167,7 @@ def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   """Adds the times that a search found, {sampler: {mid_times: ..., ...}}, to the run's."""
   path = Path(workdir) / TIMES
   before = json.loads(path.read_text()) if path.is_file() else {}
-  with replacing(path) as file:
-    file.write((json.dumps(before | dict(found), indent=2) + "\n").encode())
+  write_json(path, before | dict(found))
 
 
 def with_searched_times(config: ConfigDict, workdir: str | Path) -> ConfigDict:

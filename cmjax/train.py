@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import logging
 import signal
 import time
@@ -31,7 +30,7 @@ from cmjax import (
 from cmjax.ema.snapshots import Snapshots, check_writable
 from cmjax.train_step import TrainState, make_train_step, several
 from cmjax.types import Array, Batch, LossFn, Model, Network, Params
-from cmjax.writing import replacing
+from cmjax.writing import write_json
 
 logger = logging.getLogger("cmjax")
 
@@ -137,8 +136,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   if primary:
     if restored:
       runs.record_changes(workdir, config, restored, len(data))
-    with replacing(workdir / "config.json") as file:
-      file.write(json.dumps(config.to_dict(), indent=2).encode() + b"\n")
+    write_json(workdir / "config.json", config.to_dict())
     overview = parameter_overview.get_parameter_overview(run.state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
 

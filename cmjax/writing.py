@@ -1,10 +1,11 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -23,3 +24,9 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   except BaseException:
     partial.unlink(missing_ok=True)
     raise
+
+
+def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2) -> None:
+  """`content` as JSON in the place of `path`, whole or not at all."""
+  with replacing(path) as file:
+    file.write(json.dumps(content, indent=indent).encode() + b"\n")

@@ -30,10 +30,7 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
   try:
     with opened(path) as file:
       names = [name for name in ARRAYS if name in file]
-      if names == [
-        "images",
-        "samples",
-      ]:  # of mode sample: decoded, and the latents that they are of
+      if names == ["images", "samples"]:  # of mode sample: the latents too that they are of
         names = ["images"]
       if len(names) != 1:
         raise ValueError(

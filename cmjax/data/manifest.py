@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cmjax import writing
 from cmjax.data.shards import Layout
-from cmjax.writing import replacing
 
 NAME = "manifest.json"
 FORMAT = "cmjax-records-1"
@@ -71,8 +71,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 def write_json(path: Path, content: Any) -> None:
   """A file of JSON, whole or not at all."""
   try:
-    with replacing(path) as file:
-      file.write((json.dumps(content, indent=1) + "\n").encode())
+    writing.write_json(path, content, indent=1)
   except OSError as error:
     raise ValueError(
       f"Cannot write {path}: {error.strerror}. Free some space or choose another folder, and start "
