@@ -5,11 +5,12 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test peers lint format types notebooks clean
+.PHONY: help venv quickstart test slow peers lint format types notebooks clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
 	@echo "make test        run the tests (not the slow ones)"
+	@echo "make slow        run the slow tests: several processes, faults, long compilations"
 	@echo "make peers       compare with other implementations (installs PyTorch: 5 GB)"
 	@echo "make lint        check format and style"
 	@echo "make format      write what 'make lint' wants, where ruff can"
@@ -24,12 +25,16 @@ venv: $(STAMP)
 $(STAMP): setup.py
 	@bash launch/venv.sh "$(VENV)" "$@" "$(PYTHON)"
 
+# Huge pages: on a CPU a step takes its memory anew each time.
 quickstart: $(STAMP)
-	$(VENV)/bin/python benchmarks/quickstart.py --workdir=runs/quickstart
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python benchmarks/quickstart.py --workdir=runs/quickstart
 
 # A file at a time per worker: what a file's tests share is made once. Compiling is most of the work.
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+
+slow: $(STAMP)
+	$(VENV)/bin/python -m pytest -m slow -n auto --dist loadfile
 
 # Without a single test pytest fails (5), so a peer that does not import is noticed here.
 peers: $(STAMP)

@@ -73,6 +73,7 @@ def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
     build.decoder(c)
 
 
+@pytest.mark.slow  # a sampler and a detector to compile, twice
 def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
   c = configure(data, vae)
   net = build.network(c)

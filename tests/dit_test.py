@@ -197,13 +197,14 @@ def derivatives(remat, scan, consistency):
   return F, dF, dit.unstack(grads) if scan else grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("remat", "scan", "consistency"),
   [
     (True, True, False),
-    pytest.param(True, True, True, marks=pytest.mark.slow),
-    pytest.param(True, False, True, marks=pytest.mark.slow),
-    pytest.param(False, True, True, marks=pytest.mark.slow),
+    (True, True, True),
+    (True, False, True),
+    (False, True, True),
   ],
 )
 def test_remat_and_scan_change_neither_values_nor_tangents_nor_gradients(remat, scan, consistency):

@@ -62,10 +62,8 @@ def with_a_gradient(name, x):
   return x.reshape(-1, 3)[:, [0, 2]] if name.endswith("qkv/bias") else x  # {q, k, v} is innermost
 
 
-@pytest.mark.parametrize(
-  ("config", "limit"),
-  [(tiny.config(**TINY), 1e-5), pytest.param(digits(), 1e-5, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "limit"), [(tiny.config(**TINY), 1e-5), (digits(), 1e-5)])
 def test_a_run_on_8_then_4_then_8_then_2_devices_is_the_run_on_8(
   config, limit, tmp_path, monkeypatch
 ):

@@ -87,7 +87,12 @@ def method(name, teacher, **values):
   return config
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# What these are made of trains in the others' runs, or in a test of its own below.
+SLOW = ("ct", "ict", "dscm", "central", "semi_continuous", "cd_continuous")
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LOSSES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_trains_from_its_config_and_is_scored(name, teacher, tmp_path):
   config = method(name, teacher)
   scores = train.train(config, tmp_path)
@@ -197,12 +202,17 @@ def labelled_digits():
   return digits, student
 
 
+@pytest.mark.slow  # a U-Net and its sampler to compile
 def test_guidance_needs_a_teacher_that_dropped_labels(tmp_path):
   digits, student = labelled_digits()
   train.train(digits, tmp_path / "teacher")
   student.teacher.workdir = str(tmp_path / "teacher")
   with pytest.raises(ValueError, match="trained with loss.label_dropout=0: train one with 0.1"):
     train.train(student, tmp_path / "student")
+
+
+def test_guidance_of_a_sampler_needs_a_network_that_dropped_labels():
+  digits = labelled_digits()[0]
   digits.samplers.heun.guidance = dict(name="classifier_free", scale=1.5)
   with pytest.raises(ValueError, match="loss.label_dropout is 0: train with label_dropout=0.1"):
     build.sampler(digits, "heun", build.network(digits), sharding.make_mesh())
@@ -222,8 +232,8 @@ def test_a_guided_student_trains_from_a_teacher_that_dropped_labels(tmp_path):
   trained = runs.load_network(tmp_path / "student", sharding.make_mesh())
   params = jax.tree.map(lambda a: a + 0.05, trained.averages["main"])
   draw = lambda key: build.sampler(student, key, trained.net, sharding.make_mesh())(
-    params, jax.random.key(0), 8
-  )
+    params, jax.random.key(0), np.arange(8)
+  )[1]
   assert np.abs(draw("plain") - draw("guided")).max() > 1e-4  # the scale reaches the network
 
 

@@ -1,6 +1,7 @@
 """What is compiled ahead of time is the step that trains, and what is said of it is so."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def test_the_plan_of_the_devices_here_is_that_of_the_run():
   assert text.endswith("It fits as it is.")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_tried_in_other_ways_until_it_does(monkeypatch):
   config = tiny.config(**{"net.width": 256})
   sizes = [argument_bytes(config, fsdp) for fsdp in (1, 2)]
@@ -193,20 +195,23 @@ def test_the_program_prints_the_table_and_writes_the_same_numbers(tmp_path):
 
 def used_memory(*args):
   command = [sys.executable, "tests/step_memory_used.py", *args]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+  # What is freed goes back to the system: else glibc keeps a part of it, and that is counted.
+  env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+  done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 @pytest.mark.parametrize(
   "args",
   [
     ("tests/tiny.py", "batch_size=65536", "net.width=64"),
-    pytest.param(("configs/digits_sct.py", "batch_size=2048"), marks=pytest.mark.slow),
+    ("configs/digits_sct.py", "batch_size=2048"),
   ],
 )
-def test_a_step_takes_the_memory_that_was_predicted_within_a_quarter(args):
+def test_a_step_takes_the_memory_that_was_predicted_within_a_tenth(args):
   memory = used_memory(*args)
   assert memory["predicted"] > 1e8  # so much that the rest of the process does not matter
-  assert memory["used"] == pytest.approx(memory["predicted"], rel=0.25)
+  assert memory["used"] == pytest.approx(memory["predicted"], rel=0.1)

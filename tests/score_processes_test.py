@@ -47,6 +47,7 @@ def numbers(card):
   return {f"{a}/{b}": value for a, part in parts.items() for b, value in part.items()}
 
 
+@pytest.mark.slow
 def test_scores_of_5000_images_are_the_same_from_one_process_and_two_in_batches_of_64_and_250(
   tmp_path,
 ):

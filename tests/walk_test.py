@@ -57,7 +57,7 @@ def derivatives(name, *, gradient, **options):
 @pytest.mark.parametrize(
   ("name", "remat", "gradient"),
   [
-    ("ddpmpp", True, False),
+    pytest.param("ddpmpp", True, False, marks=pytest.mark.slow),
     *(pytest.param(name, True, True, marks=pytest.mark.slow) for name in MAKES),
     pytest.param("ncsnpp", False, True, marks=pytest.mark.slow),
   ],
