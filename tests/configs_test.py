@@ -110,6 +110,7 @@ def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, 
   assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_plane_takes_its_smoke_steps(tmp_path, one_device):
   scores = train.train(load("toy2d_sct", "smoke"), tmp_path)
   assert scores["swd/two_step/main"] > scores["swd/floor"] > 0  # ten steps do not make a model

@@ -468,6 +468,7 @@ def kill_at_random(process, workdir):
   process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_and_again_at_random_ends_bit_for_bit_the_same(tmp_path, start):
   whole, killed, other = (tmp_path / name for name in ("whole", "killed", "other"))
   killed.mkdir()

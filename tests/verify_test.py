@@ -450,6 +450,7 @@ def test_a_network_with_a_wrong_derivative_fails_in_float64(monkeypatch):
   assert all(name.startswith("dF/dt by jvp and by differences, float64") for name in failed)
 
 
+@pytest.mark.slow
 def test_the_network_is_that_of_the_checkpoint(tmp_path):
   config = tiny.config(evals={}, total_steps=4)
   before = verify.network(config, tmp_path)
