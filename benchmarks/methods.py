@@ -16,7 +16,8 @@ gets both. Curricula are stretched to the steps that come out.
 All distances are Frechet distances in the features of a classifier that is trained first on the
 training images (cmjax/metrics/classifier.py), each of the same number of samples. Several averages
 of the weights are scored; the one with the best one-step distance, in the mean over seeds, is the
-one that the table shows for a method.
+one that the table shows for a method. The second of two steps is at sCM's time for all, and a
+second time at the time that --mode=search finds for the run, with other noise than is scored.
 
 Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
 command is started again; each finished run is a row of results.json. The rows behind the tables of
@@ -38,7 +39,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import build, train, writing
+from cmjax import build, runs, sample, sharding, train, writing
 from cmjax.data import sources
 from cmjax.metrics import classifier
 
@@ -51,6 +52,7 @@ STEPS = (1, 2, 4)
 NUM_SAMPLES = 2_000
 # The second step is at sCM's 1.1; no paper gives four, these halve the way down from it.
 MID_TIMES = {1: (), 2: (1.1,), 4: (1.3, 1.1, 0.6)}
+PROBES = 12  # of the second step's time
 # Half-lives as a part of the training so far, beside the config's own average.
 AVERAGES = {"short": 0.05, "long": 0.3}
 NEVER = 10**9
@@ -217,6 +219,31 @@ def run(args, data, method, seed):
   }  # fmt: skip
 
 
+def search(args, data, method, seed):
+  """The second step's time as searched for a finished run, and the distances with it.
+
+  {} where there is none to choose, or where no more than the run's row is here.
+  """
+  config = configure(args, data, method, seed, steps_of(args, data, method))
+  workdir = args.workdir / data / method / f"seed{seed}"
+  two_steps = config.samplers.get("2")
+  if not two_steps or two_steps.name != "consistency" or not (workdir / "checkpoints").exists():
+    return {}
+  number = config.evals.fd.num_samples
+  sample.search_times(config, workdir, name="2", num_samples=number, num_probes=PROBES, seed=seed)
+  config = runs.with_searched_times(config, workdir)
+  config.evals.fd.samplers = ("2",)
+  mesh = sharding.make_mesh(**config.mesh)
+  trained = runs.load_network(workdir, mesh)
+  scores = build.frechet_scores(config, trained.net, mesh)[1]
+  found = {
+    f"fd/2/{ema}": scores(params, train.eval_key(config))["2"]
+    for ema, params in trained.averages.items()
+  }
+  jax.clear_caches()
+  return {"mid_times": list(config.samplers["2"].mid_times), "scores": found}
+
+
 def train_teacher(args, data, config, seed):
   """Trains the teacher that a config needs where it is not there: --known may have its row only."""
   teacher = config.teacher.workdir or config.init_from.workdir
@@ -238,7 +265,7 @@ def adopt(path, known):
     write_json(path, json.loads(known.read_text()))
 
 
-def fill(path, seeds, runs, stopped, *, diverged=None):
+def fill(path, seeds, makers, stopped, *, diverged=None):
   """Makes the rows that a file of results has not: {name: {seed: row}}.
 
   Seed by seed, so that a short budget still compares everything.
@@ -246,19 +273,19 @@ def fill(path, seeds, runs, stopped, *, diverged=None):
   Args:
     path: of the file, which is written after each row.
     seeds: how many.
-    runs: {name: a function from a seed to the row}.
+    makers: {name: a function from a seed to the row}.
     stopped: () -> whether to end before the next row.
     diverged: the row of a run that stopped with a FloatingPointError; None: none is kept.
   """
   for seed in range(seeds):
-    for name, run in runs.items():
+    for name, make in makers.items():
       rows = json.loads(path.read_text()) if path.exists() else {}
       if str(seed) in rows.get(name, {}):
         continue
       if stopped():
         return
       try:
-        row = run(seed)
+        row = make(seed)
       except FloatingPointError as error:  # a result too, and no reason to lose the others
         print(f"{name}, seed {seed}, diverged: {error}")
         if diverged is None:
@@ -304,6 +331,12 @@ def values(rows, sampler):
   return [row["scores"][key] for row in rows if key in row["scores"]]
 
 
+def searched(rows):
+  """The distances of two steps with the time of the second as searched, and those times."""
+  key, found = f"fd/2/{best_average(rows)}", [row["searched"] for row in rows if "searched" in row]
+  return [each["scores"][key] for each in found], [each["mid_times"][0] for each in found]
+
+
 def cell(numbers):
   if not numbers:
     return ""
@@ -317,13 +350,15 @@ def table(results, accuracy, command):
   lines = [
     f"`{command}`",
     "",
-    "| method | 1 step | 2 steps | 4 steps | average | steps | TFLOP | minutes |",
-    "|---|---|---|---|---|---|---|---|",
+    "| method | 1 step | 2 steps | second searched | at t | 4 steps | average | steps | TFLOP "
+    "| minutes |",
+    "|---|---|---|---|---|---|---|---|---|---|",
   ]
   for method, by_seed in results.items():
     rows = list(by_seed.values())
     mean = lambda key, rows=rows: np.mean([row[key] for row in rows])
     cells = [cell(values(rows, str(n))) for n in STEPS]
+    cells[2:2] = map(cell, searched(rows))
     lines.append(
       f"| {method} | {' | '.join(cells)} | {best_average(rows)} | {mean('steps'):.0f} | "
       f"{mean('gflop') / 1e3:.3g} | {mean('seconds') / 60:.1f} |"
@@ -331,17 +366,18 @@ def table(results, accuracy, command):
     if method == "teacher":
       nfe = cell(values(rows, "heun"))
       lines.append(
-        f"| teacher, Heun's 18 steps (NFE 35) | {nfe} | | | {best_average(rows)} | | | |"
+        f"| teacher, Heun's 18 steps (NFE 35) | {nfe} | | | | | {best_average(rows)} | | | |"
       )
   floor = next(iter(next(iter(results.values())).values()))["scores"]["fd/floor"]
   spread = f"mean and standard deviation over up to {seeds} seeds (network, data order, noise)"
   lines += [
-    f"| held-out images | {floor:.3g} | | | | | | |",
+    f"| held-out images | {floor:.3g} | | | | | | | | |",
     "",
     f"Fréchet distance in the 64 features of a classifier of {accuracy:.1%} held-out accuracy: "
     + ("one seed, so without a spread." if seeds == 1 else f"{spread}."),
     "TFLOP is the run's own training by the compiled step; methods that need a teacher have its on "
-    "top. Minutes are wall time, scoring included, of the last sitting.",
+    "top. Minutes are wall time, scoring included, of the last sitting. The second of two steps is "
+    f"at t = {MID_TIMES[2][0]}, and where a search of {PROBES} probes with other noise put it.",
   ]
   return lines
 
@@ -389,6 +425,11 @@ def draw_distances(axis, data, methods):
       if found:
         axis.errorbar(np.mean(found), y, xerr=spread, fmt=marker, color=f"C{STEPS.index(n)}")
     axis.plot([], [], marker, color=f"C{STEPS.index(n)}", label=f"{n} step{'s' * (n > 1)}")
+  hollow = dict(ls="", marker="s", mfc="none", color=f"C{STEPS.index(2)}")
+  axis.plot([], [], **hollow, label="2 steps, the second searched")
+  for y, name in enumerate(names):
+    if found := searched(list(methods[name].values()))[0]:
+      axis.plot(np.mean(found), y, **hollow)
   if "teacher" in methods:
     rows = list(methods["teacher"].values())
     axis.axvline(np.mean(values(rows, "heun")), color="k", lw=1, label="teacher, NFE 35")
@@ -449,10 +490,26 @@ def suffix(args):
 
 def train_all(args, stopped):
   make_detector(args, args.data)
-  runs = {method: functools.partial(run, args, args.data, method) for method in args.methods}
+  makers = {method: functools.partial(run, args, args.data, method) for method in args.methods}
   path = args.workdir / args.data / "results.json"
   adopt(path, args.known and args.known / f"methods_{args.data}{suffix(args)}.json")
-  fill(path, args.seeds, runs, stopped)
+  fill(path, args.seeds, makers, stopped)
+  search_all(args, path, stopped)
+
+
+def search_all(args, path, stopped):
+  """Adds to each row the second step's time as searched, and the distances with it."""
+  for method in args.methods:
+    for seed in range(args.seeds):
+      rows = json.loads(path.read_text()) if path.exists() else {}
+      row = rows.get(method, {}).get(str(seed))
+      if not row or "searched" in row:
+        continue
+      if stopped():
+        return
+      if found := search(args, args.data, method, seed):
+        row["searched"] = found
+        write_json(path, rows)
 
 
 def stopper(minutes):

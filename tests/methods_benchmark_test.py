@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax import build, nested, tangent
+from cmjax import build, nested, runs, sample, tangent
 
 BENCHMARK = runpy.run_path(
   str(pathlib.Path(__file__).parents[1] / "benchmarks" / "methods.py"), run_name="methods"
@@ -70,6 +70,48 @@ def test_rows_of_an_earlier_sitting_are_not_made_again_and_a_missing_teacher_is(
   assert rows["ect"] == {"0": {"old": 1}} and rows["scd"]["0"]["scores"] == {"fd/floor": 0.5}
   BENCHMARK["train_all"](args, lambda: False)
   assert len(trained) == 2
+
+
+def test_the_second_step_is_searched_and_scored_where_a_run_is_there(monkeypatch, tmp_path):
+  (tmp_path / "digits" / "scd" / "seed0" / "checkpoints").mkdir(parents=True)
+  (tmp_path / "digits" / "flops.json").write_text('{"teacher": 3.0, "scd": 5.0, "ect": 4.0}')
+  rows = {
+    method: {"0": {"steps": 1, "gflop": 1.0, "seconds": 1.0, "curve": {}, "scores": scores}}
+    for method, scores in {
+      "teacher": {"fd/floor": 0.5, "fd/2/main": 9.0, "fd/heun/main": 1.0},
+      "scd": {f"fd/{n}/{ema}": 2.0 + (ema == "main") for n in "124" for ema in ("main", "short")},
+      "ect": {f"fd/{n}/main": 3.0 for n in "124"},
+    }.items()
+  }
+  path = tmp_path / "digits" / "results.json"
+  path.write_text(json.dumps(rows))
+
+  def search_times(config, workdir, *, name, num_samples, num_probes, seed):
+    assert name == "2" and num_samples == config.evals.fd.num_samples and num_probes == 12
+    runs.write_times(workdir, {name: {"mid_times": [0.7]}})
+
+  def frechet_scores(config, net, mesh):
+    assert tuple(config.evals.fd.samplers) == ("2",)
+    (t,) = config.samplers["2"].mid_times
+    return "fd", lambda params, key: {"2": params + t}
+
+  loaded = types.SimpleNamespace(net=None, averages={"main": 1.0, "short": 0.5})
+  monkeypatch.setattr(sample, "search_times", search_times)
+  monkeypatch.setattr(build, "frechet_scores", frechet_scores)
+  monkeypatch.setattr(runs, "load_network", lambda *args: loaded)
+  options = dict(data="digits", methods=("teacher", "scd", "ect"), seeds=1, scale=1.0)
+  args = types.SimpleNamespace(**options, variant="", workdir=tmp_path, curve=0)
+  BENCHMARK["search_all"](args, path, lambda: False)
+  found = json.loads(path.read_text())
+  assert found["scd"]["0"].pop("searched") == {
+    "mid_times": [0.7], "scores": {"fd/2/main": 1.7, "fd/2/short": 1.2}
+  }  # fmt: skip
+  assert found == rows  # a teacher has no such time, and of ECT only the row is here
+
+  rows["scd"]["0"]["searched"] = {"mid_times": [0.7], "scores": {"fd/2/main": 1, "fd/2/short": 1.2}}
+  lines = BENCHMARK["table"](rows, 0.99, "command")
+  assert "| scd | 2 | 2 | 1.2 | 0.7 | 2 | short |" in next(ln for ln in lines if "| scd" in ln)
+  assert "| ect | 3 | 3 |  |  | 3 | main |" in next(ln for ln in lines if "| ect" in ln)
 
 
 @pytest.fixture
