@@ -201,7 +201,7 @@ def search_times(
   lines, found = [], {}
   for key in keys:
     num_steps, score = build.search_score(
-      config, key, net, averages[ema], jax.random.key(seed), num_samples
+      config, key, net, mesh, averages[ema], jax.random.key(seed), num_samples
     )
     low, high = (float(np.arctan2(sigma, config.sigma_data)) for sigma in (0.02, 20.0))
     best = search.search(score, num_steps, low=low, high=high, num_probes=num_probes)

@@ -225,6 +225,22 @@ def test_a_sample_is_a_function_of_its_number_on_any_devices_in_any_batch():
   assert len(np.unique(whole[:, 0])) == 12
 
 
+def test_a_search_scores_what_the_evaluator_would_on_any_devices_in_any_batch():
+  c = configure("points", samplers=("two_steps",), num_samples=100, batch_size=50)
+  net, key = build.network(c), jax.random.key(3)
+  params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
+  expected = []
+  for t in (1.1, 0.6):
+    c.samplers.two_steps.mid_times = (t,)
+    expected.append(build.frechet_scores(c, net, MESH)[1](params, key)["two_steps"])
+  assert abs(expected[0] - expected[1]) > 1e-3
+  for mesh, batch_size in ((MESH, 50), (sharding.make_mesh(2, 4), 32), (MESH, 500)):
+    c.evals.fd.batch_size = batch_size
+    num_steps, score = build.search_score(c, "two_steps", net, mesh, params, key, 100)
+    assert num_steps == 2
+    assert [score((1.1,)), score((0.6,))] == pytest.approx(expected, rel=1e-5)
+
+
 # --- what a run leaves ----------------------------------------------------------------------------
 
 

@@ -6,16 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import samplers, sharding
+from cmjax import sharding
 from cmjax.build.decoding import Decoder, decoder, decoder_file
 from cmjax.build.models import source
-from cmjax.build.sampling import conditions, parts, sampler, sampler_nfe, sampling_net
+from cmjax.build.sampling import parts, sampler, sampler_nfe, timed_sampler
 from cmjax.build.sections import Section, call, latent_convention, pick, read, sample_shape
 from cmjax.convert import files, references
 from cmjax.data import sources
@@ -336,44 +334,37 @@ def _image_scores(
 
 
 def search_score(
-  config: ConfigDict, key: str, net: Network, params: Params, noise_key: Array, num_samples: int
+  config: ConfigDict,
+  key: str,
+  net: Network,
+  mesh: Mesh,
+  params: Params,
+  noise_key: Array,
+  num_samples: int,
 ) -> tuple[int, Callable[[tuple[float, ...]], float]]:
   """How many steps the sampler `config.samplers[key]` has, and the score of intermediate times.
 
   The score is the Frechet distance of `num_samples` samples, from the same noise each time, in the
-  features of the first Frechet evaluator of the config. The times are an argument of the compiled
-  program, so that it is compiled once for all of them.
+  features of the first Frechet evaluator of the config, drawn in batches as large as its.
   """
-  factory, (t_max, *mid), options, guided_by = parts(config, key)
-  if factory is not samplers.consistency or guided_by:
-    raise ValueError(f"samplers.{key}: times are searched for an unguided 'consistency' sampler.")
+  num_steps, at = timed_sampler(config, key, net, mesh)
   label = _first_frechet(config, "A search of times")
   if num_samples < 2:
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
-  judge, to_images = scorer(config, label, sharding.make_mesh(**config.mesh))
+  judge, to_images = scorer(config, label, mesh)
   reference = judge.reference().features.moments
   assert reference is not None, "a Frechet evaluator's reference has moments"
-  shape, net_fn = (num_samples, *sample_shape(config)), sampling_net(config, net)
-
-  @jax.jit
-  def draw(params, key, angles):
-    return samplers.alternate(
-      net_fn,
-      params,
-      key,
-      jnp.zeros(shape),
-      angles,
-      sigma_data=config.sigma_data,
-      cond=conditions(config, jnp.arange(num_samples)),
-      **options,
-    )
+  batch_size = min(num_samples, config.evals[label].batch_size)
 
   def score(times):
-    drawn = draw(params, noise_key, jnp.asarray([t_max, *times], jnp.float32))
-    seen = judge.detector.apply(to_images(np.asarray(drawn)))
-    return float(frechet.distance(frechet.moments(seen.features), reference))
+    draw = functools.partial(at(times), params, noise_key)
+    what = f"{key} at {', '.join(f'{t:.4f}' for t in times)}"
+    drawn = metrics.batches(draw, to_images, what, range(num_samples), batch_size)
+    found = judge.look(drawn).moments
+    assert found is not None, "a Frechet evaluator's features have moments"
+    return float(frechet.distance(found, reference))
 
-  return len(mid) + 1, score
+  return num_steps, score
 
 
 def frechet_scores(

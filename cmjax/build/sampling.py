@@ -1,6 +1,7 @@
 """Samplers of a config."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -138,26 +139,62 @@ def sampler(
   if guided_by:  # once for nothing, so that what is wrong with it is found at the door
     _guided(config, key, guided_by, own, guide)
 
-  @jax.jit
-  def draw(params, guide_params, key_noise, numbers):
-    numbers = jax.lax.with_sharding_constraint(numbers, sharding.batch_sharding(mesh))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, numbers)
+  def draw(numbers, keys, params, guide_params):
     model = (guide[0], guide_params) if guide else None
     net_fn = _guided(config, key, guided_by, own, model) if guided_by else own
     given = dict(sigma_data=config.sigma_data, cond=conditions(config, numbers), **options)
-    x0 = factory(net_fn, params, keys, (len(numbers), *shape), grid, **given)
-    return jax.lax.with_sharding_constraint(x0, sharding.batch_sharding(mesh))
+    return factory(net_fn, params, keys, (len(numbers), *shape), grid, **given)
 
-  def sample(params, key, numbers):
+  drawn = _shared(draw, mesh)
+  return lambda params, key, numbers: drawn(numbers, key, params, guide[1] if guide else None)
+
+
+def timed_sampler(
+  config: ConfigDict, key: str, net: Network, mesh: Mesh
+) -> tuple[int, Callable[[tuple[float, ...]], metrics.Sampler]]:
+  """How many steps `config.samplers[key]` has, and: intermediate times -> its sampler with those.
+
+  The times are an argument of the compiled program, so that it is compiled once for all of them.
+  The noise is that of `sampler`.
+  """
+  factory, (t_max, *mid), options, guided_by = parts(config, key)
+  if factory is not samplers.consistency or guided_by:
+    raise ValueError(f"samplers.{key}: times are searched for an unguided 'consistency' sampler.")
+  shape, own = sample_shape(config), sampling_net(config, net)
+
+  def draw(numbers, keys, params, angles):
+    given = dict(sigma_data=config.sigma_data, cond=conditions(config, numbers), **options)
+    return samplers.alternate(own, params, keys, jnp.zeros((len(numbers), *shape)), angles, **given)
+
+  drawn = _shared(draw, mesh)
+
+  def at(times):
+    angles = np.asarray([t_max, *times], np.float32)
+    return lambda params, key, numbers: drawn(numbers, key, params, angles)
+
+  return len(mid) + 1, at
+
+
+def _shared(draw: Callable[..., Array], mesh: Mesh) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+  """draw(numbers, keys, ...) by all devices: (numbers, key, ...) -> own numbers, their samples."""
+  split = sharding.batch_sharding(mesh)
+
+  @jax.jit
+  def compiled(numbers, key, *given):
+    numbers = jax.lax.with_sharding_constraint(numbers, split)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return jax.lax.with_sharding_constraint(draw(numbers, keys, *given), split)
+
+  def own(numbers, key, *given):
     # As many as the devices divide; what is too much is drawn and left out.
     padded = np.pad(numbers.astype(np.int32), (0, -len(numbers) % mesh.size), mode="edge")
     with jax.set_mesh(mesh):  # kernels of attention have to know what to be split over
-      drawn = draw(params, guide[1] if guide else None, key, padded)
+      drawn = compiled(padded, key, *given)
     rows, values = sharding.local_values(drawn)
     wanted = rows < len(numbers)
     return numbers[rows[wanted]], values[wanted]
 
-  return sample
+  return own
 
 
 def sampler_nfe(config: ConfigDict, key: str) -> int:

@@ -120,6 +120,34 @@ def samples(
   return evaluate
 
 
+def batches(
+  draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+  to_images: Callable[[np.ndarray], np.ndarray],
+  what: str,
+  numbers: range,
+  batch_size: int,
+  num_classes: int = 0,
+) -> Iterator[ImageBatch]:
+  """Samples as a `Scorer` looks at them, drawn as they are asked for.
+
+  Args:
+    draw: numbers -> those of them that this process has, and their samples.
+    to_images: samples -> images as the detector takes them.
+    what: is scored, for the lines of progress.
+    numbers: of the samples.
+    batch_size: how many at a time, on all devices together.
+    num_classes: classes are the numbers in turn; 0 without classes.
+  """
+  progress = Progress(f"Scoring {what}", len(numbers))
+  for start in range(numbers.start, numbers.stop, batch_size):
+    # Whole batches always, so that the sampler is compiled for one shape.
+    ids, drawn = draw(np.arange(start, start + batch_size))
+    wanted = ids < numbers.stop
+    ids, drawn = ids[wanted], drawn[wanted]
+    yield ids, to_images(drawn), ids % num_classes if num_classes else None
+    progress.add(min(batch_size, numbers.stop - start))
+
+
 def image_scores(
   samplers: Mapping[str, Sampler],
   scorer: Scorer,
@@ -166,20 +194,6 @@ def image_scores(
       return {}, 0
     return scorer.values(scorer.held_out()), scorer.held_out().num
 
-  def look(name, sampler, ema, params, key, first):
-    progress = Progress(f"Scoring {name} ({ema})", num_samples)
-
-    def batches():
-      for start in range(first, first + num_samples, batch_size):
-        # Whole batches always, so that the sampler is compiled for one shape.
-        ids, drawn = sampler(params, key, np.arange(start, start + batch_size))
-        wanted = ids < first + num_samples
-        ids, drawn = ids[wanted], drawn[wanted]
-        yield ids, to_images(drawn), ids % num_classes if num_classes else None
-        progress.add(min(batch_size, first + num_samples - start))
-
-    return scorer.look(batches())
-
   def evaluate(averages, key):
     values, num = floor()
     yield from _scalars("floor", values)
@@ -187,7 +201,12 @@ def image_scores(
       for ema in emas:
         made = []
         for first in range(0, best_of * num_samples, num_samples):
-          seen = look(name, sampler, ema, averages[ema], key, first)
+          seen = scorer.look(
+            batches(
+              functools.partial(sampler, averages[ema], key), to_images, f"{name} ({ema})",
+              range(first, first + num_samples), batch_size, num_classes,
+            )
+          )  # fmt: skip
           made.append(scorer.card(seen))
           made[-1]["images"] |= {"kind": "samples", "first": first, **about.seeds}
         card = {**made[0], "values": _best([one["values"] for one in made])}
