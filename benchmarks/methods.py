@@ -322,7 +322,7 @@ def best_average(rows):
   if "heun" in {n for _, n, _ in names}:
     first = "heun"
   mean = lambda ema: np.mean([row["scores"][f"fd/{first}/{ema}"] for row in rows])
-  return min({ema for *_, ema in names}, key=mean)
+  return min(sorted({ema for *_, ema in names}), key=mean)
 
 
 def values(rows, sampler):
