@@ -239,6 +239,9 @@ def test_a_search_scores_what_the_evaluator_would_on_any_devices_in_any_batch():
     num_steps, score = build.search_score(c, "two_steps", net, mesh, params, key, 100)
     assert num_steps == 2
     assert [score((1.1,)), score((0.6,))] == pytest.approx(expected, rel=1e-5)
+  c.evals.fd.batch_size = 0
+  with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+    build.search_score(c, "two_steps", net, MESH, params, key, 100)
 
 
 # --- what a run leaves ----------------------------------------------------------------------------

@@ -54,12 +54,13 @@ def derivatives(name, *, gradient, **options):
     return jax.tree.map(np.asarray, run(drawn(name), *inputs()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "remat", "gradient"),
   [
-    pytest.param("ddpmpp", True, False, marks=pytest.mark.slow),
-    *(pytest.param(name, True, True, marks=pytest.mark.slow) for name in MAKES),
-    pytest.param("ncsnpp", False, True, marks=pytest.mark.slow),
+    ("ddpmpp", True, False),
+    *((name, True, True) for name in MAKES),
+    ("ncsnpp", False, True),
   ],
 )
 def test_scan_changes_no_value_tangent_gradient_or_dropout_mask(name, remat, gradient):

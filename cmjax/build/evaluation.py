@@ -354,7 +354,8 @@ def search_score(
   judge, to_images = scorer(config, label, mesh)
   reference = judge.reference().features.moments
   assert reference is not None, "a Frechet evaluator's reference has moments"
-  batch_size = min(num_samples, config.evals[label].batch_size)
+  batch_size = min(num_samples, config.evals[label].get("batch_size", num_samples))
+  metrics.check_counts(batch_size=batch_size)
 
   def score(times):
     draw = functools.partial(at(times), params, noise_key)

@@ -120,6 +120,13 @@ def samples(
   return evaluate
 
 
+def check_counts(**counts: int) -> None:
+  """Raises a ValueError for a number of samples, batches or sets that is below 1."""
+  for what, count in counts.items():
+    if count < 1:
+      raise ValueError(f"{what}={count} must be at least 1.")
+
+
 def batches(
   draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
   to_images: Callable[[np.ndarray], np.ndarray],
@@ -181,11 +188,7 @@ def image_scores(
   Raises:
     ValueError: a number is below 1.
   """
-  for what, count in (
-    ("num_samples", num_samples), ("batch_size", batch_size), ("best_of", best_of),
-  ):  # fmt: skip
-    if count < 1:
-      raise ValueError(f"{what}={count} must be at least 1.")
+  check_counts(num_samples=num_samples, batch_size=batch_size, best_of=best_of)
   num_classes = about.num_classes
 
   @functools.cache
@@ -201,13 +204,10 @@ def image_scores(
       for ema in emas:
         made = []
         for first in range(0, best_of * num_samples, num_samples):
-          seen = scorer.look(
-            batches(
-              functools.partial(sampler, averages[ema], key), to_images, f"{name} ({ema})",
-              range(first, first + num_samples), batch_size, num_classes,
-            )
-          )  # fmt: skip
-          made.append(scorer.card(seen))
+          draw = functools.partial(sampler, averages[ema], key)
+          numbers = range(first, first + num_samples)
+          drawn = batches(draw, to_images, f"{name} ({ema})", numbers, batch_size, num_classes)
+          made.append(scorer.card(scorer.look(drawn)))
           made[-1]["images"] |= {"kind": "samples", "first": first, **about.seeds}
         card = {**made[0], "values": _best([one["values"] for one in made])}
         card |= {"sampler": about.samplers[name], "ema": about.emas[ema]}
