@@ -87,10 +87,10 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> str:
   config = runs.with_searched_times(config, workdir)
   scores, told, primary = {}, [], sharding.process()[0] == 0
   guides = runs.load_guides(config, mesh)
-  for label, (_, evaluator) in build.evaluators(
+  for label, evaluator in build.evaluators(
     config, trained.net, mesh, guides, emas=averages
   ).items():
-    for name, value in evaluator(averages, train.eval_key(config)):
+    for name, value in evaluator.evaluate(averages, train.eval_key(config)):
       if isinstance(value, Mapping):
         if primary:
           where = (trained.config, Path(workdir).absolute(), trained.step)

@@ -170,10 +170,10 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
           if trouble:
             logger.warning("Step %d: %s", step, trouble)
 
-        for label, (every, evaluate) in evaluators.items():
-          if last or (step % every == 0 and not stop and step != run.evaluated):
+        for label, evaluator in evaluators.items():
+          if last or (evaluator.due(step) and not stop and step != run.evaluated):
             with reporter.paused():
-              values = evaluate(run.state.ema, eval_key(config))
+              values = evaluator.evaluate(run.state.ema, eval_key(config))
               scores |= _report(reporter, step, label, values, keep_card)
 
         if last or stop or (step > start and step % config.checkpoint.every_steps == 0):

@@ -82,9 +82,9 @@ def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
   assert set(made) == {"grid", "fd"}
   z = build.sampler(c, "one_step", net, ONE)(params, key, np.arange(250))[1]
   images = by_hand(vae, z)
-  (shown,) = [x for _, x in made["grid"][1]({"main": params}, key)]
+  (shown,) = [x for _, x in made["grid"].evaluate({"main": params}, key)]
   np.testing.assert_allclose(shown, np.clip(images[:6], -1, 1), atol=1e-4)
-  found = dict(made["fd"][1]({"main": params}, key))
+  found = dict(made["fd"].evaluate({"main": params}, key))
   means = lambda split, num: build.source(c, split).take(np.arange(num))["image"]
   train_z, test_z = means("train", 300), means("test", 250)
   real = moments(by_hand(vae, train_z))

@@ -197,6 +197,19 @@ def test_what_an_evaluator_cannot_have_is_said_before_anything_is_computed(fd, m
     build.evaluators(config, build.network(tiny.config()), MESH)
 
 
+def test_step_0_has_grids_and_no_scores_unless_asked_otherwise():
+  config = tiny.config()
+  network = build.network(config)
+  due = lambda: [
+    {step: evaluator.due(step) for step in (0, 3, 6, 12)}
+    for evaluator in build.evaluators(config, network, MESH).values()
+  ]
+  every = {0: True, 3: False, 6: True, 12: True}
+  assert due() == [every, every | {0: False}]
+  config.evals.grid.at_start, config.evals.swd.at_start = False, True
+  assert due() == [every | {0: False}, every]
+
+
 def test_points_are_not_rounded():
   with pytest.raises(ValueError, match="rounding='round', but the data are float32, not 8 bits"):
     build.scorer(configure(data="points", rounding="round"), "fd", MESH)

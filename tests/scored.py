@@ -54,8 +54,8 @@ def main(data, out, coordinator=None, count=None, index=None):
   config, net = configure(data), Network(lambda key: {}, lambda *args: args[1])
   made = build.evaluators(config, net, sharding.make_mesh())
   cards = {}
-  for label, (_, evaluate) in made.items():
-    found = dict(evaluate({"main": {}}, jax.random.key(0)))
+  for label, evaluator in made.items():
+    found = dict(evaluator.evaluate({"main": {}}, jax.random.key(0)))
     cards[label] = found["exact_main"]
   with open(out, "w") as file:
     json.dump(cards, file)

@@ -250,6 +250,18 @@ def _about(config: ConfigDict, keys: Collection[str], emas: Collection[str]) -> 
   return metrics.About(drawn, averages, seeds, num_classes)
 
 
+class Scheduled(NamedTuple):
+  """An evaluator, and when it runs in training beside the last step."""
+
+  every_steps: int
+  at_start: bool  # at step 0 too
+  evaluate: metrics.Evaluator
+
+  def due(self, step: int) -> bool:
+    """Whether it runs at this step."""
+    return step % self.every_steps == 0 and (step > 0 or self.at_start)
+
+
 def evaluators(
   config: ConfigDict,
   net: Network,
@@ -257,8 +269,12 @@ def evaluators(
   guides: Mapping[str, Model] | None = None,
   *,
   emas: Collection[str] | None = None,
-) -> dict[str, tuple[int, metrics.Evaluator]]:
-  """{name: (every so many steps, evaluator)} of `config.evals`.
+) -> dict[str, Scheduled]:
+  """{name: an evaluator and its schedule} of `config.evals`.
+
+  Grids of samples are drawn at step 0 too, unless their section says `at_start=False`: they are
+  cheap, and show that sampling works. Scores are not, unless it says True: the score of a network
+  that has learned nothing costs as much as any.
 
   Args:
     config: of the run.
@@ -275,6 +291,7 @@ def evaluators(
       section, f"evals.{label}", "every_steps", "samplers", "emas"
     )
     pick(EVALUATORS, name, f"evaluator (evals.{label}.name)")
+    at_start = kwargs.pop("at_start", name == "samples")
     if absent := _absent(config, label, section):
       logger.info("evals.%s is off, since %s is None: name a file to have it.", label, absent)
       continue
@@ -292,7 +309,7 @@ def evaluators(
     else:
       given = (*(_points(source(config, split)) for split in sources.SPLITS), sharding.everyone)
       evaluate = call(metrics.sliced_wasserstein, what, drawn, *given, **kwargs)
-    made[label] = every, evaluate
+    made[label] = Scheduled(every, at_start, evaluate)
   return made
 
 
@@ -378,7 +395,7 @@ def frechet_scores(
   label = _first_frechet(config, "A sweep of averages")
   only = ConfigDict(config.to_dict())
   only.evals = {label: only.evals[label].to_dict() | {"emas": ("posthoc",)}}
-  _, evaluate = evaluators(only, net, mesh, guides, emas=("posthoc",))[label]
+  evaluate = evaluators(only, net, mesh, guides, emas=("posthoc",))[label].evaluate
 
   def scores(params, key):
     values = dict(evaluate({"posthoc": params}, key))

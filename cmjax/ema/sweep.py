@@ -13,7 +13,8 @@ from cmjax.ema import reconstruct
 from cmjax.writing import replacing
 
 logger = logging.getLogger("cmjax")
-IRRELEVANT = ("every_steps", "emas")  # of an evaluator, where it scores averages of other lengths
+# Of an evaluator, where it scores averages of other lengths.
+IRRELEVANT = ("every_steps", "at_start", "emas")
 
 
 def sweep(workdir: str | Path, sigma_rels: Sequence[float], *, step: int | None = None) -> str:
