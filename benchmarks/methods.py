@@ -435,9 +435,21 @@ def draw_distances(axis, data, methods):
     axis.axvline(np.mean(values(rows, "heun")), color="k", lw=1, label="teacher, NFE 35")
     axis.axvline(rows[0]["scores"]["fd/floor"], color="k", lw=1, ls=":", label="held-out images")
   axis.set(xscale="log", xlabel="Fréchet distance (classifier features)", title=data)
+  plain_numbers(axis.xaxis)
   axis.set_yticks(range(len(names)), names)
   axis.invert_yaxis()
   axis.legend(fontsize=7)
+
+
+def plain_numbers(axis):
+  """2 and not 2 x 10^0 along a logarithmic axis on which all is drawn."""
+  from matplotlib import ticker
+
+  low, high = axis.get_view_interval()
+  subs = (1, 2, 5) if high > 30 * low else (1, 1.2, 1.5, 2, 3, 5, 7)
+  axis.set_major_locator(ticker.LogLocator(subs=subs))
+  axis.set_major_formatter("{x:g}")
+  axis.set_minor_locator(ticker.NullLocator())
 
 
 def draw_curves(axis, methods):
@@ -452,7 +464,8 @@ def draw_curves(axis, methods):
       if points:
         gflop, distances = np.array(points).T
         axis.plot(gflop / 1e3, distances, style, color=f"C{i % 10}", lw=1, label=f"{name}, {steps}")
-  axis.set(yscale="log", xlabel="TFLOP of training", ylabel="Fréchet distance in 1 and 2 steps")
+  axis.set(yscale="log", xlabel="TFLOP of training", ylabel="distance in 1 and 2 steps")
+  plain_numbers(axis.yaxis)
   axis.legend(fontsize=6, ncols=2)
 
 
