@@ -33,6 +33,7 @@ _TITLES = {
   "grad_norm": "Gradient norm",
   "weight": "Loss weight",
   "skipped": "Skipped steps",
+  "evaluation_sec/": "Seconds of evaluation",
 }
 
 

@@ -49,9 +49,10 @@ class Reporter:
 
   Opening it at `start_step=k` makes the history that of one uninterrupted run: records of steps
   > k and a half-written last line, which a killed run left behind, are dropped atomically, and
-  TensorBoard is told to forget the same steps. Records of step k stay: evaluators write at step k
-  before the checkpoint k is saved. A resumed run that evaluates step k again writes the line
-  again, and for each name `read_metrics` takes the later one. At `start_step=0` only step 0 stays.
+  TensorBoard is told to forget the same steps. Records of step k stay: those of its training are
+  written before the checkpoint k is saved, those of its evaluators after it. Where an evaluator is
+  run again at step k, `read_metrics` takes the later of its values. At `start_step=0` only step 0
+  stays.
 
   Throughput is a mean over the last 64 calls of `progress` (16 s or more). It starts with the
   first call, so the compilation of the first step is outside it, and leaves out what happens

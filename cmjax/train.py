@@ -2,15 +2,17 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -147,6 +149,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   before = restored.meta if restored else {}
   window = doctor.Window(config, explain, before.get("skipped", 0))
   compiled, scores, num_steps = None, {}, config.get("steps_per_dispatch", 1)
+  done = _done(workdir, start, evaluators) if restored else set()
   with (
     interruption() as interrupted,
     reporter,
@@ -170,18 +173,12 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
           if trouble:
             logger.warning("Step %d: %s", step, trouble)
 
-        for label, evaluator in evaluators.items():
-          if last or (evaluator.due(step) and not stop and step != run.evaluated):
-            with reporter.paused():
-              values = evaluator.evaluate(run.state.ema, eval_key(config))
-              scores |= _report(reporter, step, label, values, keep_card)
-
         if last or stop or (step > start and step % config.checkpoint.every_steps == 0):
           window.read()  # a step to stop at must not become a checkpoint
           doctor.check_finite(run.state, config.nonfinite)
           with reporter.paused():
             snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
-            meta = {"evaluated": not stop, "skipped": window.skipped, "num_examples": len(data)}
+            meta = {"skipped": window.skipped, "num_examples": len(data)}
             checkpoints.save(step, run.state, config.to_dict(), **meta, **run.meta)
             if not config.checkpoint.get("asynchronous", True):
               checkpoints.wait()
@@ -189,6 +186,13 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
           window.read()
           with reporter.paused():
             snapshots.save(step, run.state.ema, config.to_dict())
+
+        for label, evaluator in evaluators.items():
+          if last or (evaluator.due(step) and not stop and label not in done):
+            with reporter.paused():
+              checkpoints.wait()  # what ends the process meanwhile costs no step
+              values = evaluator.evaluate(run.state.ema, eval_key(config))
+              scores |= _report(reporter, step, label, values, keep_card)
         if last:
           break
         if stop:
@@ -204,6 +208,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
         with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
           run.state, metrics = compiled(run.state, given, run.key, frozen)
         run.step += num_steps
+        done = set()
         window.add(run.step, metrics, batches)  # reads those before it: the device is busy again
       except doctor.RollBack as reason:
         with reporter.paused():
@@ -211,6 +216,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
           run.go_back(reason, checkpoints.restore(layout))
           snapshots.forget_after(run.step)
         window.clear()
+        done = set(evaluators)  # when it came past here for the first time
         continue
       reporter.progress(run.step, window.latest)
       checkpoints.poll()
@@ -341,7 +347,6 @@ class _Run:
     config = self._config
     self.state: TrainState = restored.state if restored else self._fresh()
     self.step = int(self.state.step)
-    self.evaluated = self.step if restored and restored.meta.get("evaluated") else None
     self._batches = build.batches(config, self._mesh, self.step + self._shift, self._data)
     key = _key(config, "train")
     key = jax.random.fold_in(key, self.rolled_back) if self.rolled_back else key
@@ -454,7 +459,7 @@ def _report(
   keep_card: Callable[[int, str, Mapping[str, Any]], Any],
 ) -> dict[str, float]:
   """Passes what an evaluator yields to the reporter, and cards on; returns the scalars."""
-  scalars = {}
+  scalars, start = {}, time.perf_counter()
   for name, value in values:
     if isinstance(value, Mapping):
       keep_card(step, f"{label}_{name}", value)
@@ -462,6 +467,17 @@ def _report(
       reporter.images(step, name, value)
     else:
       scalars[f"{label}/{name}"] = float(value)
-  if scalars:
-    reporter.write(step, scalars)
+  reporter.write(step, scalars | {_seconds(label): time.perf_counter() - start})
   return scalars
+
+
+def _seconds(label: str) -> str:
+  """The metric that says how long an evaluator took, and with that, that it came to its end."""
+  return f"evaluation_sec/{label}"
+
+
+def _done(workdir: Path, step: int, labels: Collection[str]) -> set[str]:
+  """Which evaluators have run at the step in an earlier sitting, by the history."""
+  history = reporting.read_metrics(workdir) if sharding.process()[0] == 0 else {}
+  ran = [_seconds(label) in history and step in history[_seconds(label)][0] for label in labels]
+  return set(itertools.compress(labels, sharding.everyone(np.asarray(ran, np.bool_))[0]))

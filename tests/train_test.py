@@ -158,6 +158,43 @@ def test_sigterm_saves_that_very_step_and_starting_again_ends_the_same(
   assert [r["step"] for r in history(tmp_path) if "swd/floor" in r] == [6, 12]
 
 
+def test_an_evaluator_that_fails_costs_no_step_and_those_before_it_are_not_run_again(
+  whole, tmp_path, monkeypatch
+):
+  config = tiny.config(**{"evals.swd.every_steps": 4, "evals.grid.every_steps": 8})
+  evaluators, ran = build.evaluators, []
+
+  def failing(broken):
+    def made(*args):
+      def watched(label, evaluate):
+        def run(ema, key):
+          ran.append(label)
+          if broken and label == "swd" and ran.count("swd") == 2:
+            raise OSError("no space left")
+          yield from evaluate(ema, key)
+
+        return run
+
+      found = evaluators(*args)
+      return {k: e._replace(evaluate=watched(k, e.evaluate)) for k, e in found.items()}
+
+    return made
+
+  monkeypatch.setattr(build, "evaluators", failing(True))
+  with pytest.raises(OSError, match="no space left"):
+    train.train(config, tmp_path)
+  assert ran == ["grid", "swd", "grid", "swd"]  # at 0, 4, 8, 8
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+  assert [r["step"] for r in history(tmp_path) if "evaluation_sec/grid" in r] == [0, 8]
+  assert [r["step"] for r in history(tmp_path) if "evaluation_sec/swd" in r] == [4]
+
+  ran.clear()
+  monkeypatch.setattr(build, "evaluators", failing(False))
+  assert train.train(config, tmp_path) == whole[1]
+  assert ran == ["swd", "grid", "swd"]  # at 8, 12, 12
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoints(
   tmp_path, monkeypatch
 ):
