@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from cmjax import build, doctor, sharding, train
+from cmjax import build, compiled_step, doctor, sharding
 
 
 def seconds(fn, times: int) -> float:
@@ -43,9 +43,9 @@ def main() -> None:
   frozen = {"teacher": None, "lpips": None}
   key = sharding.gather(jax.random.key(1), mesh)
   batch = next(build.batches(config, mesh, 0))
-  step = train.make_step_fn(config, net, None, frozen)
-  traced = train.trace_step(step, mesh, (state, batch, key, frozen))
-  compiled = train.compile_traced(traced, mesh)
+  step = compiled_step.make_step_fn(config, net, None, frozen)
+  traced = compiled_step.trace(step, mesh, (state, batch, key, frozen))
+  compiled = compiled_step.compile_traced(traced, mesh)
   params = jax.tree.map(np.array, jax.device_get(state.params["net"]))
   kept = {}
 

@@ -45,7 +45,7 @@ from absl import app
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cmjax import build, main, reporting, runs, sharding, train, verify  # noqa: F401
+from cmjax import build, compiled_step, main, reporting, runs, sharding, train, verify  # noqa: F401
 from cmjax.writing import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -432,7 +432,7 @@ def nan_params(trial, rng, n):
 
 
 def poison_params(step):
-  original = train._compile
+  original = compiled_step.compile_step
 
   def compile_step(*args):
     compiled, count = original(*args), 0
@@ -450,7 +450,7 @@ def poison_params(step):
 
     return poisoned
 
-  train._compile = compile_step
+  compiled_step.compile_step = compile_step
 
 
 def data_removed(trial, rng, n):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import build, sharding, train
+from cmjax import build, compiled_step, sharding
 from cmjax.data import pipeline, sources
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_sct.py"
@@ -71,7 +71,7 @@ def step(args):
   size = sum(x.size for x in jax.tree.leaves(state.params))
   batch = {"image": jnp.zeros((config.batch_size, 32, 32, 3))}
   frozen = {"teacher": None, "lpips": None}
-  jitted = jax.jit(train.make_step_fn(config, net, None, frozen))
+  jitted = jax.jit(compiled_step.make_step_fn(config, net, None, frozen))
   compiled, rates = jitted.lower(state, batch, key, frozen).compile(), []
   for i in range(args.steps + 1):
     wall, cpu = time.perf_counter(), time.process_time()

@@ -39,7 +39,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import build, runs, sample, sharding, train, writing
+from cmjax import build, compiled_step, runs, sample, sharding, train, writing
 from cmjax.data import sources
 from cmjax.metrics import classifier
 
@@ -178,7 +178,7 @@ def count_flops(args, data, method):
     if config.teacher.workdir:
       teacher = build.network(configure(args, data, "teacher", 0))
       frozen["teacher"] = jax.eval_shape(teacher.init, key)
-    step = train.make_step_fn(config, net, teacher, frozen)
+    step = compiled_step.make_step_fn(config, net, teacher, frozen)
     state = jax.eval_shape(build.state_init(config, net), key)
     shape = (config.batch_size, *build.source(config).shape)
     batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}

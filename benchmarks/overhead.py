@@ -32,7 +32,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import build, checkpoint, doctor, reporting, sharding, train
+from cmjax import build, checkpoint, compiled_step, doctor, reporting, sharding, train
 from cmjax.ema import snapshots
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_sct.py"
@@ -131,7 +131,7 @@ def run_loop(args, config, workdir):
   timers.patch(reporting.Reporter, "write", "record")
   timers.patch(checkpoint.Checkpoints, "poll", "poll of checkpoints")
   timers.patch(snapshots.Snapshots, "poll", "poll of snapshots")
-  timers.replace(train, "_compile", compile_nothing)
+  timers.replace(compiled_step, "compile_step", compile_nothing)
   timers.replace(build, "batches", timed_batches)
   with timers.undo:
     train.train(config, workdir)
@@ -160,13 +160,13 @@ def loop(args):
 def train_steps(config, state):
   """Seconds of three train steps after the first."""
   frozen, key, seconds = {"teacher": None, "lpips": None}, jax.random.key(0), []
-  step = train.make_step_fn(config, build.network(config), None, frozen)
+  step = compiled_step.make_step_fn(config, build.network(config), None, frozen)
   mesh = sharding.make_mesh()
   shape = (config.batch_size, 32, 32, 3)
   batch = sharding.global_batch({"image": np.zeros(shape, np.float32)}, mesh)
   key = jax.device_put(key, sharding.replicated(mesh))
-  traced = train.trace_step(step, mesh, (state, batch, key, frozen))
-  compiled = train.compile_traced(traced, mesh)
+  traced = compiled_step.trace(step, mesh, (state, batch, key, frozen))
+  compiled = compiled_step.compile_traced(traced, mesh)
   for _ in range(4):
     start = time.perf_counter()
     state, _ = jax.block_until_ready(compiled(state, batch, key, frozen))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import build, plan, train
+from cmjax import build, compiled_step, plan
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Forward passes of a step. Student and its gradient are 3; a target, a tangent (one jvp), a teacher
@@ -59,7 +59,7 @@ def compile_step(method, args):
   if config.net.num_classes:
     batch["label"] = jnp.zeros(args.batch_size, jnp.int32)
   arguments = (state, batch, key, frozen)
-  step = jax.jit(train.make_step_fn(config, net, teacher, frozen))
+  step = jax.jit(compiled_step.make_step_fn(config, net, teacher, frozen))
   start = time.perf_counter()
   lowered = step.lower(*arguments)
   traced = time.perf_counter()

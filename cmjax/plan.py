@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmjax import build, costs, sharding, train
+from cmjax import build, compiled_step, costs, sharding
 from cmjax.build import sections
 from cmjax.types import Network
 
@@ -239,8 +239,8 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> Any:
   """The train step of a config, traced for the devices of `mesh`; donates the state, as in use."""
   net, teacher = build.network(config), teacher_network(config)
   arguments = abstract_arguments(config, mesh)
-  step = train.make_step_fn(config, net, teacher, arguments[-1])
-  return train.trace_step(step, mesh, arguments)
+  step = compiled_step.make_step_fn(config, net, teacher, arguments[-1])
+  return compiled_step.trace(step, mesh, arguments)
 
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> Any:
@@ -248,7 +248,7 @@ def compile_step(config: ConfigDict, mesh: Mesh) -> Any:
 
   Ask its `memory_analysis()` and `cost_analysis()`: both are of one device.
   """
-  return train.compile_traced(trace_step(config, mesh), mesh)
+  return compiled_step.compile_traced(trace_step(config, mesh), mesh)
 
 
 def _attempt(
@@ -261,7 +261,7 @@ def _attempt(
   start, mesh = time.perf_counter(), _mesh(config, aim)
   try:
     traced = trace_step(config, mesh)
-    compiled = train.compile_traced(traced, mesh, aim.options)
+    compiled = compiled_step.compile_traced(traced, mesh, aim.options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise

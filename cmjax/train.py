@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from cmjax import (
   build,
   checkpoint,
-  costs,
+  compiled_step,
   doctor,
   lock,
   microbatch,
@@ -30,8 +30,8 @@ from cmjax import (
   sharding,
 )
 from cmjax.ema.snapshots import Snapshots, check_writable
-from cmjax.train_step import TrainState, make_train_step, several
-from cmjax.types import Array, Batch, LossFn, Model, Network, Params
+from cmjax.train_step import TrainState
+from cmjax.types import Array, Batch, Model, Network, Params
 from cmjax.writing import write_json
 
 logger = logging.getLogger("cmjax")
@@ -97,7 +97,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   lpips_weights = sharding.gather(build.lpips_weights(config), mesh)
   frozen = {"teacher": teacher and teacher[1], "lpips": lpips_weights}
   data, init, lr = build.source(config), build.state_init(config, net), build.schedule(config)
-  step_fn = make_step_fn(config, net, teacher and teacher[0], frozen)
+  step_fn = compiled_step.make_step_fn(config, net, teacher and teacher[0], frozen)
   probe_every = doctor.options(config)["probe_every_steps"]
   probe = doctor.Probe(config) if probe_every else None
   abstract = jax.eval_shape(init, jax.random.key(0))
@@ -204,7 +204,9 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
         given = batches if num_steps > 1 else batches[0]
         if compiled is None:
           with reporter.paused():
-            compiled = _compile(step_fn, mesh, (run.state, given, run.key, frozen))
+            compiled = compiled_step.compile_step(
+              step_fn, mesh, (run.state, given, run.key, frozen)
+            )
         with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
           run.state, metrics = compiled(run.state, given, run.key, frozen)
         run.step += num_steps
@@ -248,33 +250,6 @@ def _check(config: ConfigDict) -> None:
       )
 
 
-def make_step_fn(
-  config: ConfigDict, net: Network, teacher: Network | None, frozen: Params
-) -> Callable[..., Any]:
-  """(state, batch, key, frozen) -> (state, metrics); with steps_per_dispatch n, of n batches.
-
-  `frozen` are the weights that are used and not trained: {teacher: ..., lpips: ...}, None where
-  there is none. They are an argument: closed over, they would be constants of the program, kept
-  twice and compiled for minutes.
-  """
-  tx, decays, target = build.optimizer(config), build.ema_decays(config), build.target_name(config)
-  options = {"target": target, "loss_scale": build.loss_scale(config)}
-  # On how many devices is asked where they are known.
-  options["num_parts"] = microbatch.check(config.batch_size, config.get("microbatch"), 1)
-
-  def step_fn(state, batch, key, frozen):
-    loss_fn = _loss(config, net, teacher, frozen)
-    return make_train_step(loss_fn, tx, decays, **options)(state, batch, key)
-
-  _loss(config, net, teacher, frozen)  # so that a wrong section of the config is found at the door
-  return several(step_fn) if config.get("steps_per_dispatch", 1) > 1 else step_fn
-
-
-def _loss(config: ConfigDict, net: Network, teacher: Network | None, frozen: Params) -> LossFn:
-  model = (teacher, frozen["teacher"]) if teacher else None
-  return build.loss(config, net, model, frozen["lpips"])
-
-
 def _explain(
   config: ConfigDict,
   net: Network,
@@ -288,7 +263,7 @@ def _explain(
 
   With the weights of now: those of a step or two later, where the policy is to go on.
   """
-  loss_fn, scale = _loss(config, net, teacher, frozen), build.loss_scale(config)
+  loss_fn, scale = compiled_step.make_loss(config, net, teacher, frozen), build.loss_scale(config)
   target = build.target_name(config)
   params = run.state.params | ({} if target is None else {"target": run.state.ema[target]})
 
@@ -415,40 +390,6 @@ def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
-
-
-def trace_step(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
-  """The step traced for (state, batch, key, frozen) on the devices of `mesh`; donates the state.
-
-  The arguments are arrays, or `jax.ShapeDtypeStruct`s with their shardings.
-  """
-  shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
-  jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-  with jax.set_mesh(mesh):  # kernels of attention have to know what to be split over
-    return jitted.trace(*arguments)
-
-
-def compile_traced(traced: Any, mesh: Mesh, options: dict[str, Any] | None = None) -> Any:
-  """What `trace_step` gave, compiled; with options of XLA's, such as optimization_level."""
-  with jax.set_mesh(mesh):
-    return traced.lower().compile(options)
-
-
-def _compile(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
-  """The step, compiled ahead of time once, with its price in the log."""
-  start = time.perf_counter()
-  traced = trace_step(step_fn, mesh, arguments)
-  compiled = compile_traced(traced, mesh)
-  memory = compiled.memory_analysis()
-  logger.info(
-    "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "
-    "%.2f M parameters.",
-    time.perf_counter() - start,
-    sum(costs.count_flops(traced.jaxpr.jaxpr).values()) / 1e9,  # XLA counts a loop as one turn
-    memory.temp_size_in_bytes / 1e6 if memory else 0,
-    sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
-  )
-  return compiled
 
 
 def _report(

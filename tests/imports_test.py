@@ -72,6 +72,7 @@ ROOMS = {
   "slopes": (5, "program"),
   "doctor": (6, "program"),
   "results": (6, "program"),
+  "compiled_step": (5, "program"),
   "train": (7, "program"),
   "sample": (8, "program"),
   "verify": (8, "program"),
@@ -87,7 +88,8 @@ LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
   "networks": {"jax", "numpy", "jaxtyping", "flax"},
 }
 CONFIGURED = {
-  *("build", "convert", "runs", "slopes", "doctor", "results", "train", "verify", "sample", "plan"),
+  *("build", "compiled_step", "convert", "runs", "slopes", "doctor", "results", "train", "verify"),
+  *("sample", "plan"),
 }
 OWNERS = {  # what is known in few places -> the rooms that may
   "nnx": {"networks", "metrics.detectors"},

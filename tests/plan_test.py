@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cmjax import build, costs, plan, sharding, train
+from cmjax import build, compiled_step, costs, plan, sharding
 
 MESH = sharding.make_mesh(2, 4)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,7 +26,9 @@ def test_the_planned_step_is_the_one_that_trains():
   images = np.random.default_rng(0).normal(size=(config.batch_size, 2)).astype("f")
   batch = sharding.global_batch({"image": images}, MESH)
   key = jax.device_put(key, sharding.replicated(MESH))
-  expected, _ = jax.jit(train.make_step_fn(config, net, None, frozen))(state, batch, key, frozen)
+  expected, _ = jax.jit(compiled_step.make_step_fn(config, net, None, frozen))(
+    state, batch, key, frozen
+  )
   expected = jax.device_get(expected)
   compiled = plan.compile_step(config, MESH)
   assert compiled.memory_analysis().argument_size_in_bytes > 0
@@ -124,7 +126,7 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(monkeypatch):
     raise jax.errors.JaxRuntimeError(message)
 
   monkeypatch.setattr(plan, "trace_step", lambda *args: None)
-  monkeypatch.setattr(train, "compile_traced", refuse)
+  monkeypatch.setattr(compiled_step, "compile_traced", refuse)
   report = plan.plan(tiny.config(), "h100:2")
   assert [a["peak"] for a in report["attempts"]] == [90 * 2**30] * 5
   assert report["fits"] is False and "step" not in report

@@ -17,7 +17,7 @@ import tiny
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cmjax import build, latents, microbatch, plan, runs, sharding, train
+from cmjax import build, compiled_step, latents, microbatch, plan, runs, sharding, train
 from cmjax.data import manifest, pipeline, prepare, records, shards, sources, validation
 
 RNG = np.random.default_rng(0)
@@ -367,7 +367,7 @@ def test_a_step_on_latents_is_made_of_their_mean_and_std(tmp_path, monkeypatch):
   shapes = {name: a.shape for name, a in next(batches).items()}
   batches.close()
   assert {name: a.shape for name, a in batch.items()} == shapes
-  step = train.make_step_fn(c, build.network(c), None, rest[-1])
+  step = compiled_step.make_step_fn(c, build.network(c), None, rest[-1])
   after, metrics = jax.eval_shape(step, state, batch, *rest)
   assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in metrics
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from cmjax import build, sharding, train
+from cmjax import build, compiled_step, sharding
 from cmjax.networks import layers
 
 MESH = sharding.make_mesh(2, 4)
@@ -186,7 +186,9 @@ def run_steps(config, mesh, num_steps):
   state, shardings = sharding.create(init, mesh, jax.random.key(config.seed))
   frozen = {"teacher": None, "lpips": None}
   step = jax.jit(
-    train.make_step_fn(config, net, None, frozen), donate_argnums=0, out_shardings=(shardings, None)
+    compiled_step.make_step_fn(config, net, None, frozen),
+    donate_argnums=0,
+    out_shardings=(shardings, None),
   )
   key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
   batches = build.batches(config, mesh, 0)

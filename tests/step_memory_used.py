@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from cmjax import build, plan, sharding, train
+from cmjax import build, compiled_step, plan, sharding
 
 
 def status(name):
@@ -28,7 +28,7 @@ def main(path, *settings):
   mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
   arguments = plan.abstract_arguments(config, mesh)
   traced = plan.trace_step(config, mesh)
-  compiled = train.compile_traced(traced, mesh)
+  compiled = compiled_step.compile_traced(traced, mesh)
   init = build.state_init(config, build.network(config))
   state = sharding.create(init, mesh, jax.random.key(0))[0]
   zeros = lambda x: jax.device_put(jax.numpy.zeros(x.shape, x.dtype), x.sharding)

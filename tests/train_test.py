@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cmjax import build, doctor, runs, sharding, train
+from cmjax import build, compiled_step, doctor, runs, sharding, train
 from cmjax.data import sources
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def test_a_finished_run_started_again_only_evaluates_and_reports(whole, monkeypa
   workdir, scores = whole
   before, lines = tiny.state(workdir), history(workdir)
   (workdir / "report.html").unlink()
-  monkeypatch.setattr(train, "_compile", None)  # not one step is made
+  monkeypatch.setattr(compiled_step, "compile_step", None)  # not one step is made
   again = train.train(tiny.config(), workdir)
   assert again == scores
   assert (workdir / "report.html").exists()
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoints
 
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
   seen = []
-  original = train.make_step_fn
+  original = compiled_step.make_step_fn
 
   def make_step_fn(*args):
     step_fn = original(*args)
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch,
 
     return step
 
-  monkeypatch.setattr(train, "make_step_fn", make_step_fn)
+  monkeypatch.setattr(compiled_step, "make_step_fn", make_step_fn)
   at_step(monkeypatch, 4, poison)
   config = tiny.config(nonfinite="skip", log_every_steps=1, total_steps=8)
   with monkeypatch.context() as patch:
@@ -406,7 +406,7 @@ def test_data_that_has_lost_an_element_is_refused(whole, monkeypatch):
 
 
 def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeypatch):
-  original = train._compile
+  original = compiled_step.compile_step
 
   def compile_step(*args):
     compiled = original(*args)
@@ -422,7 +422,7 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeyp
 
   config = tiny.config(evals={}, nonfinite="skip")
   with monkeypatch.context() as patch:
-    patch.setattr(train, "_compile", compile_step)
+    patch.setattr(compiled_step, "compile_step", compile_step)
     patch.setattr(jax, "transfer_guard", lambda level: contextlib.nullcontext())
     with pytest.raises(FloatingPointError, match="state of step 8 is not finite, .*was not saved"):
       train.train(config, tmp_path)
@@ -586,7 +586,7 @@ def test_what_comes_after_a_roll_back_is_made_of_other_batches_and_noise(
 
 
 def test_weights_that_are_not_finite_are_healed_by_the_checkpoint(tmp_path, monkeypatch, caplog):
-  original = train.make_step_fn
+  original = compiled_step.make_step_fn
 
   def make_step_fn(*args):
     step_fn = original(*args)
@@ -600,7 +600,7 @@ def test_weights_that_are_not_finite_are_healed_by_the_checkpoint(tmp_path, monk
 
     return step
 
-  monkeypatch.setattr(train, "make_step_fn", make_step_fn)
+  monkeypatch.setattr(compiled_step, "make_step_fn", make_step_fn)
   at_step(monkeypatch, 5, lambda batch: {name: x + 100.0 for name, x in batch.items()})
   train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
   assert "The first nan is in the argument params/net/" in caplog.text
