@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
-from methods import ROOT, write_results
+from methods import ROOT, plain_numbers, write_results
 
 from cmjax import build, sample, train
 
@@ -112,6 +112,7 @@ def report(args, configs):
   lines.append(f"| 10,000 held-out images | | {floor:.1f} | {floor / best:.2f} | | |")
   axis.axhline(floor, color="k", lw=1, ls=":", label="held-out images")
   axis.set(xlabel="steps", ylabel="FD-ELite0", yscale="log")
+  plain_numbers(axis.yaxis)
   axis.legend(fontsize=7)
   figure.savefig(args.docs / "cifar10_small.png", dpi=120)
   size = sum(x.size for x in jax.tree.leaves(_shapes(configs["sct"])))

@@ -44,8 +44,7 @@ def main() -> None:
   key = sharding.gather(jax.random.key(1), mesh)
   batch = next(build.batches(config, mesh, 0))
   step = compiled_step.make_step_fn(config, net, None, frozen)
-  traced = compiled_step.trace(step, mesh, (state, batch, key, frozen))
-  compiled = compiled_step.compile_traced(traced, mesh)
+  compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen))
   params = jax.tree.map(np.array, jax.device_get(state.params["net"]))
   kept = {}
 

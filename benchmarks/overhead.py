@@ -165,8 +165,7 @@ def train_steps(config, state):
   shape = (config.batch_size, 32, 32, 3)
   batch = sharding.global_batch({"image": np.zeros(shape, np.float32)}, mesh)
   key = jax.device_put(key, sharding.replicated(mesh))
-  traced = compiled_step.trace(step, mesh, (state, batch, key, frozen))
-  compiled = compiled_step.compile_traced(traced, mesh)
+  compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen))
   for _ in range(4):
     start = time.perf_counter()
     state, _ = jax.block_until_ready(compiled(state, batch, key, frozen))
