@@ -40,6 +40,7 @@ import jax
 import numpy as np
 
 from cmjax import build, compiled_step, runs, sample, sharding, train, writing
+from cmjax import report as report_page
 from cmjax.data import sources
 from cmjax.metrics import classifier
 
@@ -297,13 +298,11 @@ def fill(path, seeds, makers, stopped, *, diverged=None):
 
 def curve(workdir, gflop):
   """{score: [[GFLOP, value], ...]} of a run's metrics."""
-  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-  points = {}
-  for line in lines:
-    for name, value in line.items():
-      if name.startswith("fd/") and name != "fd/floor" and line["step"]:
-        points.setdefault(name, []).append([line["step"] * gflop, value])
-  return points
+  return {
+    name: [[step * gflop, value] for step, value in np.stack(series, axis=1).tolist() if step]
+    for name, series in report_page.read_metrics(workdir).items()
+    if name.startswith("fd/") and name != "fd/floor"
+  }
 
 
 def write_json(path, content):

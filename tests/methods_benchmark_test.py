@@ -114,6 +114,19 @@ def test_the_second_step_is_searched_and_scored_where_a_run_is_there(monkeypatch
   assert "| ect | 3 | 3 |  |  | 3 | main |" in next(ln for ln in lines if "| ect" in ln)
 
 
+def test_a_curve_has_each_score_once_by_its_compute(tmp_path):
+  rows = [
+    {"step": 0, "fd/1/main": 90.0},
+    {"step": 20, "fd/1/main": 9.0, "fd/floor": 0.5, "loss": 1.0},
+    {"step": 20, "fd/1/main": 8.0},  # made again: the run was stopped, and went on from before
+    {"step": 40, "fd/1/main": 4.0, "fd/2/main": 3.0},
+  ]
+  lines = [json.dumps(row | {"time": 1.0}) for row in rows]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+  found = BENCHMARK["curve"](tmp_path, 0.5)
+  assert found == {"fd/1/main": [[10.0, 8.0], [20.0, 4.0]], "fd/2/main": [[20.0, 3.0]]}
+
+
 @pytest.fixture
 def tuning(monkeypatch):
   """benchmarks/tuning.py, which stands beside the module that it imports."""
