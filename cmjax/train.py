@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-import itertools
+import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   before = restored.meta if restored else {}
   window = doctor.Window(config, explain, before.get("skipped", 0))
   compiled, scores, num_steps = None, {}, config.get("steps_per_dispatch", 1)
-  done = _done(workdir, start, evaluators) if restored else set()
+  done = _done(workdir, config, restored) if restored and not same(restored.meta) else {}
   with (
     interruption() as interrupted,
     reporter,
@@ -188,7 +188,9 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
             snapshots.save(step, run.state.ema, config.to_dict())
 
         for label, evaluator in evaluators.items():
-          if last or (evaluator.due(step) and not stop and label not in done):
+          if label in done:
+            scores |= done[label]
+          elif last or (evaluator.due(step) and not stop):
             with reporter.paused():
               checkpoints.wait()  # what ends the process meanwhile costs no step
               values = evaluator.evaluate(run.state.ema, eval_key(config))
@@ -210,7 +212,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
         with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
           run.state, metrics = compiled(run.state, given, run.key, frozen)
         run.step += num_steps
-        done = set()
+        done = {}
         window.add(run.step, metrics, batches)  # reads those before it: the device is busy again
       except doctor.RollBack as reason:
         with reporter.paused():
@@ -218,7 +220,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
           run.go_back(reason, checkpoints.restore(layout))
           snapshots.forget_after(run.step)
         window.clear()
-        done = set(evaluators)  # when it came past here for the first time
+        done = dict.fromkeys(evaluators, {})  # when it came past here for the first time
         continue
       reporter.progress(run.step, window.latest)
       checkpoints.poll()
@@ -417,8 +419,29 @@ def _seconds(label: str) -> str:
   return f"evaluation_sec/{label}"
 
 
-def _done(workdir: Path, step: int, labels: Collection[str]) -> set[str]:
-  """Which evaluators have run at the step in an earlier sitting, by the history."""
-  history = reporting.read_metrics(workdir) if sharding.process()[0] == 0 else {}
-  ran = [_seconds(label) in history and step in history[_seconds(label)][0] for label in labels]
-  return set(itertools.compress(labels, sharding.everyone(np.asarray(ran, np.bool_))[0]))
+def _done(
+  workdir: Path, config: ConfigDict, restored: checkpoint.Restored
+) -> dict[str, dict[str, float]]:
+  """The evaluators that came to their end at this step in an earlier sitting, with their scalars.
+
+  By the history, which the first process reads. None whose settings are no longer those with which
+  the step was saved: then the history's values are those of another score.
+  """
+  found = {}
+  if sharding.process()[0] == 0:
+    at = {
+      name: values[steps == restored.step][0]
+      for name, (steps, values) in reporting.read_metrics(workdir).items()
+      if restored.step in steps
+    }
+    now, then = json.loads(json.dumps(config.to_dict())), restored.meta["config"]
+    same = all(now[key] == then.get(key) for key in ("samplers", "data"))
+    for label, section in now["evals"].items():
+      if same and section == then["evals"].get(label) and _seconds(label) in at:
+        found[label] = {k: v for k, v in at.items() if k.startswith(f"{label}/")}
+  told = sharding.everyone(np.frombuffer(json.dumps(found).encode(), np.uint8))[0]
+  found = json.loads(told.tobytes())
+  if found:
+    names = ", ".join(sorted(found))
+    logger.info("Step %d has been evaluated already, by: %s.", restored.step, names)
+  return found
