@@ -1,7 +1,7 @@
 r"""What each method needs to be stable: its learning rate, its warm-up, its average.
 
   python benchmarks/rates.py                        # digits, one seed
-  python benchmarks/rates.py --methods sct scd
+  python benchmarks/rates.py --methods sct scd --variants "rate x 5"
   python benchmarks/rates.py --report_only
 
 Each method of benchmarks/methods.py with a fifth and with five times the learning rate of its page,
@@ -19,13 +19,15 @@ import methods
 
 FACTORS = {"rate / 5": 0.2, "rate x 5": 5.0}
 NO_WARMUP = "no warm-up"
+VARIANTS = (*FACTORS, NO_WARMUP)
 STUDENTS = tuple(method for method in methods.METHODS if method != "teacher")
 
 
 def variants(args, method):
   """What is changed in a method, one at a time."""
   config = methods.configure(args, args.data, method, 0)
-  return (*FACTORS, *([NO_WARMUP] if config.loss.get("warmup_steps") else []))
+  found = (*FACTORS, *([NO_WARMUP] if config.loss.get("warmup_steps") else []))
+  return tuple(variant for variant in found if variant in args.variants)
 
 
 def configure(args, method, variant, seed):
@@ -78,15 +80,14 @@ def shown(runs):
 
 def table(args, done, known):
   """The lines of a Markdown table of one data set."""
-  columns = (*FACTORS, NO_WARMUP)
   lines = [
     f"`python benchmarks/rates.py --data={args.data}`",
     "",
-    f"| method | rate of the page | as it is | {' | '.join(columns)} |",
-    "|---|---|---|" + "---|" * len(columns),
+    f"| method | rate of the page | as it is | {' | '.join(VARIANTS)} |",
+    "|---|---|---|" + "---|" * len(VARIANTS),
   ]
   for method in STUDENTS:
-    cells = [shown(list(done.get(f"{method}, {column}", {}).values())) for column in columns]
+    cells = [shown(list(done.get(f"{method}, {column}", {}).values())) for column in VARIANTS]
     if any(cells):
       rate = methods.configure(args, args.data, method, 0).optim.lr
       own = [row for seed, row in known.get(method, {}).items() if int(seed) < args.seeds]
@@ -112,6 +113,7 @@ def report(args):
 def main():
   parser = methods.make_parser(__doc__, Path("runs/methods"), seeds=1)
   parser.add_argument("--methods", nargs="+", default=STUDENTS, choices=STUDENTS)
+  parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
   methods.start(parser.parse_args(), train_all, report)
 
 

@@ -172,8 +172,9 @@ def test_rates_change_one_thing_in_each_method(monkeypatch, tmp_path):
   flops = dict.fromkeys(BENCHMARK["METHODS"], 4.0)
   (tmp_path / "digits" / "flops.json").write_text(json.dumps(flops))
   args = types.SimpleNamespace(
-    variant="", workdir=tmp_path, curve=0, scale=1.0, data="digits", seeds=1, docs=tmp_path
-  )
+    variant="", workdir=tmp_path, curve=0, scale=1.0, data="digits", seeds=1, docs=tmp_path,
+    variants=rates.VARIANTS,
+  )  # fmt: skip
   for method in rates.STUDENTS:
     steps = rates.methods.steps_of(args, "digits", method)
     page = nested.flat(rates.methods.configure(args, "digits", method, 0, steps).to_dict())
@@ -188,6 +189,11 @@ def test_rates_change_one_thing_in_each_method(monkeypatch, tmp_path):
         assert list(changed.values()) == pytest.approx([rates.FACTORS[variant]] * len(keys))
   assert rates.NO_WARMUP in rates.variants(args, "sct")
   assert rates.NO_WARMUP not in rates.variants(args, "ect")
+  args.variants = ("rate x 5", rates.NO_WARMUP)
+  assert [rates.variants(args, method) for method in ("sct", "ect")] == [
+    ("rate x 5", rates.NO_WARMUP),
+    ("rate x 5",),
+  ]
   scores = lambda *values: {
     f"fd/1/{ema}": v for ema, v in zip(("short", "main", "long"), values, strict=True)
   }
