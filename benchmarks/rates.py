@@ -4,11 +4,11 @@ r"""What each method needs to be stable: its learning rate, its warm-up, its ave
   python benchmarks/rates.py --methods sct scd --variants "rate x 5"
   python benchmarks/rates.py --report_only
 
-Each method of benchmarks/methods.py with a fifth and with five times the learning rate of its page,
-and without the warm-up of the tangent where it has one; all else, the number of steps too, is as
-there, and so is the teacher. The row with the page's own values is that of methods.py's results,
-which have the distances of three averages of the weights. It goes on where it was stopped, and
-writes a table into docs/RESULTS.md.
+Each method of benchmarks/methods.py with a fifth of the learning rate of its page, twice and five
+times as much, and without the warm-up of the tangent where it has one; all else, the number of
+steps too, is as there, and so is the teacher. The row with the page's own values is that of
+methods.py's results, which have the distances of three averages of the weights. It goes on where it
+was stopped, and writes a table into docs/RESULTS.md.
 """
 
 import functools
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import methods
 
-FACTORS = {"rate / 5": 0.2, "rate x 5": 5.0}
+FACTORS = {"rate / 5": 0.2, "rate x 2": 2.0, "rate x 5": 5.0}
 NO_WARMUP = "no warm-up"
 VARIANTS = (*FACTORS, NO_WARMUP)
 STUDENTS = tuple(method for method in methods.METHODS if method != "teacher")

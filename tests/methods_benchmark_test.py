@@ -201,7 +201,7 @@ def test_rates_change_one_thing_in_each_method(monkeypatch, tmp_path):
           "sct, rate x 5": {"0": {"scores": {}}}}  # fmt: skip
   known = {"sct": {"0": {"scores": {"fd/1/short": 2.0, "fd/4/short": 1.0}}, "1": {}}}
   row = rates.table(args, done, known)[-1]
-  assert row == "| sct | 0.00015 | 2 (2) | 3 (4, 3, 5) | diverged |  |"
+  assert row == "| sct | 0.00015 | 2 (2) | 3 (4, 3, 5) |  | diverged |  |"
 
 
 def test_both_parts_of_the_tangent_are_right_and_add_up_to_df_dt(monkeypatch):
