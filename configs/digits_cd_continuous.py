@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="cd_continuous", sigma_min=0.002, distance=dict(name="squared_l2"), stop_gradient=True,
   )  # fmt: skip
   c.optim = dict(
-    name="adam", lr=1e-5, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
+    name="adam", lr=2.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
