@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/RESULTS.md).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="", ema="main")
