@@ -25,9 +25,8 @@ STUDENTS = tuple(method for method in methods.METHODS if method != "teacher")
 
 def variants(args, method):
   """What is changed in a method, one at a time."""
-  config = methods.configure(args, args.data, method, 0)
-  found = (*FACTORS, *([NO_WARMUP] if config.loss.get("warmup_steps") else []))
-  return tuple(variant for variant in found if variant in args.variants)
+  has_warmup = methods.configure(args, args.data, method, 0).loss.get("warmup_steps")
+  return tuple(variant for variant in args.variants if variant in FACTORS or has_warmup)
 
 
 def configure(args, method, variant, seed):

@@ -1,17 +1,24 @@
-"""What a run came to: a card beside every score, scores.json, the run's page."""
+"""What a run came to: its scores and a card beside each, scores.json, the run's page."""
 
 import collections
 import datetime
-from collections.abc import Mapping
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from cmjax import build, report, reporting, runs
+from cmjax import build, checkpoint, report, reporting, runs, sharding
 from cmjax.metrics import cards
 from cmjax.writing import write_json
+
+logger = logging.getLogger("cmjax")
 
 
 def write_card(
@@ -43,6 +50,59 @@ def _where() -> dict[str, Any]:
     "device": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }
+
+
+def keep(
+  reporter: reporting.Reporter,
+  step: int,
+  label: str,
+  values: Iterator[tuple[str, Any]],
+  keep_card: Callable[[int, str, Mapping[str, Any]], Any],
+) -> dict[str, float]:
+  """Passes what an evaluator yields to the reporter, and cards on; returns the scalars."""
+  scalars, start = {}, time.perf_counter()
+  for name, value in values:
+    if isinstance(value, Mapping):
+      keep_card(step, f"{label}_{name}", value)
+    elif jnp.ndim(value):
+      reporter.images(step, name, value)
+    else:
+      scalars[f"{label}/{name}"] = float(value)
+  reporter.write(step, scalars | {_seconds(label): time.perf_counter() - start})
+  return scalars
+
+
+def _seconds(label: str) -> str:
+  """The metric that says how long an evaluator took, and with that, that it came to its end."""
+  return f"evaluation_sec/{label}"
+
+
+def done(
+  config: ConfigDict, workdir: Path, restored: checkpoint.Restored
+) -> dict[str, dict[str, float]]:
+  """The evaluators that came to their end at this step in an earlier sitting, with their scalars.
+
+  By the history, which the first process reads. None whose settings are no longer those with which
+  the step was saved: then the history's values are those of another score.
+  """
+  found = {}
+  if sharding.process()[0] == 0:
+    at = {
+      name: values[steps == restored.step][0]
+      for name, (steps, values) in reporting.read_metrics(workdir).items()
+      if restored.step in steps
+    }
+    now, then = runs.plain(config), restored.meta["config"]
+    same = all(now[key] == then.get(key) for key in ("samplers", "data"))
+    for label, section in now["evals"].items():
+      if same and section == then["evals"].get(label) and _seconds(label) in at:
+        found[label] = {k: v for k, v in at.items() if k.startswith(f"{label}/")}
+  told = sharding.everyone(np.frombuffer(json.dumps(found).encode(), np.uint8))[0]
+  found = json.loads(told.tobytes())
+  if found:
+    names = ", ".join(sorted(found))
+    logger.info("Step %d has been evaluated already, by: %s.", restored.step, names)
+  return found
 
 
 def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:

@@ -366,7 +366,7 @@ def _changes(
   config: ConfigDict, meta: dict[str, Any], num_examples: int
 ) -> dict[str, tuple[Any, Any]]:
   """{key: (stored, now)} of what may not differ between two sittings of one run, and does."""
-  ours, theirs = flat(json.loads(json.dumps(config.to_dict()))), flat(meta["config"])
+  ours, theirs = flat(plain(config)), flat(meta["config"])
   if "num_examples" in meta:  # not beside snapshots, nor older checkpoints
     ours["data (number of examples)"] = num_examples
     theirs["data (number of examples)"] = meta["num_examples"]
@@ -377,9 +377,14 @@ def _changes(
   }
 
 
+def plain(config: ConfigDict) -> dict[str, Any]:
+  """The config as it comes back from a checkpoint: a tuple is a list."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
 def digest(config: ConfigDict) -> str:
   """The sha256 of what makes a run what it is: of a config without the keys in `FREE`."""
-  values = flat(json.loads(json.dumps(config.to_dict())))
+  values = flat(plain(config))
   kept = {key: value for key, value in values.items() if not {key, key.split(".")[0]} & set(FREE)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

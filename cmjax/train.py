@@ -2,17 +2,14 @@
 
 import contextlib
 import functools
-import json
 import logging
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -149,7 +146,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
   before = restored.meta if restored else {}
   window = doctor.Window(config, explain, before.get("skipped", 0))
   compiled, scores, num_steps = None, {}, config.get("steps_per_dispatch", 1)
-  done = _done(workdir, config, restored) if restored and not same(restored.meta) else {}
+  done = results.done(config, workdir, restored) if restored and not same(restored.meta) else {}
   with (
     interruption() as interrupted,
     reporter,
@@ -194,7 +191,7 @@ def _train(config: ConfigDict, workdir: Path, allow_config_change: bool) -> dict
             with reporter.paused():
               checkpoints.wait()  # what ends the process meanwhile costs no step
               values = evaluator.evaluate(run.state.ema, eval_key(config))
-              scores |= _report(reporter, step, label, values, keep_card)
+              scores |= results.keep(reporter, step, label, values, keep_card)
         if last:
           break
         if stop:
@@ -392,56 +389,3 @@ def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
-
-
-def _report(
-  reporter: reporting.Reporter,
-  step: int,
-  label: str,
-  values: Iterator[tuple[str, Any]],
-  keep_card: Callable[[int, str, Mapping[str, Any]], Any],
-) -> dict[str, float]:
-  """Passes what an evaluator yields to the reporter, and cards on; returns the scalars."""
-  scalars, start = {}, time.perf_counter()
-  for name, value in values:
-    if isinstance(value, Mapping):
-      keep_card(step, f"{label}_{name}", value)
-    elif jnp.ndim(value):
-      reporter.images(step, name, value)
-    else:
-      scalars[f"{label}/{name}"] = float(value)
-  reporter.write(step, scalars | {_seconds(label): time.perf_counter() - start})
-  return scalars
-
-
-def _seconds(label: str) -> str:
-  """The metric that says how long an evaluator took, and with that, that it came to its end."""
-  return f"evaluation_sec/{label}"
-
-
-def _done(
-  workdir: Path, config: ConfigDict, restored: checkpoint.Restored
-) -> dict[str, dict[str, float]]:
-  """The evaluators that came to their end at this step in an earlier sitting, with their scalars.
-
-  By the history, which the first process reads. None whose settings are no longer those with which
-  the step was saved: then the history's values are those of another score.
-  """
-  found = {}
-  if sharding.process()[0] == 0:
-    at = {
-      name: values[steps == restored.step][0]
-      for name, (steps, values) in reporting.read_metrics(workdir).items()
-      if restored.step in steps
-    }
-    now, then = json.loads(json.dumps(config.to_dict())), restored.meta["config"]
-    same = all(now[key] == then.get(key) for key in ("samplers", "data"))
-    for label, section in now["evals"].items():
-      if same and section == then["evals"].get(label) and _seconds(label) in at:
-        found[label] = {k: v for k, v in at.items() if k.startswith(f"{label}/")}
-  told = sharding.everyone(np.frombuffer(json.dumps(found).encode(), np.uint8))[0]
-  found = json.loads(told.tobytes())
-  if found:
-    names = ", ".join(sorted(found))
-    logger.info("Step %d has been evaluated already, by: %s.", restored.step, names)
-  return found
