@@ -27,7 +27,7 @@ $(STAMP): setup.py
 
 # Huge pages: on a CPU a step takes its memory anew each time.
 quickstart: $(STAMP)
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python benchmarks/quickstart.py --workdir=runs/quickstart
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python launch/quickstart.py --workdir=runs/quickstart
 
 # A file at a time per worker: what a file's tests share is made once. Compiling is most of the work.
 test: $(STAMP)
@@ -39,7 +39,7 @@ slow: $(STAMP)
 # Without a single test pytest fails (5), so a peer that does not import is noticed here.
 peers: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[peers]'
-	$(VENV)/bin/python -m pytest tests/peers*_test.py
+	$(VENV)/bin/python -m pytest tests/peers
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

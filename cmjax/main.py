@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help and a misspelt flag need not wait for jax.
-  from cmjax import sample, train, verify
+  from cmjax import verify
+  from cmjax.program import sample, train
 
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
       print(table)  # noqa: T201
       sys.exit(0 if passed else 1)
     if _MODE.value == "plan":
-      from cmjax import plan
+      from cmjax.program import plan
 
       report = plan.plan(config, _TOPOLOGY.value)
       print(plan.table(report))  # noqa: T201
@@ -132,7 +133,7 @@ def main(argv: list[str]) -> None:
 
 def join_and_run(argv: list[str]) -> None:
   """`main`, after this process has joined the others of its run: once, before any use of JAX."""
-  from cmjax import sharding
+  from cmjax.base import sharding
 
   # A program for chips that are not there cannot be read back, and plan says how long it compiles.
   if _COMPILE_CACHE.value and _MODE.value != "plan":

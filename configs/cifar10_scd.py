@@ -6,7 +6,7 @@ Distils, and starts from, the average of the teacher in runs/cifar10_teacher (tr
 cifar10_teacher.py first). Data as in cifar10_teacher.py.
 
 The paper (Lu & Song 2024, table 1): FID 3.66 in one step, 2.52 in two. Not run by us; for what we
-ran at a small size see docs/RESULTS.md. 400k steps, no augmentation and no flip are cmjax defaults
+ran at a small size see docs/results/README.md. 400k steps, no augmentation and no flip are cmjax defaults
 (the paper does not state them; its replication does so, and was best near 139k steps).
 """
 
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/METRICS.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
     fid=dict(name="frechet", samplers=("one_step", "two_step"), emas=("main",), every_steps=50_000,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=50_000, batch_size=500),

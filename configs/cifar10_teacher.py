@@ -6,7 +6,7 @@ Data through tfds (`pip install -e .[prepare]`, then `tfds build cifar10`), or a
 train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
 
 The paper: DDPM++ of 60.07 M parameters, 400k steps of 512, FID 2.15 at NFE 35. Not run by us; for
-what we ran at a small size see docs/RESULTS.md. Differences: EDM's augmentation (p = 0.12) is not
+what we ran at a small size see docs/results/README.md. Differences: EDM's augmentation (p = 0.12) is not
 there yet, only its horizontal flip; the network has the input for it, so that a run can take it up.
 """
 
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.evals = dict(
     grid=dict(name="samples", samplers=("heun",), emas=("main",), every_steps=10_000,
               num_samples=8 if smoke else 64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/METRICS.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
     fid=dict(name="frechet", samplers=("heun",), emas=("main",), every_steps=50_000,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=50_000, batch_size=500),

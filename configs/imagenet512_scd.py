@@ -8,7 +8,7 @@ The size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B p
 which the student is told (sCM, table 5). Distils, and starts from, the average of
 runs/imagenet512_teacher_<size>: the same network without the input for the scale. Data as there.
 
-What a run needs on which chips: --mode=plan, which reads no data; docs/RESULTS.md has that of XXL.
+What a run needs on which chips: --mode=plan, which reads no data; docs/results/README.md has that of XXL.
 Samples are latents; data.records.vae makes images of them.
 
 Published, in one and two steps: FID 3.07, 2.50 (S); 2.75, 2.26 (M); 2.55, 2.04 (L); 2.40, 1.93
@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     schedule=dict(name="inverse_sqrt", decay_steps=70_000, warmup_steps=4_883),
   )  # fmt: skip
   c.ema = dict(main=dict(name="power", sigma_rel=0.05), long=dict(name="power", sigma_rel=0.10))
-  # Copies of both, every 32 Mi images, for averages of other lengths: docs/AVERAGES.md.
+  # Copies of both, every 32 Mi images, for averages of other lengths: docs/averages.md.
   c.snapshots = dict(
     every_steps=1 if smoke else 16_384, emas=("main", "long"), dtype="float16",
   )  # fmt: skip
@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     one_step=dict(name="consistency", mid_times=(), guidance=told(one_step)),
     two_step=dict(name="consistency", mid_times=(1.1,), guidance=told(two_step)),  # an angle
   )
-  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/METRICS.md).
+  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/metrics.md).
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 16),

@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     fake=dict(P_mean=-0.8, P_std=1.6, optim=c.optim.to_dict()),
   )  # fmt: skip
   c.ema = dict(main=dict(name="power", sigma_rel=0.05), long=dict(name="power", sigma_rel=0.10))
-  # Copies of both, every 2 Mi images, for averages of other lengths: docs/AVERAGES.md.
+  # Copies of both, every 2 Mi images, for averages of other lengths: docs/averages.md.
   c.snapshots = dict(
     every_steps=1 if smoke else 1_024, emas=("main", "long"), dtype="float16",
   )  # fmt: skip
@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     one_step=dict(name="consistency", mid_times=(), guidance=told),
     two_step=dict(name="consistency", mid_times=(1.1,), guidance=told),  # an angle
   )
-  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/METRICS.md).
+  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/metrics.md).
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 16),

@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
       guidance=dict(name="classifier_free", scale=scale),
     ),
   )  # fmt: skip
-  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/METRICS.md).
+  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/metrics.md).
   c.evals = dict(
     grid=dict(name="samples", samplers=("heun",), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 16),

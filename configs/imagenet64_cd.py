@@ -43,7 +43,9 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     pairs=dict(name="uniform"), curriculum=dict(name="fixed", N=40),
     target=dict(name="constant", beta=0.95),
   )  # fmt: skip
-  if variant == "lpips":  # the paper's best; the weights are a file of yours, see cmjax/lpips.py
+  if (
+    variant == "lpips"
+  ):  # the paper's best; the weights are a file of yours, see cmjax/losses/lpips.py
     c.loss.distance = dict(
       name="lpips", path="~/.cache/cmjax/lpips_vgg16.npz", pooling="max", resize=224,
     )  # fmt: skip
@@ -62,7 +64,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/METRICS.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
     fid=dict(name="frechet", samplers=("one_step", "two_step"), emas=("main",), every_steps=50_000,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=50_000, batch_size=500, floor=False),

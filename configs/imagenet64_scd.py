@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     schedule=dict(name="inverse_sqrt", decay_steps=35_000, warmup_steps=4_883),
   )  # fmt: skip
   c.ema = dict(main=dict(name="power", sigma_rel=0.05), long=dict(name="power", sigma_rel=0.10))
-  # Copies of both, every 32 Mi images, for averages of other lengths: docs/AVERAGES.md.
+  # Copies of both, every 32 Mi images, for averages of other lengths: docs/averages.md.
   c.snapshots = dict(
     every_steps=1 if smoke else 16_384, emas=("main", "long"), dtype="float16",
   )  # fmt: skip
@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/METRICS.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
     fid=dict(name="frechet", samplers=("one_step", "two_step"), emas=("main",), every_steps=50_000,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=50_000, batch_size=500, floor=False),

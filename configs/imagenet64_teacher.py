@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.evals = dict(
     grid=dict(name="samples", samplers=("heun",), emas=("main",),
               every_steps=10_000, num_samples=8 if smoke else 64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/METRICS.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
     fid=dict(name="frechet", samplers=("heun",), emas=("main",), every_steps=50_000,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=50_000, batch_size=500, floor=False),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import naming
+from cmjax.base import param_names
 from cmjax.types import Params
 
 # Axes of a `kernel` as PyTorch has them: of a convolution (from HWIO to OIHW), of a linear map.
@@ -67,7 +67,7 @@ OF_NETWORK = {"ddpmpp": "edm", "adm": "edm", "edm2": "edm2", "dit": "cmjax", "ml
 
 def torch_names(params: Params, family: str) -> dict[str, str]:
   """{the PyTorch name: the path here} of each parameter; arrays or only their shapes."""
-  return {_torch_name(path, _rules(family)): path for path in naming.by_name(params)}
+  return {_torch_name(path, _rules(family)): path for path in param_names.by_name(params)}
 
 
 def constants(
@@ -84,7 +84,7 @@ def constants(
   taps = np.asarray(fir, np.float32) / np.float32(sum(fir))
   found = {}
   for pattern, layers in rules.filters:
-    matches = (re.match(pattern, path) for path in naming.by_name(params))
+    matches = (re.match(pattern, path) for path in param_names.by_name(params))
     for module in dict.fromkeys(match[0] for match in matches if match):
       for layer in layers:
         name = _torch_name(f"{module}{layer}/resample_filter", rules)
@@ -113,7 +113,7 @@ def to_torch(
   rules = _rules(family)
   state = {
     _torch_name(path, rules): _transposed(path, np.asarray(a), TO_TORCH)
-    for path, a in naming.by_name(params).items()
+    for path, a in param_names.by_name(params).items()
   }
   return state | constants(params, family, fir=fir)
 
@@ -139,7 +139,7 @@ def from_torch(
   """
   rules = _rules(family)
   state = {_renamed(name, rules): array for name, array in state.items()}
-  wanted, known = naming.by_name(shapes), constants(shapes, family, fir=fir)
+  wanted, known = param_names.by_name(shapes), constants(shapes, family, fir=fir)
   names = {path: _torch_name(path, rules) for path in wanted}
   errors = []
   for path, a in wanted.items():
@@ -160,7 +160,7 @@ def from_torch(
     )
 
   def leaf(path, a):
-    path = naming.name(path)
+    path = param_names.name(path)
     return _transposed(path, np.asarray(state[names[path]], a.dtype), FROM_TORCH)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)

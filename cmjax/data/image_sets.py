@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cmjax.base.npz import opened
 from cmjax.data import sources
-from cmjax.npz import opened
 
 # Arrays of images by the names that people give them, and the labels beside.
 ARRAYS = {"arr_0": "arr_1", "images": "labels", "samples": "labels"}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from cmjax import writing
+from cmjax.base import atomic_files
 from cmjax.data.shards import Layout
 
 NAME = "manifest.json"
@@ -71,7 +71,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 def write_json(path: Path, content: Any) -> None:
   """A file of JSON, whole or not at all."""
   try:
-    writing.write_json(path, content, indent=1)
+    atomic_files.write_json(path, content, indent=1)
   except OSError as error:
     raise ValueError(
       f"Cannot write {path}: {error.strerror}. Free some space or choose another folder, and start "

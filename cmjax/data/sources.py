@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cmjax.base.npz import opened
 from cmjax.data import image_files
 from cmjax.data import toy2d as toy2d_lib
-from cmjax.npz import opened
 
 SPLITS = ("train", "test")
 

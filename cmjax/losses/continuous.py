@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax import statistics, tangent, times, trigflow
+from cmjax import tangent, times, trigflow
+from cmjax.losses import means
 from cmjax.times import SampleT
 from cmjax.types import Array, Cond, LossFn, Metrics, Network, Params, Time, VelocityFn
 from cmjax.weighting import Weighting
@@ -148,9 +149,9 @@ def loss(
 
 def _metrics(value: Array, w: Time, tangent_norm: Time, F_error: Time, t: Time) -> Metrics:
   return {
-    "loss": statistics.mean(value),
-    "weight_min": statistics.mean(jnp.min(w)),
-    "weight_max": statistics.mean(jnp.max(w)),
-    **statistics.by_time("tangent_norm", tangent_norm, t),
-    **statistics.by_time("F_error", F_error, t),
+    "loss": means.mean(value),
+    "weight_min": means.mean(jnp.min(w)),
+    "weight_max": means.mean(jnp.max(w)),
+    **means.by_time("tangent_norm", tangent_norm, t),
+    **means.by_time("F_error", F_error, t),
   }

@@ -17,8 +17,9 @@ authors' code): the factor of theorems 4, 5, 6 is 1 and that of theorem 3 is dsi
 import jax
 import jax.numpy as jnp
 
-from cmjax import edm, statistics, tangent, trigflow
+from cmjax import edm, tangent, trigflow
 from cmjax.distances import Distance
+from cmjax.losses import means
 from cmjax.types import Data, LossFn, Network, Time, VelocityFn
 
 
@@ -134,8 +135,8 @@ def loss(
     f, v = jax.jvp(f_fn, (x, sigma), (dx, jnp.ones_like(sigma)))
     value = jnp.mean(objective(f, v, speed))
     metrics = {
-      "loss": statistics.mean(value),
-      **statistics.by_time("tangent_norm", tangent.norm(jax.lax.stop_gradient(v)), t),
+      "loss": means.mean(value),
+      **means.by_time("tangent_norm", tangent.norm(jax.lax.stop_gradient(v)), t),
     }
     return value, metrics
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax import statistics, trigflow
+from cmjax import trigflow
+from cmjax.losses import means
 from cmjax.times import SampleT
 from cmjax.types import LossFn, Network
 from cmjax.weighting import Weighting
@@ -50,10 +51,10 @@ def loss(
     w = weighting.apply(params["weighting"], t)
     value = jnp.mean(jnp.exp(w) * squared - w)
     metrics = {
-      "loss": statistics.mean(value),
-      "weight_min": statistics.mean(jnp.min(w)),
-      "weight_max": statistics.mean(jnp.max(w)),
-      **statistics.by_time("F_error", squared, t),
+      "loss": means.mean(value),
+      "weight_min": means.mean(jnp.min(w)),
+      "weight_max": means.mean(jnp.max(w)),
+      **means.by_time("F_error", squared, t),
     }
     return value, metrics
 

@@ -18,8 +18,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cmjax import edm, statistics, trigflow
+from cmjax import edm, trigflow
 from cmjax.distances import Distance
+from cmjax.losses import means
 from cmjax.times import Curriculum, SamplePair
 from cmjax.types import Array, Cond, LossFn, Network, VelocityFn
 
@@ -149,14 +150,14 @@ def loss(
     w = weight_fn(sigma, sigma_next)
     value = loss_scale * jnp.mean(w * d)
     metrics = {
-      "loss": statistics.mean(value),
-      "weight": statistics.mean(w),
-      **statistics.by_time("distance", d, t),
-      "sigma_gap": statistics.mean(sigma - sigma_next),
-      "sigma_ratio": statistics.mean(sigma_next / sigma),
+      "loss": means.mean(value),
+      "weight": means.mean(w),
+      **means.by_time("distance", d, t),
+      "sigma_gap": means.mean(sigma - sigma_next),
+      "sigma_ratio": means.mean(sigma_next / sigma),
     }
     if curriculum is not None:
-      metrics["num_levels"] = statistics.mean(curriculum(step).astype(jnp.float32))
+      metrics["num_levels"] = means.mean(curriculum(step).astype(jnp.float32))
     return value, metrics
 
   return loss_fn

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from cmjax import statistics, trigflow
-from cmjax.losses import continuous, diffusion
+from cmjax import trigflow
+from cmjax.losses import continuous, diffusion, means
 from cmjax.times import SampleT
 from cmjax.types import LossFn, Network, VelocityFn
 from cmjax.weighting import Weighting
@@ -82,10 +82,10 @@ def loss(
     squared = jnp.mean((x0 - fixed + gap).reshape(len(x0), -1) ** 2, -1)
     value = jnp.mean(jnp.exp(w) * squared - w)
     return value, {
-      "vsd_loss": statistics.mean(value),
-      "vsd_weight_min": statistics.mean(jnp.min(w)),
-      "vsd_weight_max": statistics.mean(jnp.max(w)),
-      **statistics.by_time("vsd_gap", squared, t),
+      "vsd_loss": means.mean(value),
+      "vsd_weight_min": means.mean(jnp.min(w)),
+      "vsd_weight_max": means.mean(jnp.max(w)),
+      **means.by_time("vsd_gap", squared, t),
     }
 
   def loss_fn(params, batch, key, step):
@@ -99,7 +99,7 @@ def loss(
     samples = cond | {"image": jax.lax.stop_gradient(x0)}
     fake, fake_metrics = fake_loss(fake_params, samples, key_fake, step)
     total = value + lambda_vsd * vsd + fake
-    own = {"loss": statistics.mean(total), "consistency_loss": statistics.mean(value)}
+    own = {"loss": means.mean(total), "consistency_loss": means.mean(value)}
     prefixed = {f"fake_{name}": mean for name, mean in fake_metrics.items()}
     return total, metrics | own | vsd_metrics | prefixed
 

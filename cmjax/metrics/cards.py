@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.writing import replacing
+from cmjax.base.atomic_files import replacing
 
 FORMAT = 1
 GIVEN = "as given"  # the rounding of images that had 8 bits

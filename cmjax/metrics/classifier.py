@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmjax.npz import opened
+from cmjax.base.atomic_files import replacing
+from cmjax.base.npz import opened
 from cmjax.types import Array
-from cmjax.writing import replacing
 
 WIDTHS = (32, 64, 64)  # of the convolutions
 NUM_FEATURES = 64
@@ -196,7 +196,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     ValueError: there is no such file, or it is not a classifier of `save`.
   """
   path = Path(path).expanduser()
-  advice = "Train one: cmjax.metrics.classifier.train, then save (docs/METHODS.md)."
+  advice = "Train one: cmjax.metrics.classifier.train, then save (docs/methods.md)."
   if not path.is_file():
     raise ValueError(f"No classifier at {path}. {advice}")
   try:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from cmjax.base.flat_dicts import flat
 from cmjax.metrics import cards
-from cmjax.nested import flat
 
 # Where two cards may differ and still be compared: this is what is compared, or of no weight.
 DRAWN = ("sampler", "ema", "step", "config_sha256", "images.seed", "images.first", "images.labels")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmjax import naming
+from cmjax.base import param_names
 from cmjax.networks.layers import along_batch, name_modules
 from cmjax.types import Network, Params
 
@@ -97,14 +97,14 @@ def _cast(params: Params, dtype, patterns: Sequence[str]) -> Params:
   """The parameters in `dtype`, those that a pattern names in float32 at least."""
 
   def leaf(path, a):
-    stays = any(re.search(pattern, naming.name(path)) for pattern in patterns)
+    stays = any(re.search(pattern, param_names.name(path)) for pattern in patterns)
     return a.astype(_at_least_float32(dtype) if stays else dtype)
 
   return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _check_patterns(patterns: Sequence[str], shapes: Params) -> None:
-  names = list(naming.by_name(shapes))
+  names = list(param_names.by_name(shapes))
   for pattern in patterns:
     if not any(re.search(pattern, name) for name in names):
       raise ValueError(

@@ -14,13 +14,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.networks.layers import (
-  Conv,
-  GroupNorm,
-  Linear,
-  Module,
-  label_rows,
-)
+from cmjax.networks.layers import Conv, GroupNorm, Linear, Module, label_rows
+from cmjax.networks.run_blocks import concatenate, decode, encode
 from cmjax.networks.unet import (
   Style,
   UNetBlock,
@@ -33,7 +28,6 @@ from cmjax.networks.unet import (
   level_resolutions,
   make_conditions,
 )
-from cmjax.networks.walk import concatenate, decode, encode
 from cmjax.types import Cond, Time
 
 # Of all layers that do not start at 0: with "kaiming", U(-a, a) with a = sqrt(1 / fan_in).

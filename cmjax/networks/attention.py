@@ -37,7 +37,7 @@ from cmjax.networks import blockwise
 
 IMPLEMENTATIONS = ("auto", "xla", "blockwise", "two_path", "pallas")
 # Up to here its matrix is small, so the one that has all derivatives and vmap is taken, although
-# blockwise is faster on a CPU from 256 pixels on (benchmarks/attention.py).
+# blockwise is faster on a CPU from 256 pixels on (benchmarks/cost/attention.py).
 LONGEST_FOR_XLA = 1024
 
 

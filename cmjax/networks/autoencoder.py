@@ -17,14 +17,7 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax.networks.attention import attend, check_implementation, split_heads
-from cmjax.networks.layers import (
-  Conv,
-  GroupNorm,
-  Linear,
-  Module,
-  along_last,
-  kaiming_uniform,
-)
+from cmjax.networks.layers import Conv, GroupNorm, Linear, Module, along_last, kaiming_uniform
 from cmjax.types import Params
 
 # Of the log-variance, as in the paper's code: part of what the encoder is, not a repair.

@@ -16,14 +16,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.networks.layers import (
-  BOX,
-  Conv,
-  GroupNorm,
-  Linear,
-  Module,
-  label_rows,
-)
+from cmjax.networks.layers import BOX, Conv, GroupNorm, Linear, Module, label_rows
+from cmjax.networks.run_blocks import concatenate, decode, encode
 from cmjax.networks.unet import (
   Style,
   UNetBlock,
@@ -37,7 +31,6 @@ from cmjax.networks.unet import (
   level_resolutions,
   make_conditions,
 )
-from cmjax.networks.walk import concatenate, decode, encode
 from cmjax.types import Cond, Time
 
 ENCODERS = ("standard", "residual")

@@ -20,14 +20,8 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax.networks.attention import attend, check_implementation, split_heads
-from cmjax.networks.layers import (
-  Linear,
-  Module,
-  check_dropout,
-  dropout,
-  label_rows,
-  modulate,
-)
+from cmjax.networks.layers import Linear, Module, check_dropout, dropout, label_rows, modulate
+from cmjax.networks.run_blocks import run_block, scan_blocks
 from cmjax.networks.unet import (
   EMBEDDINGS,
   QK_NORMS,
@@ -38,7 +32,6 @@ from cmjax.networks.unet import (
   make_conditions,
   rms_norm_qk,
 )
-from cmjax.networks.walk import run_block, scan_blocks
 from cmjax.types import Cond, Params, Time
 
 # depth, width, num_heads

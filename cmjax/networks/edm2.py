@@ -26,15 +26,8 @@ from cmjax.networks.layers import (
   pnorm,
   resample,
 )
-from cmjax.networks.magnitude import (
-  MPConv,
-  MPFourier,
-  MPLinear,
-  mp_cat,
-  mp_silu,
-  mp_sum,
-  normalize,
-)
+from cmjax.networks.magnitude import MPConv, MPFourier, MPLinear, mp_cat, mp_silu, mp_sum, normalize
+from cmjax.networks.run_blocks import decode, encode
 from cmjax.networks.unet import (
   BlockSpec,
   check_attn_resolutions,
@@ -45,7 +38,6 @@ from cmjax.networks.unet import (
   level_resolutions,
   num_heads,
 )
-from cmjax.networks.walk import decode, encode
 from cmjax.types import Cond, Time
 
 # How a block takes in the embedding, and how many numbers per channel it needs for that.

@@ -15,10 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.networks.layers import (
-  Module,
-  standard_normal,
-)
+from cmjax.networks.layers import Module, standard_normal
 from cmjax.types import Time
 
 EPS = 1e-4  # added to a root mean square

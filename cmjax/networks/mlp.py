@@ -9,15 +9,8 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax import embeddings
-from cmjax.networks.layers import (
-  Linear,
-  Module,
-  check_dropout,
-  condition_rows,
-  dropout,
-  label_rows,
-)
-from cmjax.networks.walk import dropout_key
+from cmjax.networks.layers import Linear, Module, check_dropout, condition_rows, dropout, label_rows
+from cmjax.networks.run_blocks import dropout_key
 from cmjax.types import Cond, Time
 
 

@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from cmjax import naming
+from cmjax.base import param_names
 from cmjax.types import Params
 
 # Layers that start at 0, and which a network may therefore have and its teacher lack.
@@ -33,7 +33,7 @@ def grow(params: Params, fresh: Params) -> Params:
   >>> grow({"fc": jnp.ones(2)}, {"fc": jnp.zeros(2), "map_guidance": {"bias": jnp.zeros(1)}})
   {'fc': Array([1., 1.], dtype=float32), 'map_guidance': {'bias': Array([0.], dtype=float32)}}
   """
-  known, wanted = naming.by_name(params), naming.by_name(fresh)
+  known, wanted = param_names.by_name(params), param_names.by_name(fresh)
   errors = [f"{path} is not in this network" for path in known if path not in wanted]
   for path, a in wanted.items():
     if path in known and known[path].shape != a.shape:
@@ -46,4 +46,6 @@ def grow(params: Params, fresh: Params) -> Params:
       f"These weights do not fit the network: {'; '.join(errors[:8])}{more}. Give both networks "
       "the same options; only guidance and segment may be added."
     )
-  return jax.tree_util.tree_map_with_path(lambda path, a: known.get(naming.name(path), a), fresh)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, a: known.get(param_names.name(path), a), fresh
+  )

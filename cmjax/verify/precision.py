@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmjax import build, runs, sharding, slopes, statistics
-from cmjax.slopes import PRECISION
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.losses import means
+from cmjax.program import jvp_check, stored_runs
+from cmjax.program.jvp_check import PRECISION
 from cmjax.verify.table import Row
 
 # What a config could have instead; on a CPU the products of both float32 are the same.
@@ -36,27 +39,27 @@ def network(config: ConfigDict, workdir: str | Path | None = None) -> list[Row]:
   The last row names the module whose weights, rounded to bfloat16 while all else is exact, disturb
   dF/dt most: the first to keep in float32. (What `float32_paths` keeps anyway is not a candidate.)
   """
-  params, inputs = _weights(config, workdir), slopes.inputs(config)
-  own, of_tangent = slopes.policies(config)
-  given = slopes.in_dtype(inputs, np.float32)
+  params, inputs = _weights(config, workdir), jvp_check.inputs(config)
+  own, of_tangent = jvp_check.policies(config)
+  given = jvp_check.in_dtype(inputs, np.float32)
   policies = {_label(own): own, _label(of_tangent): of_tangent}
   policies |= {_label(policy): policy for policy in POLICIES}
 
   def run(policy):
-    apply = build.network(config, policy).apply
-    return jax.device_get(jax.jit(slopes.F_and_slope(apply))(params, *given))
+    apply = experiment.network(config, policy).apply
+    return jax.device_get(jax.jit(jvp_check.F_and_slope(apply))(params, *given))
 
   found = {label: run(policy) for label, policy in policies.items()}
-  culprit, share = slopes.most_sensitive(config, params)
+  culprit, share = jvp_check.most_sensitive(config, params)
   with jax.enable_x64(True):
-    wide = build.network(config, {"dtype": "float64"}).apply
-    params, given = slopes.in_dtype((params, inputs), np.float64)
-    F, dF = jax.device_get(jax.jit(slopes.F_and_slope(wide))(params, *given))
-    numeric = jax.device_get(jax.jit(slopes.central_difference(wide))(params, *given))
+    wide = experiment.network(config, {"dtype": "float64"}).apply
+    params, given = jvp_check.in_dtype((params, inputs), np.float64)
+    F, dF = jax.device_get(jax.jit(jvp_check.F_and_slope(wide))(params, *given))
+    numeric = jax.device_get(jax.jit(jvp_check.central_difference(wide))(params, *given))
   allowed_F = PRECISION[own["dtype"]][0]
   allowed_dF = {_label(of_tangent): PRECISION[of_tangent["dtype"]][1]}
   rows = [
-    *_per_bin("dF/dt by jvp and by differences, float64", dF, numeric, slopes.DIFFERENCE),
+    *_per_bin("dF/dt by jvp and by differences, float64", dF, numeric, jvp_check.DIFFERENCE),
     *_per_bin(f"F in {_label(own)}", found[_label(own)][0], F, allowed_F),
   ]
   # Those of the config first.
@@ -79,7 +82,7 @@ def _label(policy: dict[str, str]) -> str:
 
 def _weights(config: ConfigDict, workdir: str | Path | None) -> Any:
   if workdir is not None and any((Path(workdir).expanduser() / "checkpoints").glob("*")):
-    averages = runs.load_network(workdir, sharding.make_mesh(**config.mesh)).averages
+    averages = stored_runs.load_network(workdir, sharding.make_mesh(**config.mesh)).averages
     return jax.tree.map(jnp.asarray, jax.device_get(next(iter(averages.values()))))
   generator = np.random.default_rng(0)
 
@@ -87,13 +90,15 @@ def _weights(config: ConfigDict, workdir: str | Path | None) -> Any:
     scale = 0.3 / math.sqrt(math.prod(a.shape[:-1]))  # one over the root of the fan-in
     return a + jnp.asarray(scale * generator.standard_normal(a.shape), a.dtype)
 
-  return jax.tree.map(perturbed, jax.jit(build.network(config).init)(jax.random.key(config.seed)))
+  return jax.tree.map(
+    perturbed, jax.jit(experiment.network(config).init)(jax.random.key(config.seed))
+  )
 
 
 def _per_bin(name: str, value: np.ndarray, truth: np.ndarray, tolerance: float) -> Iterator[Row]:
   """The relative L2 error of each bin; shown are the norms."""
   wide = np.asarray(value, np.float64), np.asarray(truth, np.float64)
-  for label, v, T in zip(statistics.BINS, *wide, strict=True):
+  for label, v, T in zip(means.BINS, *wide, strict=True):
     norm, error = np.linalg.norm(T), np.linalg.norm(v - T)
     relative = float(error / norm) if norm else math.inf
     yield Row("", f"{name}, {label}", float(norm), float(np.linalg.norm(v)), relative, tolerance)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import editing, guidance, samplers, search, step_times, times, trigflow
+from cmjax import editing, guidance, samplers, times, trigflow
+from cmjax.samplers import conventions, search_times
 from cmjax.types import NetFn
 from cmjax.verify.table import Row, row
 from cmjax.verify.truths import (
@@ -128,12 +129,12 @@ def _few_steps() -> Iterator[Row]:
 def _step_times() -> Iterator[Row]:
   golden = {((0, 11, 17), 18): 0.585, ((0, 22, 39), 40): 1.382, ((0, 106, 200), 201): 1.913}
   for (positions, steps), sigma in golden.items():
-    angles = step_times.consistency_times_from_positions(positions, steps, sigma_data=SD)
+    angles = conventions.consistency_times_from_positions(positions, steps, sigma_data=SD)
     sigmas = SD * np.tan(angles)
     yield row(f"positions {positions} of {steps}", sigmas, [80.0, sigma], 1e-3, unit=0.0)
-  angles = step_times.consistency_times_from_sigmas(80.0, 1.1, sigma_data=SD)
+  angles = conventions.consistency_times_from_sigmas(80.0, 1.1, sigma_data=SD)
   yield row("consistency_times_from_sigmas: golden", angles, [1.5645464, 1.14417], 1e-5)
-  found = search.search(lambda mid: (mid[0] - 0.8) ** 2, 2, low=0.1, high=1.5, num_probes=15)
+  found = search_times.search(lambda mid: (mid[0] - 0.8) ** 2, 2, low=0.1, high=1.5, num_probes=15)
   yield row("search finds a known minimum", found.times[0], 0.8, 0.05)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cmjax import naming
-from cmjax.batching import in_batches
+from cmjax.base import param_names
+from cmjax.base.batching import in_batches
 from cmjax.metrics.detectors import resize
 from cmjax.types import Array
 
@@ -87,7 +87,7 @@ def prepare(images: Array, input: Input) -> Array:
 def shapes(module: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
   """The shape of every tensor of a network by its name in files, such as `blocks.0.norm1.bias`."""
   params = nnx.to_pure_dict(nnx.split(nnx.eval_shape(module), nnx.Param)[1])
-  return {name.replace("/", "."): leaf.shape for name, leaf in naming.by_name(params).items()}
+  return {name.replace("/", "."): leaf.shape for name, leaf in param_names.by_name(params).items()}
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def forward(module: Callable[[], nnx.Module]) -> Callable[[dict[str, Array], Arr
   structure = nnx.to_pure_dict(params)
 
   def apply(tensors, x):
-    leaf = lambda path, _: tensors[naming.name(path, ".")]
+    leaf = lambda path, _: tensors[param_names.name(path, ".")]
     state = jax.tree_util.tree_map_with_path(leaf, structure)
     with jax.default_matmul_precision("highest"):
       return nnx.merge(graphdef, state)(x)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base.atomic_files import replacing
+from cmjax.base.npz import opened
 from cmjax.metrics.detectors.network import Pretrained, shapes
-from cmjax.npz import opened
-from cmjax.writing import replacing
 
 COMMAND = "python -m cmjax.metrics.detectors FILE --to OUT.npz"
 
@@ -22,7 +22,7 @@ def read(path: str | Path, pretrained: Pretrained) -> dict[str, np.ndarray]:
     ValueError: with the path, for a file that is missing or no .npz, and as `check`.
   """
   path = Path(path).expanduser()
-  advice = f"Weights are not shipped: docs/DETECTORS.md says how to get them; `{COMMAND}`."
+  advice = f"Weights are not shipped: docs/detectors.md says how to get them; `{COMMAND}`."
   if not path.is_file():
     raise ValueError(f"There are no weights at {path}. {advice}")
   try:

@@ -1,0 +1,1 @@
+"""What every room stands on: devices, files, names; no room of ours below it."""

@@ -1,0 +1,54 @@
+r"""Foreign checkpoints in, weights out.
+
+  python -m cmjax.convert edm-cifar10-32x32-uncond-vp.pkl --to runs/cifar10_edm
+  python -m cmjax.convert --export runs/cifar10_scd --to scd.safetensors --ema main
+
+The first writes a run: sample from it with `cmjax.main --mode=sample`, or name it as
+teacher.workdir or init_from.workdir. Nothing in the file is executed.
+"""
+
+import argparse
+import logging
+import sys
+
+USAGE = """python -m cmjax.convert FILE --to DIR [--ema NAME]
+       python -m cmjax.convert --export RUN_DIR --to FILE.safetensors [--ema NAME]"""
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Converts one file; errors that are the user's to mend are one message. Returns the exit code.
+
+  Flags by argparse: unlike those of `cmjax.main` they are no config's, and absl has no positions.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m cmjax.convert",
+    usage=USAGE,
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("file", nargs="?", help="a .pkl, .pt, .safetensors or msgpack of weights")
+  parser.add_argument("--export", metavar="RUN_DIR", help="a run, to write out as safetensors")
+  parser.add_argument("--to", required=True, help="folder of the new run, or the file to write")
+  parser.add_argument("--ema", metavar="NAME", help="which of several networks or averages")
+  args = parser.parse_args(argv)
+  if (args.file is None) == (args.export is None):
+    parser.error("give a FILE to convert, or a run to --export: one of the two")
+  # Ours only, as in `cmjax.main`.
+  logging.getLogger().setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  from cmjax.program import convert  # here, so that --help need not wait for jax
+
+  try:
+    if args.export is None:
+      print(convert.convert(args.file, args.to, ema=args.ema))  # noqa: T201 (the answer)
+    else:
+      print(convert.export(args.export, args.to, ema=args.ema))  # noqa: T201
+  except (ValueError, OSError) as error:
+    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

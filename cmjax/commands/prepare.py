@@ -1,0 +1,136 @@
+r"""Any collection of images to a set that trains: shards, with a manifest of how they were made.
+
+  python -m cmjax.data.prepare ILSVRC/train --out data/imagenet64 \
+      --transform=center-crop-dhariwal --resolution=64
+  python -m cmjax.data.prepare ILSVRC/train --out data/imagenet512 \
+      --transform=center-crop-dhariwal --resolution=512 --latents=vae.safetensors
+  python -m cmjax.data.prepare --validate data/imagenet64
+
+SOURCE is a folder or .zip of images (classes are subfolders, or dataset.json says them, as in
+EDM's zips), a folder of Hugging Face's .parquet files, an .npz ({split}_images, {split}_labels) or
+a tfds name. Train with --config.data.name=records --config.data.records.path=DIR. Killed at any
+moment, the same command goes on, to the same bytes. Nothing is repaired in silence: pictures that
+are not 8 bits of gray or RGB, or cannot be read, are errors until --convert or --max_bad says
+otherwise, and the manifest counts them.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cmjax.base import lock
+from cmjax.data import image_files
+from cmjax.data.prepare import crops, originals, validation, writing
+
+USAGE = """python -m cmjax.data.prepare SOURCE --out DIR [options]
+       python -m cmjax.data.prepare --validate DIR"""
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Prepares or validates; errors that are the user's to mend are one message. The exit code."""
+  args = _arguments(argv)
+  logging.basicConfig(level=logging.WARNING, format="%(message)s")
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  try:
+    return _validate(args.validate) if args.validate else _prepare(args)
+  except (ValueError, OSError) as error:
+    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog="python -m cmjax.data.prepare",
+    usage=USAGE,
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add("source", nargs="?", help="a folder, .zip, .npz or tfds name")
+  add("--out", type=Path, metavar="DIR", help="of the set; a split is a folder in it")
+  add("--validate", type=Path, metavar="DIR", help="read a set back and say what is wrong with it")
+  add("--split", default="train", help="its name here, and in an .npz, tfds or parquet (train)")
+  held_out = "two splits, train and test: this part, evenly over the source, is the test"
+  add("--held_out", type=float, metavar="FRACTION", help=held_out)
+  add("--transform", default="none", choices=crops.TRANSFORMS)
+  add("--resolution", type=int, help="side of the square")
+  add("--filter", choices=sorted(crops.FILTERS), help="of center-crop (lanczos, as in EDM)")
+  add("--channels", type=int, choices=(1, 3), help="1 or 3; by default as the first image")
+  add("--labels", help="none, a JSON file {name: class} or EDM's, or a column of parquet files")
+  add("--num_classes", type=int, help="where it is more than the labels show")
+  add("--image_column", default="image", help="of parquet files (image)")
+  kinds = ",".join(image_files.CONVERSIONS)
+  add("--convert", default="", metavar="KINDS", help=f"what may be made 8 bits of RGB: {kinds}")
+  add("--max_bad", type=int, default=0, help="images that cannot be read and are left out (0)")
+  add("--latents", metavar="VAE.safetensors", help="keep mean and std of the SD-VAE's latents")
+  add("--convention", default="scm", help="of latents: scm or edm2 (scm)")
+  add("--batch_size", type=int, default=8, help="of the autoencoder (8)")
+  add("--licence", default="", help="a note on the images, for the manifest")
+  add("--workers", type=int, help="processes; by default one for each core, 0: none beside this")
+  args = parser.parse_args(argv)
+  if args.validate is None and (args.source is None or args.out is None):
+    parser.error("give a SOURCE and --out DIR, or --validate DIR")
+  if args.validate is not None and (args.source or args.out):
+    parser.error("--validate DIR stands alone")
+  return args
+
+
+def _prepare(args: argparse.Namespace) -> int:
+  convert = tuple(kind for kind in args.convert.split(",") if kind)
+  recipe = writing.Recipe(args.transform, args.resolution, args.filter, args.channels, convert)
+  pictures = originals.find(
+    args.source,
+    split=args.split,
+    labels=args.labels,
+    num_classes=args.num_classes,
+    image_column=args.image_column,
+  )
+  encoder = None
+  if args.latents:
+    from cmjax.data.prepare import encoding  # here, as JAX takes seconds to start
+
+    encoder = encoding.encoder(args.latents, args.convention, batch_size=args.batch_size)
+  out = args.out.expanduser()
+  with lock.hold(out):
+    for split, chosen in _splits(args, len(pictures)):
+      made = writing.prepare(
+        pictures,
+        out,
+        split,
+        recipe,
+        chosen=chosen,
+        encoder=encoder,
+        max_bad=args.max_bad,
+        licence=args.licence,
+        num_workers=args.workers,
+      )
+      print(validation.summary(out / split, made))  # noqa: T201 (the answer)
+  return 0
+
+
+def _splits(args: argparse.Namespace, num: int) -> list[tuple[str, np.ndarray | None]]:
+  """The splits to write, and which pictures are theirs (None: all)."""
+  if args.held_out is None:
+    return [(args.split, None)]
+  steps = np.floor(np.arange(num + 1) * args.held_out)
+  is_test = np.diff(steps) > 0
+  if not 0 < args.held_out < 1 or not is_test.any():
+    raise ValueError(f"held_out={args.held_out} of {num} images: give a fraction, such as 0.1.")
+  return [("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))]
+
+
+def _validate(path: Path) -> int:
+  report = validation.validate(path)
+  for line in (*report.notes, *report.problems):
+    print(line)  # noqa: T201
+  number = len(report.problems)
+  print(f"{number} problem{'s' * (number != 1)}." if number else "It is sound.")  # noqa: T201
+  return 1 if number else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Preparing a data set once: read originals, crop, check, encode, write shards."""

@@ -1,0 +1,1 @@
+"""What one runs: training, sampling, scoring, planning, and what they read of stored runs."""

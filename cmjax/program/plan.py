@@ -1,0 +1,411 @@
+"""What a run will need, before it is paid for: its step compiled for chips that need not exist.
+
+Nothing runs and no data is read. For a TPU topology (v5p:4x4x4) libtpu compiles the very program;
+for GPUs (h100:8) the step is compiled for as many CPU devices, and what the chips make of it is an
+estimate; `local` compiles for the devices that are here. Times are the least that a step can take.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.experiment import sections
+from cmjax.program import compiled_step, costs
+from cmjax.types import Network
+
+logger = logging.getLogger("cmjax")
+
+# O0 takes two thirds of the time of O1, for the same memory, FLOPs and estimate of the time.
+TPU_OPTIONS = {"optimization_level": "O0"}
+
+# In what JAX calls a device -> its name in `costs.CHIPS`; the first that is found.
+DEVICE_KINDS = {
+  **{"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e"},
+  **{kind.upper(): kind for kind in costs.GPUS},
+}
+
+
+class Target(NamedTuple):
+  """The chips to plan for, and what is compiled in their place.
+
+  Attributes:
+    devices: of JAX, existing or not.
+    chip: what each can do; rates of 0 where that is not known.
+    source: how the numbers come about, for the reader.
+    options: of the compiler.
+  """
+
+  devices: list[Any]
+  chip: costs.Chip
+  source: str
+  options: dict[str, Any]
+
+
+class Attempt(NamedTuple):
+  """One layout of the run that was tried.
+
+  Attributes:
+    changes: {key of the config: value}, from the config as it was given.
+    arguments: bytes of a chip for state, frozen weights and batch.
+    peak: bytes of a chip at the fullest moment; None where it was not compiled, or refused without
+      a number.
+    fits: None where the chip's memory is not known.
+    seconds: of compilation.
+  """
+
+  changes: dict[str, Any]
+  arguments: float
+  peak: float | None
+  fits: bool | None
+  seconds: float
+
+
+def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
+  """What the run of a config needs on a topology, as JSON can hold it.
+
+  Where the step does not fit it is tried with `net.remat`, then with `microbatch` halved again and
+  again (where the config has that key), then with `mesh.fsdp` doubled, until it fits; what is
+  reported is the first that fits, or else the last that compiled.
+
+  Args:
+    config: as in `configs/`; its data is not looked at.
+    topology: local, or TPUs as v5p:4x4x4, or GPUs as h100:8.
+
+  Raises:
+    ValueError: for an unknown topology, a missing libtpu, or a batch or mesh that does not fit the
+      number of chips.
+  """
+  aim = target(topology)
+  # What is said is of one step, however many are sent off at once.
+  config = changed(config, {"steps_per_dispatch": 1} if "steps_per_dispatch" in config else {})
+  attempts, best = [], None
+  for changes in candidates(config, aim):
+    wanted = changed(config, changes)
+    logger.info("Compiling for %s%s ...", topology, _flags(changes, " with "))
+    attempt, compiled = _attempt(wanted, changes, aim)
+    attempts.append(attempt)
+    if compiled:
+      best = wanted, attempt, compiled
+    if attempt.fits is not False:
+      break
+  report = {
+    "topology": topology,
+    "source": aim.source,
+    "chips": len(aim.devices),
+    "chip": aim.chip._asdict(),
+    "jax": jax.__version__,
+    "attempts": [attempt._asdict() for attempt in attempts],
+    "fits": attempts[-1].fits,
+  }
+  return report | (_describe(*best, aim) if best else {})
+
+
+def target(topology: str) -> Target:
+  """The chips that a topology names."""
+  kind, _, shape = topology.partition(":")
+  if topology == "local":
+    devices = list(sharding.make_mesh().devices.flat)
+    return Target(devices, local_chip(devices), "compiled for the devices here", {})
+  if kind in costs.GPUS and shape.isdecimal() and int(shape) > 0:
+    source = "an analytic estimate, from FLOPs and bytes of the step compiled for CPU devices"
+    return Target(sharding.cpu_devices(int(shape)), costs.CHIPS[kind], source, {})
+  if kind in costs.CHIPS and kind not in costs.GPUS and shape:
+    devices = topology_devices(topology)
+    return Target(devices, costs.CHIPS[kind], "compiled by the TPU's compiler", TPU_OPTIONS)
+  tpus = [kind for kind in costs.CHIPS if kind not in costs.GPUS]
+  raise ValueError(
+    f"Unknown topology {topology!r}. Choose local; TPUs ({', '.join(tpus)}) with the sides of the "
+    f"slice, such as v5e:2x4 or v5p:4x4x4; GPUs ({', '.join(costs.GPUS)}) with their number, such "
+    "as h100:8."
+  )
+
+
+def topology_devices(topology: str) -> list[Any]:
+  """The chips of a TPU topology such as v5e:2x2 or v5p:4x4x4, none of which need exist.
+
+  Raises:
+    ValueError: where libtpu is missing, or knows no such topology.
+  """
+  try:
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+  except Exception as error:  # of libtpu, in many types
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+      f"topology {topology!r} cannot be compiled for: {reason} It needs libtpu "
+      "(pip install 'cmjax[plan]'), and a name like v5e:2x2 or v5p:4x4x4."
+    ) from error
+
+
+def local_chip(devices: list[Any]) -> costs.Chip:
+  """What the first device here can do, as far as it is known."""
+  name = devices[0].device_kind
+  found = [kind for part, kind in DEVICE_KINDS.items() if part in name]
+  chip = costs.CHIPS[found[0]] if found else costs.Chip(name, 0.0, 0.0, 0.0, 0.0)
+  if devices[0].platform == "cpu":  # all share the machine's
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+  else:
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", chip.memory)
+  return chip._replace(memory=float(memory))
+
+
+def candidates(config: ConfigDict, aim: Target) -> Iterator[dict[str, Any]]:
+  """The changes to try, one after the other, from none on: {key of the config: value}."""
+  changes, num_chips = {}, len(aim.devices)
+  yield changes
+  if experiment.can_remat(config) and not config.net.get("remat", False):
+    changes = {"net.remat": True}
+    yield changes
+  if "microbatch" in config and argument_bytes(config, aim) <= aim.chip.memory:
+    # Accumulation leaves the arguments as they are, so that it is no help where they do not fit.
+    size = config.microbatch or config.batch_size
+    while size % (2 * num_chips) == 0:
+      size //= 2
+      changes = changes | {"microbatch": size}
+      yield changes
+  fsdp = _mesh(config, aim).shape["fsdp"]
+  while num_chips % (2 * fsdp) == 0:
+    fsdp *= 2
+    changes = changes | {"mesh.data": -1, "mesh.fsdp": fsdp}
+    yield changes
+
+
+def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+  """A copy of the config with other values, {key: value}."""
+  config = config.copy_and_resolve_references().unlock()
+  for key, value in changes.items():
+    *path, last = key.split(".")
+    section = config
+    for part in path:
+      section = section[part]
+    section[last] = value
+  return config.lock()
+
+
+def _mesh(config: ConfigDict, aim: Target) -> Mesh:
+  mesh = experiment.call(sharding.make_mesh, "mesh", **config.mesh, devices=aim.devices)
+  sharding.check_batch_size(config.batch_size, mesh)
+  return mesh
+
+
+def teacher_network(config: ConfigDict) -> Network | None:
+  """The network that a method distils, where no run is read; None if it has no teacher.
+
+  It is the student's, without the inputs that only a student has.
+  """
+  if not config.teacher.workdir:
+    return None
+  own = [key for key in ("guidance", "segment") if config.net.get(key)]
+  return experiment.network(changed(config, {f"net.{key}": False for key in own}))
+
+
+def abstract_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
+  """(state, batch, key, frozen) of the train step: shapes and shardings, no arrays."""
+  net, teacher, key = experiment.network(config), teacher_network(config), jax.random.key(0)
+  placed = lambda tree, shardings: jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
+  split = lambda tree: placed(tree, sharding.shard_params(tree, mesh))
+  state = split(jax.eval_shape(experiment.state_init(config, net), key))
+  weights = split(jax.eval_shape(teacher.init, key)) if teacher else None
+  shape = (config.batch_size, *sections.sample_shape(config))
+  batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
+  if config.net.get("num_classes", 0):
+    batch["label"] = jax.ShapeDtypeStruct(shape[:1], np.int32)
+  if experiment.latent_convention(config):
+    batch["image_std"] = batch["image"]
+  batch = placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
+  key = placed(jax.eval_shape(lambda: key), sharding.replicated(mesh))
+  return state, batch, key, {"teacher": weights, "lpips": None}
+
+
+def argument_bytes(config: ConfigDict, aim: Target) -> int:
+  """Bytes of a chip for the arguments of the step, from their shapes alone."""
+  leaves = jax.tree.leaves(abstract_arguments(config, _mesh(config, aim)))
+  shards = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in leaves]
+  return sum(int(np.prod(shape)) * itemsize for shape, itemsize in shards)
+
+
+def trace_step(config: ConfigDict, mesh: Mesh) -> Any:
+  """The train step of a config, traced for the devices of `mesh`; donates the state, as in use."""
+  net, teacher = experiment.network(config), teacher_network(config)
+  arguments = abstract_arguments(config, mesh)
+  step = compiled_step.make_step_fn(config, net, teacher, arguments[-1])
+  return compiled_step.trace(step, mesh, arguments)
+
+
+def compile_step(config: ConfigDict, mesh: Mesh) -> Any:
+  """The train step of a config, compiled for the devices of `mesh`.
+
+  Ask its `memory_analysis()` and `cost_analysis()`: both are of one device.
+  """
+  return compiled_step.compile_traced(trace_step(config, mesh), mesh)
+
+
+def _attempt(
+  config: ConfigDict, changes: dict[str, Any], aim: Target
+) -> tuple[Attempt, tuple[Any, Any] | None]:
+  """The step compiled, and whether it fits; (traced, compiled) where it did compile."""
+  limit, arguments = aim.chip.memory, argument_bytes(config, aim)
+  if limit and arguments > limit:  # no need to ask the compiler
+    return Attempt(changes, arguments, None, False, 0.0), None
+  start, mesh = time.perf_counter(), _mesh(config, aim)
+  try:
+    traced = trace_step(config, mesh)
+    compiled = compiled_step.compile_traced(traced, mesh, aim.options)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    peak = costs.wanted_memory(str(error))
+    return Attempt(changes, arguments, peak, False, time.perf_counter() - start), None
+  peak = memory(compiled)["peak"]
+  fits = peak <= limit if limit else None
+  return Attempt(changes, arguments, peak, fits, time.perf_counter() - start), (traced, compiled)
+
+
+def memory(compiled: Any) -> dict[str, int]:
+  """Bytes of one chip: arguments, temporaries, and the most of all at any time."""
+  stats = compiled.memory_analysis()
+  arguments, temporary = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+  new = stats.output_size_in_bytes - stats.alias_size_in_bytes  # what does not replace an argument
+  # All temporaries are one block that is there from start to end; XLA's own peak may leave it out.
+  peak = max(stats.peak_memory_in_bytes, arguments + temporary + new)
+  return {"arguments": arguments, "temporary": temporary, "outputs": new, "peak": peak}
+
+
+def _describe(
+  config: ConfigDict, attempt: Attempt, programs: tuple[Any, Any], aim: Target
+) -> dict[str, Any]:
+  """The numbers of a step that compiled."""
+  (traced, compiled), num_chips = programs, len(aim.devices)
+  params = abstract_arguments(config, _mesh(config, aim))
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  cost = compiled.cost_analysis() or {}
+  flops = costs.count_flops(traced.jaxpr.jaxpr)
+  once = costs.count_flops(traced.jaxpr.jaxpr, loops=False)
+  loops = sum(flops.values()) / sum(once.values())  # by how much XLA counts too little
+  flops = {dtype: value / num_chips for dtype, value in flops.items()}
+  collectives = costs.count_collectives(compiled.as_text(), num_chips)
+  sent = sum((traffic.sent for traffic in collectives.values()), 0.0)
+  moved, by_xla = cost.get("bytes accessed", 0.0), cost.get("optimal_seconds", 0.0)
+  step = {"flops": flops, "flops_xla": cost.get("flops", 0.0), "loops": loops}
+  step["bytes_accessed"] = moved
+  step["collectives"] = {kind: traffic._asdict() for kind, traffic in collectives.items()}
+  if aim.chip.flops:
+    parts = costs.seconds(aim.chip, flops=flops, moved=moved, sent=sent, num_chips=num_chips)
+    step |= {"roofline": parts, "xla_seconds": by_xla} | _estimate(parts, by_xla)
+  steps, images = config.total_steps, config.total_steps * config.batch_size
+  run = {"steps": steps, "batch_size": config.batch_size, "images": images}
+  if aim.chip.flops:
+    hours = step["seconds"] * steps / 3600
+    run |= {"hours": hours, "chip_hours": hours * num_chips}
+  return {
+    "method": config.loss.name,
+    "network": config.net.name,
+    "changes": attempt.changes,
+    "mesh": dict(_mesh(config, aim).shape),
+    "parameters": {"network": count(params[0].params["net"]), "teacher": count(params[3])},
+    "memory": memory(compiled),
+    "step": step,
+    "run": run,
+  }
+
+
+def _estimate(parts: dict[str, float], by_xla: float) -> dict[str, Any]:
+  """The seconds of a step and where they come from: the larger, as a step takes no less."""
+  longest = max(parts, key=lambda part: parts[part])
+  if by_xla >= parts[longest]:
+    return {"seconds": by_xla, "estimate": "XLA's"}
+  return {"seconds": parts[longest], "estimate": f"roofline, bound by {longest}"}
+
+
+def write(report: dict[str, Any], workdir: str | Path) -> Path:
+  """Writes plan.json into the workdir, which is made if it is not there."""
+  path = Path(workdir).expanduser() / "plan.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(report, indent=2) + "\n")
+  return path
+
+
+def table(report: dict[str, Any]) -> str:
+  """The report as people read it."""
+  chip, attempts = report["chip"], report["attempts"]
+  memory = f", {chip['memory'] / 1e9:.0f} GB each" if chip["memory"] else ""
+  lines = [f"{report['topology']}: {report['chips']} chips{memory}; {report['source']}", ""]
+  lines += _attempt_lines(attempts, chip["memory"])
+  if "step" in report:
+    lines += ["", *_step_lines(report)]
+  return "\n".join(lines + ["", advice(report)])
+
+
+def _attempt_lines(attempts: list[dict[str, Any]], memory: float) -> Iterator[str]:
+  yield f"{'a chip, GB':44}{'arguments':>11}{'peak':>9}  {'fits':6}{'compiled in':>12}"
+  for attempt in attempts:
+    peak = f"{attempt['peak'] / 1e9:9.2f}" if attempt["peak"] else f"{'-':>9}"
+    fits = {True: "yes", False: "no", None: "?"}[attempt["fits"]]
+    name = _flags(attempt["changes"]) or "as configured"
+    took = f"{attempt['seconds']:10.0f} s" if attempt["seconds"] else f"{'not tried':>12}"
+    yield f"{name:44}{attempt['arguments'] / 1e9:11.2f}{peak}  {fits:6}{took}"
+
+
+def _step_lines(report: dict[str, Any]) -> Iterator[str]:
+  memory, step, run = report["memory"], report["step"], report["run"]
+  mesh, parameters = report["mesh"], report["parameters"]
+  row = lambda name, text: f"{name:14}{text}"
+  teacher = f", teacher {parameters['teacher'] / 1e6:.2f} M" if parameters["teacher"] else ""
+  yield row("method", f"{report['method']} with {report['network']}")
+  yield row("mesh", f"data {mesh['data']}, fsdp {mesh['fsdp']}")
+  yield row("parameters", f"{parameters['network'] / 1e6:.2f} M{teacher}")
+  gigabytes = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in memory.items())
+  yield row("memory", f"{gigabytes} GB a chip")
+  flops = sum(step["flops"].values()) / 1e12
+  kinds = ", ".join(f"{kind} {value / 1e12:.4g}" for kind, value in step["flops"].items())
+  yield row(
+    "TFLOP", f"{flops:.4g} a chip and step ({kinds}); by XLA {step['flops_xla'] / 1e12:.4g}"
+  )
+  for kind, traffic in step["collectives"].items():
+    sizes = f"{traffic['bytes'] / 1e9:.4g} GB, of which a chip sends {traffic['sent'] / 1e9:.4g}"
+    yield row(kind if len(kind) < 14 else "permute", f"{traffic['number']}: {sizes} GB")
+  if not step["collectives"]:
+    yield row("collectives", "none")
+  if step["loops"] > 1:
+    text = f"products run {step['loops']:.2f} times as often as XLA counts, which takes the inside"
+    yield row("loops", f"{text} of a loop once: so it does for memory and in its estimate")
+  if "seconds" in step:
+    parts = ", ".join(f"{part} {seconds:.4f}" for part, seconds in step["roofline"].items())
+    by_xla = f"; XLA's estimate {step['xla_seconds']:.4f}" if step["xla_seconds"] else ""
+    yield row("roofline", f"{parts} s{by_xla}")
+    yield row("step", f"{step['seconds']:.4f} s at best ({step['estimate']})")
+  run_text = f"{run['steps']} steps of {run['batch_size']}: {run['images'] / 1e6:.1f} M images"
+  if "hours" in run:
+    run_text += f", {run['hours']:.1f} hours at best, {run['chip_hours']:.0f} chip-hours"
+  yield row("run", run_text)
+
+
+def advice(report: dict[str, Any]) -> str:
+  """What to do now, in a sentence."""
+  changes = report["attempts"][-1]["changes"]
+  if report["fits"] is None:
+    return "The memory of these devices is not known."
+  if report["fits"]:
+    return f"It fits with {_flags(changes)}." if changes else "It fits as it is."
+  return (
+    "It fits in none of these ways: take more chips, a smaller batch_size or a smaller network."
+  )
+
+
+def _flags(changes: dict[str, Any], before: str = "") -> str:
+  """The changes as options of the command."""
+  options = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+  return options and before + options

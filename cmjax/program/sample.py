@@ -1,0 +1,256 @@
+"""What a finished run is used for: samples, scores; and what a data set measures."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.data import image_sets, proposal, sources
+from cmjax.metrics import cards, evaluators, references, rounding
+from cmjax.program import score_files, stored_runs, train
+from cmjax.run import writer
+from cmjax.samplers.search_times import search
+
+logger = logging.getLogger("cmjax")
+
+
+def sample(
+  config: ConfigDict,
+  workdir: str | Path,
+  *,
+  num_samples: int,
+  name: str | None,
+  seed: int,
+  ema: str | None = None,
+) -> list[Path]:
+  """Draws samples from an average of the newest good checkpoint, or from a post-hoc one.
+
+  Args:
+    config: its samplers are used.
+    workdir: of the run.
+    num_samples: how many of each sampler.
+    name: one of config.samplers; None: each of them.
+    seed: of the noise.
+    ema: the average's name; None: the first of the run.
+
+  Returns:
+    The files written to workdir/samples: an .npz with `samples` [n, *d] as the network gives them,
+    images and points in [-1, 1]; and a picture. Of latents there are pictures where
+    config.data.records.vae makes images of them, and the .npz has these too: `images`, uint8.
+  """
+  if num_samples < 1:
+    raise ValueError(f"--num_samples={num_samples} must be at least 1.")
+  mesh = sharding.make_mesh(**config.mesh)
+  trained = stored_runs.load_network(workdir, mesh)
+  config, guides = (
+    stored_runs.with_searched_times(config, workdir),
+    stored_runs.load_guides(config, mesh),
+  )
+  decoding = experiment.decoder(config, mesh)
+  if latents := experiment.latent_convention(config) and not decoding:
+    logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
+  ema = ema or next(iter(trained.config.ema))
+  params, step = stored_runs.load_average(trained, workdir, ema, mesh)
+  folder = Path(workdir).absolute() / "samples"
+  folder.mkdir(exist_ok=True)
+  paths = []
+  for key in [name] if name else list(config.samplers):
+    sampler = experiment.sampler(config, key, trained.net, mesh, guides.get(key))
+    x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
+    stem = f"{key}_{ema}_step{step}_seed{seed}"
+    picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
+    if decoding:
+      images = decoding.decode(x0)
+      np.savez(arrays, samples=x0, images=rounding.to_uint8(images, rounding.RULES[0]))
+      x0 = np.clip(images, -1, 1)
+    else:
+      np.savez(arrays, samples=x0)
+    if not latents:
+      writer.save_png(picture, writer.picture(x0))
+      paths.append(picture)
+    paths.append(arrays)
+  return paths
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> str:
+  """Runs config.evals on the newest good checkpoint, rewrites scores.json, cards and the report.
+
+  Returns:
+    The scores, one a line, then the cards, each with its numbers and their floors.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  trained = stored_runs.load_network(workdir, mesh)
+  averages = stored_runs.load_averages(config, trained, workdir, mesh)
+  config = stored_runs.with_searched_times(config, workdir)
+  scores, told, primary = {}, [], sharding.process()[0] == 0
+  guides = stored_runs.load_guides(config, mesh)
+  for label, evaluator in experiment.evaluators(
+    config, trained.net, mesh, guides, emas=averages
+  ).items():
+    for name, value in evaluator.evaluate(averages, train.eval_key(config)):
+      if isinstance(value, Mapping):
+        if primary:
+          where = (trained.config, Path(workdir).absolute(), trained.step)
+          told.append(_told(score_files.write_card(*where, f"{label}_{name}", value), value))
+      elif not jnp.ndim(value):
+        scores[f"{label}/{name}"] = float(value)
+  if primary:
+    score_files.finish(config, Path(workdir).absolute(), scores)
+  lines = (f"{name}: {value:.5g}" for name, value in scores.items())
+  return "\n".join([f"step {trained.step}", *lines, *told])
+
+
+def _told(path: Path, card: Mapping[str, Any]) -> str:
+  return f"{path}: {', '.join(cards.lines(card))}"
+
+
+def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path) -> str:
+  """Scores images that are there already with the Frechet evaluators of config.evals.
+
+  Args:
+    config: its data and evaluators; samplers and averages do not matter.
+    workdir: the cards go to its folder `cards`; made if it is not there.
+    images: a folder or an .npz, see `image_sets.read`.
+
+  Returns:
+    The cards, each with its numbers and their floors.
+  """
+  data, workdir, told = image_sets.read(images), Path(workdir).absolute(), []
+  mesh = sharding.make_mesh(**config.mesh)
+  labels = [label for label, section in config.evals.items() if section.name == "frechet"]
+  if not labels:
+    raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
+  _check_shape(config, data, mesh, images)
+  for label in labels:
+    scorer, to_images = experiment.scorer(config, label, mesh)
+    card = evaluators.image_card(scorer, experiment.image_batches(data, to_images))
+    card["images"] |= {"kind": "given", "name": Path(images).name}
+    if data[0]["image"].dtype == np.uint8:
+      card["rounding"] = cards.GIVEN
+    if sharding.process()[0] == 0:
+      told.append(
+        _told(score_files.write_image_card(workdir, f"{label}_{Path(images).stem}", card), card)
+      )
+  return "\n".join(told)
+
+
+def _check_shape(config: ConfigDict, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
+  expected, decoding = tuple(experiment.source(config).shape), experiment.decoder(config, mesh)
+  if decoding and data[0]["image"].dtype == np.uint8:
+    expected = decoding.shape
+  if tuple(data.shape) != expected:
+    raise ValueError(
+      f"The images in {images} are {list(data.shape)}, those of config.data {list(expected)}: a "
+      "resize would change the score. Bring them to one shape first."
+    )
+
+
+def make_reference(config: ConfigDict, to: str | Path) -> str:
+  """Writes what the first Frechet evaluator of config.evals needs of the training split.
+
+  evals.{label}.reference=FILE then takes the place of looking at all images anew.
+
+  Args:
+    config: its data, and the features and scores of the evaluator.
+    to: the .npz, or .pkl as EDM2 has it.
+  """
+  found = experiment.reference(config, None, sharding.make_mesh(**config.mesh))
+  if sharding.process()[0] == 0:
+    references.write(to, found)
+  return f"{to}: {found.record['num']:,} images, {found.record['detector']['name']}"
+
+
+def search_times(
+  config: ConfigDict,
+  workdir: str | Path,
+  *,
+  name: str | None,
+  num_samples: int,
+  num_probes: int,
+  seed: int,
+) -> str:
+  """Searches the intermediate times of the samplers of 2 to 4 steps, for the first average.
+
+  The times are written to sampler_times.json in the workdir, and modes sample and evaluate take
+  them from there, unless samplers.{name}.searched is False.
+
+  Args:
+    config: its samplers, and its Frechet evaluator for the features.
+    workdir: of the run.
+    name: one of config.samplers; None: all that have intermediate times.
+    num_samples: of each probe: a cheap proxy for the full evaluation.
+    num_probes: per intermediate time.
+    seed: of the noise, the same for every probe.
+
+  Returns:
+    What was found, one sampler a line.
+  """
+  if num_probes < 5:
+    raise ValueError(
+      f"--num_probes={num_probes} must be at least 5: three to bracket, two to refine"
+    )
+  mesh = sharding.make_mesh(**config.mesh)
+  stored, net, averages, step = stored_runs.load_network(workdir, mesh)
+  ema = next(iter(stored.ema))
+  keys = [name] if name else [k for k, s in config.samplers.items() if _has_times(s)]
+  if not keys:
+    raise ValueError("No sampler of this config has intermediate times to search.")
+  lines, found = [], {}
+  for key in keys:
+    num_steps, score = experiment.search_score(
+      config, key, net, mesh, averages[ema], jax.random.key(seed), num_samples
+    )
+    low, high = (float(np.arctan2(sigma, config.sigma_data)) for sigma in (0.02, 20.0))
+    best = search(score, num_steps, low=low, high=high, num_probes=num_probes)
+    found[key] = {
+      "mid_times": best.times,
+      "score": best.score,
+      "step": step,
+      "num_samples": num_samples,
+      "probes": [{"mid_times": times, "score": value} for times, value in best.history],
+    }
+    angles = ", ".join(f"{t:.4f}" for t in best.times)
+    sigmas = ", ".join(f"{config.sigma_data * np.tan(t):.4g}" for t in best.times)
+    lines.append(f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}")
+  stored_runs.write_times(workdir, found)
+  return "\n".join(lines)
+
+
+def _has_times(section: ConfigDict) -> bool:
+  return section.name == "consistency" and bool(
+    section.get("mid_times") or section.get("mid_sigmas")
+  )
+
+
+def measure(config: ConfigDict) -> str:
+  """What to set sigma_data, P_mean and P_std to: a line of JSON, then the same in words."""
+  source = experiment.source(config)
+  found = sources.statistics(source, max_items=50_000)
+  found["shape"] = list(found["shape"])
+  words = [f"config.sigma_data is {config.sigma_data}; the std of the data is {found['std']:.4f}."]
+  try:
+    gain = proposal.measure(sources.as_array(source, limit=20_000)[0])
+    teacher = proposal.teacher(gain)
+  except ValueError as error:
+    return "\n".join([json.dumps(found), *words, f"No proposal: {error}"])
+  model = proposal.consistency(teacher, sigma_data=gain.sigma_data)
+  found |= {"teacher": teacher._asdict(), "consistency": model._asdict()}
+  words += [
+    f"{what}: P_mean={p.P_mean:.1f}, P_std={p.P_std:.1f} to start from."
+    for what, p in (("a diffusion teacher", teacher), ("a consistency model", model))
+  ]
+  peak = int(np.argmax(gain.best))
+  words += [
+    f"Most can be learned at sigma={np.exp(gain.log_sigma[peak]):.2g}: {gain.best[peak]:.0%} of "
+    "the error of knowing only mean and variance. docs/methods.md says how to go on."
+  ]
+  return "\n".join([json.dumps(found), *words])

@@ -1,0 +1,125 @@
+"""Which length of average is best: the scores of many, made after training, and their curve."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.base.atomic_files import replacing
+from cmjax.program import averages, stored_runs, train
+from cmjax.run import charts, page
+
+logger = logging.getLogger("cmjax")
+# Of an evaluator, where it scores averages of other lengths.
+IRRELEVANT = ("every_steps", "at_start", "emas")
+
+
+def sweep(workdir: str | Path, sigma_rels: Sequence[float], *, step: int | None = None) -> str:
+  """Scores averages of these lengths with the run's first Frechet evaluator.
+
+  The scores go to posthoc/sweep_{evaluator}_step{step}.json in the workdir, one at a time, and
+  those that are there are not computed again; the page of the same name has the curve.
+
+  Args:
+    workdir: of a run with snapshots.
+    sigma_rels: the lengths.
+    step: that they end at, one with a snapshot; None: the last.
+
+  Returns:
+    A table, and the best length of each sampler.
+
+  Raises:
+    ValueError: the run has no Frechet evaluator; scores of other samplers or snapshots are there.
+  """
+  config = stored_runs.read_config(workdir)
+  mesh = sharding.make_mesh(**config.mesh)
+  config = stored_runs.with_searched_times(config, workdir)
+  net, key = experiment.network(config), train.eval_key(config)
+  label, score = experiment.frechet_scores(config, net, mesh, stored_runs.load_guides(config, mesh))
+  with stored_runs.open_snapshots(workdir, mesh) as snapshots:
+    step = averages.end_step(snapshots, step)
+    recipe = averages.recipe(snapshots, sigma_rels, step)
+    path = Path(workdir).expanduser() / "posthoc" / f"sweep_{label}_step{step}.json"
+    samplers = config.evals[label].samplers
+    conditions = {
+      "evaluator": {k: v for k, v in config.evals[label].items() if k not in IRRELEVANT},
+      "samplers": {name: config.samplers[name].to_dict() for name in samplers},
+      "seed": config.seed,
+      "copies": recipe.copies,
+    }
+    scores = _stored(path, conditions)
+    missing = [s for s in sigma_rels if stored_runs.length(s) not in scores]
+    for average in averages.reconstruct(snapshots, recipe.of(missing), mesh):
+      scores[stored_runs.length(average.sigma_rel)] = score(average.params, key)
+      logger.info(
+        "sigma_rel %s: %s", average.sigma_rel, scores[stored_runs.length(average.sigma_rel)]
+      )
+      _write(path, json.dumps({"conditions": conditions, "scores": scores}, indent=2) + "\n")
+  rows = [
+    {"sigma_rel": s, "residual": fit.residual} | scores[stored_runs.length(s)]
+    for s, fit in recipe.fits.items()
+  ]
+  rows.sort(key=lambda row: row["sigma_rel"])
+  best = _best(workdir, rows, samplers, step)
+  _write(path.with_suffix(".html"), _page(Path(workdir).absolute().name, label, rows, best, step))
+  return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
+
+
+def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float]]:
+  """The scores that are there already; raises if they were computed under other conditions."""
+  if not path.is_file():
+    return {}
+  stored, ours = json.loads(path.read_text()), json.loads(json.dumps(conditions))
+  differ = [key for key in ours if ours[key] != stored["conditions"].get(key)]
+  if differ:
+    raise ValueError(
+      f"The scores in {path} cannot be compared with new ones: {', '.join(differ)} differ. Move "
+      "the file away to score all lengths anew."
+    )
+  return stored["scores"]
+
+
+def _write(path: Path, text: str) -> None:
+  if sharding.process()[0] != 0:
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with replacing(path) as file:
+    file.write(text.encode())
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+  columns = list(rows[0])
+  cells = [columns, *([f"{row[name]:.4g}" for name in columns] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+
+
+def _best(
+  workdir: str | Path, rows: list[dict[str, Any]], samplers: Sequence[str], step: int
+) -> list[str]:
+  """For each sampler its best length, and how to have the average of that length."""
+  lines = []
+  for sampler in samplers:
+    i = min(range(len(rows)), key=lambda i: rows[i][sampler])
+    sigma_rel = rows[i]["sigma_rel"]
+    at_end = "; it is at an end of the list, look beyond" * (i in (0, len(rows) - 1))
+    lines.append(
+      f"Best of {sampler}: sigma_rel {stored_runs.length(sigma_rel)}, {rows[i][sampler]:.5g}{at_end}. "
+      f"To keep it: python -m cmjax.ema --workdir={workdir} --sigma_rel={sigma_rel} --step={step}"
+    )
+  return lines
+
+
+def _page(run: str, label: str, rows: list[dict[str, Any]], notes: list[str], step: int) -> str:
+  x = np.array([row["sigma_rel"] for row in rows])
+  names = [name for name in rows[0] if name not in ("sigma_rel", "residual")]
+  lines = {name: (x, np.array([row[name] for row in rows])) for name in names}
+  title = f"{label} by length of average"
+  span = (float(x.min()), float(x.max()))
+  card = charts.chart(title, lines, False, span, x_label="sigma_rel")
+  return page.chart_page(f"{run}: {title}, step {step}", card, rows, notes)

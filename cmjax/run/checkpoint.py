@@ -1,0 +1,375 @@
+"""Checkpoints on orbax: asynchronous, atomic, verified; a run goes on from the newest good one.
+
+Whoever is killed loses the steps since the newest complete checkpoint: at most an interval, and
+those that were made while the next was being written. `config.checkpoint.asynchronous = False` has
+the loop wait for that, so that no more than an interval can be lost.
+
+A checkpoint is `checkpoints/<step>/` with the state, and beside it the config and the versions it
+was made with. Orbax writes it under a temporary name and renames it, so a kill leaves no half of
+one; `seals/<step>.json` then lists the sha256 of its files, so that damage done later is found.
+Snapshots of averages and reconstructed averages are written and read in the same way.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from cmjax.base.atomic_files import write_json
+
+logger = logging.getLogger("cmjax")
+# Orbax takes the time of a save by the wall clock: one during which that clock is set ahead by more
+# than a timeout fails. So there is none (a hundred years), and folders are made before `save`
+# returns, as the timeout of making them meanwhile is fixed.
+UNHURRIED = ocp.AsyncOptions(
+  timeout_secs=100 * 365 * 24 * 3600, create_directories_asynchronously=False
+)
+PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+  """The versions that decide whether a run can be repeated bit for bit."""
+  return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+@functools.cache  # one read of each package's metadata, not one at every save
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:  # cmjax itself, used from its source folder
+    return "not installed"
+
+
+def check_writable(
+  directory: Path, num_bytes: int, folders: tuple[str, ...] = ("checkpoints",)
+) -> None:
+  """Fails before training, not after hours of it, if the checkpoints of a run do not fit.
+
+  Args:
+    directory: the run's workdir; made if missing.
+    num_bytes: of all its checkpoints, those that are there already among them.
+    folders: where they go, in the workdir.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as probe:  # other processes try it as well
+      probe.write(b"0")
+  except OSError as error:
+    raise ValueError(
+      f"Cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir."
+    ) from error
+  free = shutil.disk_usage(directory).free
+  there = sum(_folder_bytes(directory / folder) for folder in folders)
+  if free + there < num_bytes:
+    raise ValueError(
+      f"The workdir {directory} has {free / 1e6:.1f} MB free, but its {' and '.join(folders)} need "
+      f"{(num_bytes - there) / 1e6:.1f} MB more. Free some, choose another --workdir, or lower "
+      f"checkpoint.keep{', or raise snapshots.every_steps' * ('snapshots' in folders)}."
+    )
+
+
+def _folder_bytes(folder: Path) -> int:
+  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds."""
+
+  step: int
+  state: Any
+  meta: dict[str, Any]  # {config, versions}
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    directory: the run's workdir.
+    keep: how many of the newest to keep; None: all.
+    primary: whether this process writes the seals (one of them does).
+    read_only: for another run's directory: nothing in it is moved, removed or written.
+    folder: where they are in the directory; a plural, its singular names one in messages.
+    agree: whether all processes of the run say True; each asks at the same moments.
+  """
+
+  def __init__(
+    self,
+    directory: str | Path,
+    *,
+    keep: int | None = 2,
+    primary: bool = True,
+    read_only: bool = False,
+    folder: str = "checkpoints",
+    agree: Callable[[bool], bool] = bool,
+  ):
+    self.workdir = Path(directory).absolute()
+    self.directory = self.workdir / folder
+    self._noun = folder.removesuffix("s")
+    self._seals = self.workdir / "seals"
+    if folder != "checkpoints":
+      self._seals /= folder
+    self.primary = primary and not read_only
+    self.read_only = read_only
+    self._agree = agree
+    self._unsealed: int | None = None
+    self._failed: int | None = None
+    self._sealing: Future | None = None
+    self._sealer = ThreadPoolExecutor(1, "seal")
+    if read_only and not self.directory.is_dir():
+      raise ValueError(
+        f"No {folder} in {directory}: train that run first, or correct the path to its workdir."
+      )
+    # Of another run nothing may be tidied up: it may be training just now.
+    options = ocp.CheckpointManagerOptions(
+      read_only=read_only,
+      create=not read_only,
+      max_to_keep=None if read_only else keep,
+      cleanup_tmp_directories=not read_only,
+      async_options=UNHURRIED,
+    )
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=options,
+      item_names=("state", "meta"),
+    )
+
+  def steps(self) -> list[int]:
+    """The steps that have a complete checkpoint, newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def save(self, step: int, state: Any, config: Mapping[str, Any], **meta: Any) -> None:
+    """Starts saving and returns once the state is copied; an earlier save that failed raises.
+
+    Args:
+      step: to save it as; one that is there already is left as it is.
+      state: a pytree of arrays.
+      config: of the run.
+      **meta: whatever else JSON can hold, to be found in `Restored.meta`.
+    """
+    self.wait()
+    if step in self.steps():
+      return
+    if self.primary:  # of one of this step that was since removed by hand
+      (self._seals / f"{step}.json").unlink(missing_ok=True)
+    meta |= {"config": dict(config), "versions": versions()}
+    self._unsealed = step
+    with self._explained():
+      self._manager.save(
+        step,
+        force=True,  # orbax leaves out, silently, a step before one that is there
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+      )
+
+  def wait(self) -> None:
+    """Waits for the save under way, and until it is sealed."""
+    with self._explained():
+      self._manager.wait_until_finished()
+      if self._unsealed is not None:
+        (self._sealing or self._sealer.submit(self._seal, self._unsealed)).result()
+    self._unsealed = self._sealing = None
+
+  def poll(self) -> None:
+    """Has the save under way sealed if it has ended by now: a kill may come before the next.
+
+    In a thread: to read 1 GB again and hash it takes as long as twenty steps of a fast machine.
+    """
+    if self._unsealed is None or self._manager.is_saving_in_progress():
+      return
+    if self._sealing is None:
+      with self._explained():
+        self._manager.wait_until_finished()  # raises what the save met
+      self._sealing = self._sealer.submit(self._seal, self._unsealed)
+    elif self._sealing.done():
+      self.wait()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # orbax passes on whatever its thread met
+      if self._unsealed is not None:  # else orbax says once more what it has said
+        self._failed, self._unsealed, self._sealing = self._unsealed, None, None
+      good = max((step for step in self.steps() if step != self._failed), default="none")
+      raise OSError(
+        f"The {self._noun} of step {self._failed} could not be written to {self.directory}: "
+        f"{error}. The last good one is that of step {good}: start the same command again to go on "
+        "from it; if the disk is full, free some space first."
+      ) from error
+
+  def remove_after(self, step: int) -> None:
+    """Removes those of later steps."""
+    self.wait()
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+        if self.primary:
+          (self._seals / f"{later}.json").unlink(missing_ok=True)
+
+  def close(self) -> None:
+    """Waits for the save under way and lets go of the directory."""
+    try:
+      self.wait()
+    finally:
+      self._sealer.shutdown()
+      with self._explained():  # it waits as well, and fails again if a save has failed
+        self._manager.close()
+
+  def restore(self, layout: Callable[[dict[str, Any]], Any]) -> Restored | None:
+    """The newest good checkpoint, or None in a directory that never had one.
+
+    A broken one is named in a warning and moved to `broken/`, so that its step can be saved again.
+
+    Args:
+      layout: the stored {config, versions} -> `jax.ShapeDtypeStruct`s with shardings, as the state
+        is to be laid out. It raises if the stored config does not fit.
+
+    Raises:
+      ValueError: there are checkpoints, and not one can be read (starting anew would lose a run
+        silently); or the newest is whole, but not of this state.
+    """
+    existed = self.steps()
+    for step in existed:
+      whole, meta = False, {}
+      why: Exception = OSError("another process cannot read it")
+      try:
+        whole = self._verify(step)
+        meta = self.meta(step)
+      except Exception as error:  # orbax has no type for damage: tensorstore's is bare
+        why = error
+      if not self._agree(bool(meta)):
+        self._set_aside(step, why)
+        continue
+      abstract_state = layout(meta)
+      try:
+        state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
+      except Exception as error:
+        if whole:
+          raise ValueError(
+            f"The checkpoint of step {step} in {self.directory} is undamaged, but is not of this "
+            f"program's state: {error}\nIt was made with {meta['versions']}; take these versions, "
+            "or another --workdir."
+          ) from error
+        self._set_aside(step, error)
+        continue
+      self._seal(step)
+      return Restored(step, state, meta)
+    broken = self.workdir / "broken"
+    if existed or broken.exists():
+      where = "" if self.read_only else f"; those that were there are in {broken}"
+      raise ValueError(
+        f"No checkpoint in {self.directory} can be read{where}. Start anew in another --workdir, "
+        "or remove what is broken to start anew in this one."
+      )
+    return None
+
+  def meta(self, step: int) -> dict[str, Any]:
+    """What is beside the state of a step: config, versions, and what was given to `save`."""
+    return self._read(step, meta=ocp.args.JsonRestore())
+
+  def load(self, step: int, layout: Callable[[dict[str, Any]], Any]) -> Restored:
+    """One step that must be good; nothing is moved, nor another taken in its place.
+
+    Raises:
+      ValueError: it is not there, it is damaged, or not laid out as `layout` (see `restore`) says.
+    """
+    if step not in self.steps():
+      there = ", ".join(map(str, sorted(self.steps()))) or "none"
+      raise ValueError(f"No {self._noun} of step {step} in {self.directory}. There are: {there}.")
+    try:
+      self._verify(step)
+      meta = self.meta(step)
+      return Restored(step, self._read(step, state=ocp.args.StandardRestore(layout(meta))), meta)
+    except Exception as error:  # orbax has no type for damage: tensorstore's is bare
+      raise ValueError(
+        f"The {self._noun} of step {step} in {self.directory} cannot be read: {error}. Move it "
+        "away to go on without it."
+      ) from error
+
+  def _read(self, step: int, **item: Any) -> Any:
+    """One item of a checkpoint: `state=...` or `meta=...`."""
+    (name,) = item
+    return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+
+  def _seal(self, step: int) -> None:
+    """Writes the digests of a step's files, and forgets those of steps that are gone."""
+    seal = self._seals / f"{step}.json"
+    if not self.primary or seal.exists() or step not in self.steps():
+      return
+    try:
+      digests = _digests(self.directory / str(step))
+    except FileNotFoundError as error:
+      # It was written whole, so that nothing is amiss with writing.
+      logger.warning(
+        "The %s of step %d was removed while it was read back (%s). Training goes on to the next.",
+        *(self._noun, step, error.filename),
+      )
+      return
+    self._seals.mkdir(parents=True, exist_ok=True)
+    write_json(seal, digests, indent=None)
+    for other in self._seals.glob("*.json"):
+      if int(other.stem) not in self.steps():
+        other.unlink()
+
+  def _verify(self, step: int) -> bool:
+    """Raises if a step's files are not as they were sealed; False for one that never was."""
+    seal = self._seals / f"{step}.json"
+    if not seal.exists():
+      return False
+    expected, found = json.loads(seal.read_text()), _digests(self.directory / str(step))
+    missing = sorted(set(expected) - set(found))
+    changed = sorted(name for name in expected if name in found and expected[name] != found[name])
+    if missing or changed:
+      raise ValueError(f"missing files: {missing}, changed files: {changed}")
+    return True
+
+  def _set_aside(self, step: int, why: Exception) -> None:
+    message = "The checkpoint of step %d in %s is broken (%s). Taking the one before it."
+    logger.warning(message, step, self.directory, why)
+    if self.read_only:
+      return
+    if self.primary:
+      broken = self.workdir / "broken"
+      broken.mkdir(exist_ok=True)
+      shutil.move(self.directory / str(step), broken / f"{step}.{time.time_ns()}")
+      (self._seals / f"{step}.json").unlink(missing_ok=True)
+    self._agree(True)  # none looks again before it is moved
+    self._manager.reload()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+  """The sha256 of every file below a folder, by its path."""
+  digests = {}
+  for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
+      digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+  return digests
+
+
+def read(workdir: str | Path, layout: Callable[[dict[str, Any]], Any]) -> Restored:
+  """The newest good checkpoint of another run, which is not changed by it; `layout` as above."""
+  checkpoints = Checkpoints(workdir, read_only=True)
+  try:
+    restored = checkpoints.restore(layout)
+  finally:
+    checkpoints.close()
+  if restored is None:
+    raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
+  return restored
+
+
+def num_bytes(tree: Any) -> int:
+  """The bytes of all arrays of a tree (or of their shapes)."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

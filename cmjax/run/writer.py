@@ -1,0 +1,394 @@
+"""What a run shows while it runs: metrics.jsonl, TensorBoard files, sample pictures, one live line.
+
+A workdir then holds
+
+    metrics.jsonl              one JSON object a line: step, time (Unix seconds), then name: value
+    tensorboard/               the same scalars and pictures
+    samples/{name}_{step}.png  grids of images, or densities of points
+    report.html                all of it on one page, see `report`
+
+`metrics.jsonl` is the record; everything else can be made again from it and from the pictures.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+from cmjax.base.atomic_files import replacing
+from cmjax.run.page import read_metrics as read_metrics
+from cmjax.run.page import records
+from cmjax.run.page import report as report
+
+MAX_IMAGES = 100  # in one picture; a page of 13 such grids of 32x32 RGB images is about 5 MB
+_SEPARATOR = 128
+# From few points to many: dark blue, violet, red, orange, pale yellow.
+_COLOURS = np.array(
+  [[10, 12, 36], [62, 38, 122], [166, 48, 116], [240, 110, 60], [255, 240, 170]], np.float64
+)
+
+
+class Reporter:
+  """Writes what happens in a run; on all hosts but one (`enabled=False`) every method does nothing.
+
+  Opening it at `start_step=k` makes the history that of one uninterrupted run: records of steps
+  > k and a half-written last line, which a killed run left behind, are dropped atomically, and
+  TensorBoard is told to forget the same steps. Records of step k stay: those of its training are
+  written before the checkpoint k is saved, those of its evaluators after it. Where an evaluator is
+  run again at step k, `read_metrics` takes the later of its values. At `start_step=0` only step 0
+  stays.
+
+  Throughput is a mean over the last 64 calls of `progress` (16 s or more). It starts with the
+  first call, so the compilation of the first step is outside it, and leaves out what happens
+  within `paused()`.
+
+  Args:
+    workdir: a local or mounted folder; made if missing.
+    total_steps: the last step of the run, for the share done and the time left.
+    batch_size: images (or points) in the global batch of one step.
+    start_step: the step of the checkpoint the run goes on from, 0 for a fresh run.
+    enabled: True on one host only.
+    stream: a text file for the live line; default stderr. A terminal has one line that is
+      rewritten, anything else one every `log_every_sec` seconds, and one for the last step.
+    log_every_sec: see `stream`.
+    clock: seconds, from any origin.
+
+  Raises:
+    ValueError: for numbers below 1 (start_step: below 0), or a workdir that is a URL.
+    OSError: if nothing can be written in the workdir.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    total_steps: int,
+    batch_size: int,
+    start_step: int = 0,
+    enabled: bool = True,
+    stream: Any = None,
+    log_every_sec: int | float = 30,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    for name, value, least in (
+      ("total_steps", total_steps, 1),
+      ("batch_size", batch_size, 1),
+      ("start_step", start_step, 0),
+    ):
+      if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    self._enabled, self._clock = enabled, clock
+    self._total_steps, self._batch_size = total_steps, batch_size
+    self._stream = stream or sys.stderr
+    self._draw_every_sec = 0.1 if self._stream.isatty() else log_every_sec
+    self._window: deque[tuple[int, float]] = deque(maxlen=64)  # (step, active seconds)
+    self._latest = (start_step, 0.0)
+    self._paused_at: float | None = None
+    self._paused_sec = 0.0
+    self._drawn_at = -math.inf
+    if not enabled:
+      return
+    self._workdir = _writable(workdir)
+    _truncate(self._workdir / "metrics.jsonl", start_step)
+    self._history = open(self._workdir / "metrics.jsonl", "a", encoding="ascii")
+    # tensorboardX names a file by the second and opens it empty: without a suffix of its own, a
+    # run that is resumed within the second erases the file of the run before.
+    self._tensorboard = SummaryWriter(
+      str(self._workdir / "tensorboard"),
+      purge_step=start_step + 1,
+      filename_suffix=f".{time.time_ns()}",
+      flush_secs=30,
+    )
+
+  def __enter__(self) -> "Reporter":
+    return self
+
+  def __exit__(self, error: type[BaseException] | None, *_) -> None:
+    # What a full disk does to the last lines must not hide the error that ended the run.
+    with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+      self.close()
+
+  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Appends one record to metrics.jsonl, flushed, and the same scalars to TensorBoard.
+
+    JSON has no number for them, so values that are not finite are the strings "nan", "inf" and
+    "-inf"; `read_metrics` turns them back.
+
+    Args:
+      step: the step that the values belong to.
+      scalars: name -> number or array without axes.
+
+    Raises:
+      ValueError: for a value with axes, or the names `step` and `time`.
+    """
+    if not self._enabled:
+      return
+    values = {name: _scalar(name, value) for name, value in scalars.items()}
+    self._append(step, values)
+    # One event for all of them: an event for each takes 9 times as long (4.3 ms for 25 names).
+    pairs = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    assert self._tensorboard.file_writer is not None, "the writer is open until close()"
+    self._tensorboard.file_writer.add_summary(Summary(value=pairs), int(step))
+
+  def images(self, step: int, name: str, samples: Any) -> None:
+    """Draws samples into samples/{name}_{step:08d}.png and TensorBoard.
+
+    Args:
+      step: the step that the samples belong to.
+      name: letters, digits, `_`, `-` and `.`; the report shows one row for each name.
+      samples: images `[n, h, w, c]` in [-1, 1], of which the first 100 are drawn (see `grid`), or
+        points `[n, 2]` (see `density`).
+
+    Raises:
+      ValueError: for a name that is no file name, or samples that cannot be drawn.
+    """
+    if not self._enabled:
+      return
+    if not re.fullmatch(r"[\w.-]+", name):
+      raise ValueError(
+        f"Picture name {name!r} becomes a file name: use letters, digits, '_', '-' and '.' only."
+      )
+    with self.paused():
+      pixels = picture(samples)
+      save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", pixels)
+      self._tensorboard.add_image(name, pixels, int(step), dataformats="HWC")
+      # An empty record: the report leaves out pictures of steps that the history has not reached,
+      # which are those of a run that was killed and went back to a checkpoint.
+      self._append(step, {})
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves the time inside `with reporter.paused():` (evaluation, saving) out of throughput."""
+    if self._paused_at is not None:
+      yield
+      return
+    self._paused_at = self._clock()
+    try:
+      yield
+    finally:
+      self._paused_sec += self._clock() - self._paused_at
+      self._paused_at = None
+
+  def throughput(self) -> dict[str, float]:
+    """`steps_per_sec` and `images_per_sec` of the moving window; empty before the second step."""
+    if not self._window:
+      return {}
+    steps, seconds = (b - a for a, b in zip(self._window[0], self._latest, strict=True))
+    if steps <= 0 or seconds <= 0:
+      return {}
+    return {"steps_per_sec": steps / seconds, "images_per_sec": steps / seconds * self._batch_size}
+
+  def progress(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Counts a step, and redraws the live line when it is due.
+
+    Call it once the step's values are there (not only dispatched): the pace of these calls is the
+    throughput. Values are read only when the line is drawn.
+
+    Args:
+      step: the number of steps done.
+      scalars: of which `loss` is shown, and `skipped` unless it is 0.
+    """
+    if not self._enabled:
+      return
+    now = self._clock()
+    self._latest = (int(step), now - self._paused_sec)
+    if not self._window or self._latest[1] - self._window[-1][1] >= 0.25:
+      self._window.append(self._latest)
+    if now - self._drawn_at >= self._draw_every_sec or step == self._total_steps:
+      self._drawn_at = now
+      self._draw(int(step), scalars)
+
+  def close(self) -> None:
+    """Ends the live line and closes the files; a second call does nothing."""
+    if not self._enabled or self._history.closed:
+      return
+    if self._stream.isatty() and self._drawn_at > -math.inf:
+      self._stream.write("\n")
+    try:
+      self._history.close()
+    finally:
+      self._tensorboard.close()
+
+  def _append(self, step: int, values: Mapping[str, float]) -> None:
+    line = {"step": int(step), "time": round(time.time(), 3)}
+    line |= {name: v if math.isfinite(v) else str(v) for name, v in values.items()}
+    try:
+      self._history.write(json.dumps(line, allow_nan=False) + "\n")
+      self._history.flush()
+    except OSError as error:
+      raise OSError(
+        f"{self._history.name} could not be written: {error.strerror}. Mend that (free some space, "
+        "if the disk is full) and start the same command again: it goes on from its newest "
+        "checkpoint."
+      ) from error
+
+  def _draw(self, step: int, scalars: Mapping[str, Any]) -> None:
+    parts = [f"step {step}/{self._total_steps} {100 * step / self._total_steps:3.0f}%"]
+    rate = self.throughput()
+    if rate:
+      parts += [f"{rate['steps_per_sec']:.3g} step/s", f"{rate['images_per_sec']:,.0f} img/s"]
+    if "loss" in scalars:
+      parts.append(f"loss {_scalar('loss', scalars['loss']):.4g}")
+    if "skipped" in scalars and _scalar("skipped", scalars["skipped"]):
+      parts.append(f"skipped {_scalar('skipped', scalars['skipped']):g}")
+    if rate:
+      seconds = max(0, self._total_steps - step) / rate["steps_per_sec"]
+      parts.append(f"ETA {datetime.timedelta(seconds=round(seconds))}")
+    line = "  ".join(parts)
+    if self._stream.isatty():
+      width = shutil.get_terminal_size().columns - 1
+      line = f"\r{line[:width]}\x1b[K"  # the escape erases what a longer line left behind
+    else:
+      line += "\n"
+    self._stream.write(line)
+    self._stream.flush()
+
+
+def picture(samples: Any) -> np.ndarray:
+  """Samples as pixels: the `grid` of at most 100 images, or the `density` of points."""
+  return density(samples) if np.ndim(samples) == 2 else grid(samples[:MAX_IMAGES])
+
+
+def grid(images: Any, *, columns: int | None = None) -> np.ndarray:
+  """Images side by side, row by row, with lines of 1 pixel between them.
+
+  Small images are enlarged by repeating pixels: 8x8 six times, 32x32 twice, 64x64 not at all.
+  Values a little outside [-1, 1], as networks produce them, are clipped.
+
+  Args:
+    images: `[n, h, w, c]` floats in [-1, 1]; c is 1 (grey) or 3 (RGB).
+    columns: images in a row; None for a near-square grid.
+
+  Returns:
+    uint8 `[H, W, 3]`.
+
+  Raises:
+    ValueError: for another rank or dtype, no images, NaN, or values beyond [-10, 10].
+  """
+  images = _finite(images, "images [n, h, w, c], with 1 or 3 channels")
+  if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+    raise ValueError(
+      f"Images must be [n, h, w, c] with 1 or 3 channels, got {images.shape}. "
+      "Decode latents, and add the missing axes, before drawing."
+    )
+  if np.abs(images).max() > 10:
+    raise ValueError(
+      f"Image values must be in [-1, 1], got [{images.min():g}, {images.max():g}]. "
+      "Use pixels / 127.5 - 1; clip the samples if a model that diverged is to be drawn."
+    )
+  n, h, w, c = images.shape
+  columns = columns or math.ceil(math.sqrt(n))
+  rows = math.ceil(n / columns)
+  scale = max(1, round(48 / max(h, w)))
+  pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+  pixels = pixels.repeat(scale, 1).repeat(scale, 2)
+  height, width = h * scale + 1, w * scale + 1
+  canvas = np.full((rows * height - 1, columns * width - 1, 3), _SEPARATOR, np.uint8)
+  for i, tile in enumerate(pixels):
+    y, x = i // columns * height, i % columns * width
+    canvas[y : y + height - 1, x : x + width - 1] = tile
+  return canvas
+
+
+def density(points: Any) -> np.ndarray:
+  """The logarithm of a 2-D histogram over [-1.5, 1.5]^2: x to the right, y up.
+
+  96 bins a side, 3 pixels each; log(1 + count), so that stray points stay visible beside a mode.
+  Points outside the square are not drawn.
+
+  Args:
+    points: `[n, 2]` floats.
+
+  Returns:
+    uint8 `[288, 288, 3]`.
+
+  Raises:
+    ValueError: for another rank or dtype, no points, or values that are not finite.
+  """
+  points = _finite(points, "points [n, 2]")
+  if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+    raise ValueError(f"Points must be [n, 2] with n > 0, got {points.shape}.")
+  side = np.linspace(-1.5, 1.5, 97)
+  counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=(side, side))
+  level = np.log1p(counts.T[::-1])  # rows of pixels go down, y goes up
+  level = level / max(level.max(), 1e-9) * (len(_COLOURS) - 1)
+  channels = [np.interp(level, np.arange(len(_COLOURS)), colour) for colour in _COLOURS.T]
+  return np.rint(np.stack(channels, -1)).astype(np.uint8).repeat(3, 0).repeat(3, 1)
+
+
+def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
+  """Writes uint8 `[H, W, 3]` as a PNG, whole or not at all; makes the folder if needed."""
+  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    raise ValueError(f"A picture is uint8 [H, W, 3], got {pixels.dtype} {pixels.shape}.")
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with replacing(path) as file:
+    Image.fromarray(pixels).save(file, format="PNG")
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+  if not path.exists():
+    return
+  kept = "".join(json.dumps(r) + "\n" for r in records(path) if r["step"] <= step).encode()
+  if kept != path.read_bytes():
+    with replacing(path) as file:
+      file.write(kept)
+
+
+def _writable(workdir: str | os.PathLike) -> pathlib.Path:
+  if "://" in str(workdir):
+    raise ValueError(
+      f"workdir={str(workdir)!r} is a URL; a history is appended to, which needs a file system. "
+      "Mount the bucket (for instance with gcsfuse) and pass the folder."
+    )
+  path = pathlib.Path(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path) as probe:
+      probe.write(b"x")
+      probe.flush()
+  except OSError as error:
+    raise OSError(
+      f"Cannot write in workdir {path}: {error}. "
+      "Pass a folder that you own, on a disk that is not full: --workdir=/path/to/run."
+    ) from error
+  return path
+
+
+def _scalar(name: str, value: Any) -> float:
+  if name in ("step", "time"):
+    raise ValueError(f"Metric name {name!r} is taken by the record itself; choose another.")
+  array = np.asarray(value)
+  if array.ndim:
+    raise ValueError(f"Metric {name!r} must be one number, got shape {array.shape}: take a mean.")
+  return float(array)
+
+
+def _finite(samples: Any, what: str) -> np.ndarray:
+  array = np.asarray(samples)
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(f"Expected {what}, as floats, got {array.dtype}. Pixels: x / 127.5 - 1.")
+  array = array.astype(np.float32)
+  bad = array.size - np.count_nonzero(np.isfinite(array))
+  if bad:
+    raise ValueError(
+      f"{bad} of {array.size} values are not finite; nothing was drawn. The parameters that made "
+      "these samples hold NaN or inf: go back to a checkpoint before the loss stopped being finite."
+    )
+  return array

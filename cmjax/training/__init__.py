@@ -1,0 +1,1 @@
+"""The train step: gradients, optimizers, averages, accumulation over microbatches."""

@@ -1,0 +1,169 @@
+"""Runs on latents whose samples are looked at and scored as images."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cmjax import experiment, latents
+from cmjax.base import sharding
+from cmjax.convert import autoencoder, files
+from cmjax.metrics import cards, compare, frechet, rounding
+from cmjax.program import sample, stored_runs
+from helpers import prepared_sets, small_autoencoder
+from helpers.prepared_sets import RNG, latent_arrays, write_set
+
+MESH = sharding.make_mesh()
+ONE = sharding.make_mesh(1, 1, devices=jax.devices()[:1])  # for which samplers compile fast
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+  """The file of a small autoencoder: images of 8x8 have latents of 4x4."""
+  path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
+  autoencoder.write(path, small_autoencoder.small()[2])
+  return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, vae):
+  """A set of latents with a held-out split."""
+  path = tmp_path_factory.mktemp("data") / "latents"
+  recorded = latents.record() | {"vae_sha256": files.digest(vae)}
+  for split, num in (("train", 300), ("test", 250)):
+    write_set(path, latent_arrays(num), split=split, num_classes=10, recorded=recorded)
+  return path
+
+
+def configure(data, vae, **fd):
+  c = prepared_sets.config(data).unlock()
+  c.data.records.vae = vae and str(vae)
+  c.samplers = dict(one_step=dict(name="consistency"))
+  common = dict(samplers=("one_step",), emas=("main",), every_steps=1)
+  c.evals = dict(
+    grid=dict(name="samples", num_samples=6, **common),
+    fd=dict(name="frechet", features="pixels", num_samples=250, batch_size=100, **common, **fd),
+  )
+  return c
+
+
+def by_hand(vae, z):
+  """Images of latents by the autoencoder alone."""
+  made, params = autoencoder.load(vae)
+  with jax.default_matmul_precision("highest"):
+    decode = jax.jit(lambda params, z: latents.decode(lambda x: made.decode(params, x), z))
+    return np.asarray(decode(params, z))
+
+
+def moments(images):
+  return frechet.moments(rounding.to_uint8(images, "round").reshape(len(images), -1) / 255)
+
+
+def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
+  z = RNG.normal(0, 0.5, (19, 4, 4, 4)).astype(np.float32)
+  for mesh in (MESH, None):
+    made = experiment.decoder(configure(data, vae), mesh)
+    assert made.shape == (8, 8, 3)
+    assert made.record == {"convention": "scm", "vae_sha256": files.digest(vae)}
+    np.testing.assert_allclose(made.decode(z), by_hand(vae, z), rtol=1e-4, atol=1e-5)
+    assert made.decode(z[:0]).shape == (0, 8, 8, 3)  # a process may have none of few samples
+  c = configure(data, vae)
+  c.net.in_channels = 5
+  with pytest.raises(ValueError, match="'scm' is for latents of 4 channels; got"):
+    experiment.decoder(c)
+
+
+@pytest.mark.slow  # a sampler and a detector to compile, twice
+def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
+  c = configure(data, vae)
+  net = experiment.network(c)
+  params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
+  key, made = jax.random.key(3), experiment.evaluators(c, net, ONE)
+  assert set(made) == {"grid", "fd"}
+  z = experiment.sampler(c, "one_step", net, ONE)(params, key, np.arange(250))[1]
+  images = by_hand(vae, z)
+  (shown,) = [x for _, x in made["grid"].evaluate({"main": params}, key)]
+  np.testing.assert_allclose(shown, np.clip(images[:6], -1, 1), atol=1e-4)
+  found = dict(made["fd"].evaluate({"main": params}, key))
+  means = lambda split, num: experiment.source(c, split).take(np.arange(num))["image"]
+  train_z, test_z = means("train", 300), means("test", 250)
+  real = moments(by_hand(vae, train_z))
+  assert found["one_step/main"] == pytest.approx(frechet.distance(moments(images), real), rel=1e-3)
+  floor = frechet.distance(moments(by_hand(vae, test_z)), real)
+  assert found["floor"] == pytest.approx(floor, rel=1e-3)
+  card = json.loads(json.dumps(found["one_step_main"]))
+  assert card["decoder"] == {"convention": "scm", "vae_sha256": files.digest(vae)}
+  other = card | {"decoder": {"convention": "edm2"}}
+  assert compare.incomparable(card, other) == []
+  assert "decoder.convention: scm in A, edm2 in B" in compare.differences(card, other)
+
+
+def test_mode_sample_has_images_beside_the_latents(data, vae, tmp_path, monkeypatch):
+  c = configure(data, vae)
+  net = experiment.network(c)
+  params = net.init(jax.random.key(0))
+  trained = stored_runs.Trained(c, net, {"main": params}, 7)
+  monkeypatch.setattr(stored_runs, "load_network", lambda *_: trained)
+  draw = lambda c: sample.sample(c, tmp_path, num_samples=5, name=None, seed=0, ema="main")
+  picture, arrays = draw(c)
+  with np.load(arrays) as file:
+    expected = rounding.to_uint8(by_hand(vae, file["samples"]), "round")
+    assert np.abs(file["images"].astype(int) - expected).max() <= 1
+    assert file["samples"].shape == (5, 4, 4, 4)
+  assert picture.suffix == ".png" and picture.is_file()
+  picture.unlink()
+  (arrays,) = draw(configure(data, None))
+  with np.load(arrays) as file:
+    assert file.files == ["samples"]
+  assert not picture.exists()
+
+
+def test_given_images_and_given_latents_are_scored(data, vae, tmp_path):
+  c = configure(data, vae, floor=False)
+  z = RNG.normal(0, 0.5, (250, 4, 4, 4)).astype(np.float32)
+  np.savez(tmp_path / "latents.npz", samples=z)
+  np.savez(tmp_path / "both.npz", samples=z, images=rounding.to_uint8(by_hand(vae, z), "round"))
+  score = lambda name: cards.read(
+    sample.evaluate_images(c, tmp_path / "w", tmp_path / name).partition(": ")[0]
+  )
+  a, b = score("latents.npz"), score("both.npz")
+  assert a["values"]["frechet"] == pytest.approx(b["values"]["frechet"], rel=1e-3)
+  assert (a["rounding"], b["rounding"]) == ("round", cards.GIVEN)
+  np.savez(tmp_path / "other.npz", images=np.zeros((250, 4, 4, 3), np.uint8))
+  with pytest.raises(ValueError, match=r"are \[4, 4, 3\], those of config.data \[8, 8, 3\]"):
+    score("other.npz")
+
+
+def test_what_needs_a_file_is_off_without_and_says_so(data, caplog):
+  c = configure(data, None)
+  c.evals.fd.update(features="inception", weights=None)
+  with caplog.at_level("INFO", "cmjax"):
+    assert experiment.evaluators(c, experiment.network(c), MESH) == {}
+  assert "evals.grid is off, since data.records.vae is None: name a file" in caplog.text
+  assert "evals.fd is off, since evals.fd.weights is None: name a file" in caplog.text
+  del c.evals.fd["weights"]
+  with pytest.raises(ValueError, match="need evals.fd.weights, the file of them"):
+    experiment.evaluators(c, experiment.network(c), MESH)
+
+
+def test_scores_of_latents_need_an_autoencoder_and_the_right_one(data, vae, tmp_path):
+  with pytest.raises(ValueError, match=r"float32 \[4, 4, 4\]. Of latents: name the autoencoder"):
+    experiment.scorer(configure(data, None), "fd", MESH)
+  other = tmp_path / "other.safetensors"
+  autoencoder.write(
+    other, jax.tree.map(lambda a: a + 1, small_autoencoder.small()[2])
+  )  # fmt: skip
+  with pytest.raises(ValueError, match=r"were made by an autoencoder of .*Name that file"):
+    experiment.source(configure(data, other))
+  with pytest.raises(ValueError, match="there is no such file. Give the SD-VAE's"):
+    experiment.source(configure(data, tmp_path / "none.safetensors"))
+  c = configure(data, vae)
+  c.data.records.latents = None
+  with pytest.raises(ValueError, match="but data.records.latents is None: drop one"):
+    experiment.decoder(c, MESH)
+
+
+def test_the_autoencoder_may_be_named_later(data, vae):
+  ours, theirs = (configure(data, file).lock() for file in (vae, None))
+  assert stored_runs.digest(ours) == stored_runs.digest(theirs)

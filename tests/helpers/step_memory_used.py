@@ -1,0 +1,50 @@
+"""Takes one step of a config on one CPU device: {predicted, used} bytes beyond the arguments.
+
+python tests/helpers/step_memory_used.py CONFIG.py:VARIANT key=value ...
+"""
+
+import ast
+import json
+import pathlib
+import runpy
+import sys
+
+import jax
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.program import compiled_step, plan
+
+
+def status(name):
+  """A line of /proc/self/status, in bytes."""
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+def main(path, *settings):
+  path, _, variant = path.partition(":")
+  values = dict(setting.split("=") for setting in settings)
+  config = runpy.run_path(path)["get_config"](variant)
+  config = plan.changed(config, {key: ast.literal_eval(v) for key, v in values.items()})
+  mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
+  arguments = plan.abstract_arguments(config, mesh)
+  traced = plan.trace_step(config, mesh)
+  compiled = compiled_step.compile_traced(traced, mesh)
+  init = experiment.state_init(config, experiment.network(config))
+  state = sharding.create(init, mesh, jax.random.key(0))[0]
+  zeros = lambda x: jax.device_put(jax.numpy.zeros(x.shape, x.dtype), x.sharding)
+  batch = jax.tree.map(zeros, arguments[1])
+  key = jax.device_put(jax.random.key(0), arguments[2].sharding)
+  jax.block_until_ready((state, batch, key))
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+  before = status("VmRSS")
+  jax.block_until_ready(compiled(state, batch, key, arguments[3]))
+  used = status("VmHWM") - before
+  predicted = plan.memory(compiled)
+  predicted = predicted["temporary"] + predicted["outputs"]
+  print(json.dumps({"predicted": predicted, "used": used}))  # noqa: T201 (the answer)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

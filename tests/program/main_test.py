@@ -1,0 +1,221 @@
+"""The program as its user meets it: its modes, and every way to mistype a command."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from cmjax import main, verify
+from cmjax.program import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = "--config=tests/helpers/tiny.py"
+QUICK = "--config=configs/digits_teacher.py"  # it need not import jax
+
+# ml_collections loads a config file by a method that Python means to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def run(*args):
+  """The program in a process of its own: exit code, stdout, stderr."""
+  command = [sys.executable, "-m", "cmjax.main", *args]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (
+      [QUICK, "--config.optim.lrr=1"],
+      "--config.optim.lrr: config.optim has no 'lrr'. It has: b1, ",
+    ),
+    (
+      [QUICK, "--config.optm.lr=1"],
+      "--config.optm.lr: config has no 'optm'. It has: batch_size, ",
+    ),
+    (
+      [QUICK, "--config.optim.schedule.warmup=1"],
+      "config.optim.schedule has no 'warmup'. It has:",
+    ),
+    ([QUICK, "--config.seed.x=1"], "--config.seed.x: config.seed is a value, it has no keys."),
+    (
+      [QUICK, "--config.optim.lr=fast"],
+      "--config.optim.lr=fast: could not convert string to float",
+    ),
+    (
+      ["--config=tests/none.py", "--config.optim.lr=1"],
+      "No such file or directory: 'tests/none.py'",
+    ),
+    (["--workdir=x"], "Flag --config must have a value other than None"),
+    ([QUICK, "--mode=fly"], "--mode=fly: value should be one of <train|sample|evaluate|reference|"),
+    ([QUICK, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+    ([QUICK, "workdir=x"], "Unknown arguments ['workdir=x']: options begin with --."),
+  ],
+)
+def test_a_mistyped_command_says_what_is_right(args, message):
+  code, out, err = run(*args)
+  assert code == 1
+  assert message in err + out
+  assert "Traceback" not in err
+
+
+@pytest.fixture(name="program")
+def _program(monkeypatch, capsys):
+  """The program in this process: exit code, stdout, stderr; without --config.key flags."""
+
+  def program(*args):
+    argv = ["cmjax", CONFIG, *args]
+    monkeypatch.setattr(sys, "argv", argv)
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS.mode, flags.FLAGS.workdir = "train", None
+    flags.FLAGS.allow_config_change, flags.FLAGS.images, flags.FLAGS.to = False, None, None
+    capsys.readouterr()
+    try:
+      main.main(main.parse_flags(argv))
+      code = 0
+    except SystemExit as stop:
+      code = stop.code
+    return code, *capsys.readouterr()
+
+  yield program
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture(name="workdir", scope="module")
+def _workdir(tmp_path_factory):
+  """Of a run that another process made, with two values of the config set."""
+  workdir = tmp_path_factory.mktemp("run")
+  code, _, err = run(
+    *(CONFIG, f"--workdir={workdir}", "--config.optim.lr=3e-4", "--config.optim.clip_norm=0.5"),
+    *("--config.total_steps=6", "--config.samplers.two_steps.mid_times=(0.9,)"),
+  )
+  assert code == 0, err
+  return workdir
+
+
+def test_values_of_the_config_are_set_by_flags(workdir):
+  config = json.loads((workdir / "config.json").read_text())
+  assert (config["optim"]["lr"], config["total_steps"]) == (3e-4, 6)
+  assert config["optim"]["clip_norm"] == 0.5  # None in the file
+  assert config["samplers"]["two_steps"]["mid_times"] == [0.9]
+  assert (workdir / "report.html").exists()
+
+
+def test_the_same_command_with_another_value_says_which(workdir, program):
+  code, _, err = program(f"--workdir={workdir}")
+  assert code == 1
+  assert err.startswith("cmjax: The config does not fit the checkpoints in the workdir:")
+  assert "optim.lr: 0.0003 in the checkpoint, 0.01 now" in err
+
+
+def test_training_is_told_whether_the_config_may_change(program, monkeypatch):
+  told = []
+  monkeypatch.setattr(train, "train", lambda *args, **options: told.append(options))
+  for args in ((), ("--allow_config_change",)):
+    assert program("--workdir=x", *args)[0] == 0
+  assert told == [{"allow_config_change": False}, {"allow_config_change": True}]
+
+
+def test_samples_are_drawn_from_a_run_the_same_for_the_same_seed(workdir, program):
+  drawn = []
+  for seed in (1, 1, 2):
+    args = ("--mode=sample", "--num_samples=5", "--sampler=one_step", f"--seed={seed}")
+    code, out, _ = program(f"--workdir={workdir}", *args)
+    picture, arrays = map(pathlib.Path, out.split())
+    assert code == 0 and picture.read_bytes().startswith(b"\x89PNG")
+    drawn.append(np.load(arrays)["samples"])
+    assert arrays.name == f"one_step_main_step6_seed{seed}.npz"
+  assert drawn[0].shape == (5, 2) and np.isfinite(drawn[0]).all()
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+  assert not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (("--num_samples=0",), "--num_samples=0 must be at least 1"),
+    (("--num_samples=4", "--sampler=heun"), "'heun'. Choose from: one_step, two_steps"),
+  ],
+)
+def test_samples_that_cannot_be_drawn_say_why(workdir, program, args, message):
+  code, _, err = program(f"--workdir={workdir}", "--mode=sample", *args)
+  assert code == 1 and message in err
+
+
+def test_evaluating_a_run_prints_its_scores_and_rewrites_the_report(workdir, program):
+  trained = json.loads((workdir / "scores.json").read_text())
+  (workdir / "report.html").unlink()
+  code, out, _ = program(f"--workdir={workdir}", "--mode=evaluate")
+  assert code == 0 and out.startswith("step 6\n")
+  assert f"swd/one_step/main: {trained['swd/one_step/main']:.5g}" in out
+  assert json.loads((workdir / "scores.json").read_text()).keys() == trained.keys()
+  assert (workdir / "report.html").exists()
+
+
+def test_measuring_the_data_needs_no_workdir(program):
+  code, out, _ = program("--mode=measure")
+  found = json.loads(out.splitlines()[0])
+  assert code == 0 and found["num"] == 512 and found["shape"] == [2]
+  assert 0.45 < found["std"] < 0.55  # of the distribution: 0.5
+  assert "config.sigma_data is 0.5; the std of the data is 0." in out
+
+
+def test_a_reference_needs_a_file_and_an_evaluator_that_says_of_what(program, tmp_path):
+  code, _, err = program("--mode=reference")
+  assert code == 1 and "--mode=reference needs --to, the file to write" in err
+  code, _, err = program("--mode=reference", f"--to={tmp_path / 'a.npz'}")
+  assert code == 1 and "A reference needs a 'frechet' evaluator in config.evals" in err
+
+
+def test_images_are_scored_by_an_evaluator_of_images(program, tmp_path):
+  np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
+  args = ("--mode=evaluate", f"--workdir={tmp_path}", f"--images={tmp_path / 'a.npz'}")
+  code, _, err = program(*args)
+  assert code == 1 and "scored by the 'frechet' evaluators of config.evals: add one" in err
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_the_other_modes_do(program, mode):
+  code, _, err = program(f"--mode={mode}")
+  assert code == 1 and err == f"cmjax: --mode={mode} needs --workdir, the folder of the run.\n"
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_a_workdir_without_a_run_is_one_message(program, tmp_path, mode):
+  code, _, err = program(f"--mode={mode}", f"--workdir={tmp_path / 'none'}")
+  assert code == 1 and "train that run first" in err and "Traceback" not in err
+  assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_verifying_needs_no_workdir_and_its_verdict_is_the_exit_code(
+  program, monkeypatch, passed, code
+):
+  seen = []
+  monkeypatch.setattr(verify, "verify", lambda *args: seen.append(args) or ("the table", passed))
+  assert program("--mode=verify")[:2] == (code, "the table\n")
+  (config, workdir), *others = seen
+  assert config.batch_size == 16 and workdir is None and not others
+
+
+def test_verifying_the_library_alone_needs_no_config():
+  # A name that does not exist, so that nothing is computed: only the flags are tried.
+  code, _, err = run("--mode=verify", "--config.seed=1")
+  assert code == 1 and "config" in err
+  code, _, err = run()
+  assert code == 1 and "--config" in err
+
+
+def test_a_search_without_features_or_samples_says_so(workdir, program):
+  args = (f"--workdir={workdir}", "--mode=search")
+  code, _, err = program(*args)
+  assert code == 1 and "needs a 'frechet' evaluator in config.evals" in err
+  code, _, err = program(*args, "--num_probes=4")
+  assert code == 1 and "--num_probes=4 must be at least 5" in err
+  code, _, err = program(*args, "--sampler=one_step")
+  assert code == 1 and "needs a 'frechet'" in err

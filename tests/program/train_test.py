@@ -1,0 +1,711 @@
+"""Training in as many sittings as it takes: each ends with the state of one that was never cut."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.data import sources
+from cmjax.program import compiled_step, doctor, stored_runs, train
+from helpers import tiny
+from helpers.compile_once import CACHE
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAN = float("nan")
+ON_ALL_DEVICES = sharding.make_mesh
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_device():
+  """As in the processes that are started here."""
+
+  def make_mesh(data=-1, fsdp=1):
+    return ON_ALL_DEVICES(data, fsdp, devices=jax.devices()[:1])
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "make_mesh", make_mesh)
+    yield
+
+
+@pytest.fixture(name="whole", scope="module")
+def _whole(tmp_path_factory):
+  """A run of 12 steps that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("whole")
+  scores = train.train(tiny.config(), workdir)
+  return workdir, scores
+
+
+def history(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def at_step(monkeypatch, step, action):
+  """Calls action(batch) -> batch on the batch that update number `step` (from 0) is made of."""
+  original = experiment.batches
+
+  def batches(config, mesh, start, data):
+    for i, batch in enumerate(original(config, mesh, start, data), start):
+      yield action(batch) if i == step else batch
+
+  monkeypatch.setattr(experiment, "batches", batches)
+
+
+def poison(batch):
+  return {name: x * NAN for name, x in batch.items()}
+
+
+def terminate(batch):
+  os.kill(os.getpid(), signal.SIGTERM)
+  return batch
+
+
+def test_a_run_leaves_all_that_it_promises(whole):
+  workdir, scores = whole
+  for name in ("config.json", "metrics.jsonl", "scores.json", "report.html", "tensorboard"):
+    assert (workdir / name).exists(), name
+  assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 1e-2
+  assert json.loads((workdir / "scores.json").read_text()) == scores
+  assert scores["swd/one_step/main"] > scores["swd/floor"] > 0
+  table = (workdir / "parameters.txt").read_text()
+  assert "net/fc_in/kernel" in table and "weighting/bias" in table
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["12", "8"]
+  pictures = [f"two_steps_main_{step:08d}.png" for step in (0, 6, 12)]
+  assert sorted(p.name for p in (workdir / "samples").iterdir()) == pictures
+  losses = [(r["step"], r["nonfinite"], r["skipped"]) for r in history(workdir) if "loss" in r]
+  assert losses == [(step, 0, 0) for step in (2, 4, 6, 8, 10, 12)]
+  assert [r["step"] for r in history(workdir) if "swd/floor" in r] == [6, 12]
+
+
+def test_golden_losses_of_the_first_steps(whole):
+  losses = [r["loss"] for r in history(whole[0]) if "loss" in r][:3]
+  golden = [-0.237046, -0.452245, -0.526238]
+  np.testing.assert_allclose(
+    losses,
+    golden,
+    rtol=1e-5,
+    err_msg="The numbers of training have moved. If that was meant (another default, draw of noise "
+    "or order of batches), say so in CHANGELOG.md, since no old run can be repeated, and put the "
+    "new numbers here. If not, find out which change did it.",
+  )
+
+
+def test_a_finished_run_started_again_only_reports(whole, monkeypatch):
+  workdir, scores = whole
+  before, lines = tiny.state(workdir), history(workdir)
+  (workdir / "report.html").unlink()
+  monkeypatch.setattr(compiled_step, "compile_step", None)  # not one step is made
+  again = train.train(tiny.config(), workdir)
+  assert again == scores
+  assert (workdir / "report.html").exists()
+  assert history(workdir) == lines
+  tiny.assert_same(tiny.state(workdir), before)
+
+
+def test_more_steps_go_on_and_fewer_are_refused(whole, tmp_path):
+  config = tiny.config(total_steps=4)
+  train.train(config, tmp_path)
+  with pytest.raises(ValueError, match="at step 4 already, but total_steps=2. Raise it"):
+    train.train(tiny.config(total_steps=2), tmp_path)
+  train.train(tiny.config(total_steps=12), tmp_path)
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+
+
+@pytest.mark.parametrize("step", [5, 2])  # the next one has an evaluation due; is odd
+def test_sigterm_saves_that_very_step_and_starting_again_ends_the_same(
+  whole, tmp_path, monkeypatch, step
+):
+  with monkeypatch.context() as patch:
+    at_step(patch, step, terminate)
+    with pytest.raises(train.Interrupted) as caught:
+      train.train(tiny.config(), tmp_path)
+  assert caught.value.code == train.INTERRUPTED == 75
+  assert caught.value.step == step + 1
+  assert tiny.state(tmp_path)["step"] == step + 1
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+  assert train.train(tiny.config(), tmp_path) == whole[1]
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+  # Every record once; what was due at the step of the interruption is there, too.
+  assert [r["step"] for r in history(tmp_path) if "loss" in r] == sorted(
+    {2, 4, 6, 8, 10, 12, step + 1}
+  )
+  assert [r["step"] for r in history(tmp_path) if "swd/floor" in r] == [6, 12]
+
+
+def test_an_evaluator_that_fails_costs_no_step_and_those_before_it_are_not_run_again(
+  whole, tmp_path, monkeypatch
+):
+  config = tiny.config(**{"evals.swd.every_steps": 4, "evals.grid.every_steps": 8})
+  evaluators, ran = experiment.evaluators, []
+
+  def failing(broken):
+    def made(*args):
+      def watched(label, evaluate):
+        def run(ema, key):
+          ran.append(label)
+          if broken and label == "swd" and ran.count("swd") == 2:
+            raise OSError("no space left")
+          yield from evaluate(ema, key)
+
+        return run
+
+      found = evaluators(*args)
+      return {k: e._replace(evaluate=watched(k, e.evaluate)) for k, e in found.items()}
+
+    return made
+
+  monkeypatch.setattr(experiment, "evaluators", failing(True))
+  with pytest.raises(OSError, match="no space left"):
+    train.train(config, tmp_path)
+  assert ran == ["grid", "swd", "grid", "swd"]  # at 0, 4, 8, 8
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+  assert [r["step"] for r in history(tmp_path) if "evaluation_sec/grid" in r] == [0, 8]
+  assert [r["step"] for r in history(tmp_path) if "evaluation_sec/swd" in r] == [4]
+
+  ran.clear()
+  monkeypatch.setattr(experiment, "evaluators", failing(False))
+  assert train.train(config, tmp_path) == whole[1]
+  assert ran == ["swd", "grid", "swd"]  # at 8, 12, 12
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+
+
+def test_a_finished_run_called_again_makes_only_the_scores_that_are_not_there(whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+
+  def called(change):
+    """The scores, and how many of each evaluator the history has at the last step."""
+    config = tiny.config()
+    change(config)
+    scores = train.train(config, tmp_path)
+    rows = [r for r in history(tmp_path) if r["step"] == 12]
+    count = {label: sum(f"evaluation_sec/{label}" in r for r in rows) for label in config.evals}
+    return scores, count
+
+  def another(config):
+    config.evals.fd = tiny.config("snapshots").evals.fd
+
+  scores, count = called(another)
+  assert count == {"grid": 1, "swd": 1, "fd": 1}
+  assert scores.items() > whole[1].items() and scores["fd/one_step/main"] > 0
+
+  scores, count = called(lambda config: config.evals.swd.update(num_samples=32))
+  assert count == {"grid": 1, "swd": 2}
+  assert scores.keys() == whole[1].keys() and scores != whole[1]
+
+  _, count = called(lambda config: config.samplers.two_steps.update(mid_times=(0.9,)))
+  assert count == {"grid": 2, "swd": 3}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoints(
+  tmp_path, monkeypatch
+):
+  # Update 8 (counted from 1) is at once one after which a checkpoint is due.
+  config = tiny.config(log_every_steps=12)
+  at_step(monkeypatch, 7, poison)
+  with pytest.raises(FloatingPointError, match="step 8 is not finite .loss nan.*nonfinite='stop'"):
+    train.train(config, tmp_path)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, caplog):
+  seen = []
+  original = compiled_step.make_step_fn
+
+  def make_step_fn(*args):
+    step_fn = original(*args)
+
+    def step(*args):
+      state, metrics = step_fn(*args)
+      jax.debug.callback(lambda *a: seen.append(a), state.step, state.params["net"])
+      return state, metrics
+
+    return step
+
+  monkeypatch.setattr(compiled_step, "make_step_fn", make_step_fn)
+  at_step(monkeypatch, 4, poison)
+  config = tiny.config(nonfinite="skip", log_every_steps=1, total_steps=8)
+  with monkeypatch.context() as patch:
+    at_step(patch, 5, terminate)
+    with pytest.raises(train.Interrupted):
+      train.train(config, tmp_path)
+  train.train(config, tmp_path)
+
+  assert "step 5 is not finite" in caplog.text and "Skipped it" in caplog.text
+  lines = [r for r in history(tmp_path) if "skipped" in r]
+  assert [(r["step"], r["skipped"]) for r in lines] == [
+    *((step, 0) for step in range(1, 5)),
+    *((step, 1) for step in range(5, 9)),  # over the interruption, too
+  ]
+  assert [r["step"] for r in lines if "loss" not in r] == [5]
+  assert "Skipped steps" in (tmp_path / "report.html").read_text()
+  params = {int(step): tiny.leaves(p) for step, p in seen}
+  tiny.assert_same(params[4], params[5])
+  assert not np.array_equal(params[5]["fc_out/kernel"], params[6]["fc_out/kernel"])
+
+
+def test_the_step_is_traced_once_a_sitting(tmp_path, monkeypatch):
+  traces = []
+  original = experiment.loss
+
+  def loss(*args):
+    loss_fn = original(*args)
+
+    def counted(*args):
+      traces.append(1)
+      return loss_fn(*args)
+
+    return counted
+
+  monkeypatch.setattr(experiment, "loss", loss)
+  train.train(tiny.config(total_steps=5, evals={}), tmp_path)
+  assert len(traces) == 1
+  train.train(tiny.config(total_steps=10, evals={}), tmp_path)
+  assert len(traces) == 2
+
+
+def test_a_copy_between_host_and_device_inside_the_step_is_an_error(tmp_path, monkeypatch):
+  at_step(monkeypatch, 1, lambda batch: jax.device_get(batch))
+  with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+    train.train(tiny.config(evals={}), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"nonfinite": "ignore"}, r"policy .nonfinite. 'ignore'. Choose from: roll_back, skip, stop"),
+    ({"loss.name": "scd"}, "distils a teacher: set teacher.workdir"),
+    ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 must be at least 1"),
+    ({"evals.swd.every_steps": 0}, "evals.swd.every_steps=0 must be at least 1"),
+    ({"mesh.data": 3}, "mesh=.* does not fit 1 devices"),
+    ({"teacher.workdir": "nowhere"}, "No checkpoints in nowhere: train that run first"),
+    ({"init_from.workdir": "nowhere"}, "No checkpoints in nowhere: train that run first"),
+  ],
+)
+def test_what_cannot_be_fails_before_training(tmp_path, values, message):
+  with pytest.raises(ValueError, match=message):
+    train.train(tiny.config(**values), tmp_path)
+  assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_batch_that_the_devices_do_not_divide_fails_before_training(tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, "make_mesh", ON_ALL_DEVICES)
+  with pytest.raises(ValueError, match="batch_size=12 .* the 8 devices. Nearest: 16"):
+    train.train(tiny.config(batch_size=12), tmp_path)
+
+
+def test_a_config_that_is_not_whole_lists_what_it_needs(tmp_path):
+  config = tiny.config()
+  del config.nonfinite
+  with pytest.raises(ValueError, match="The config needs seed, .*; not there: nonfinite"):
+    train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("section", "values", "message"),
+  [
+    ("teacher", {"sigma_data": 0.4}, "with sigma_data=0.5, this run has 0.4. Set sigma_data=0.5"),
+    ("init_from", {"sigma_data": 0.4}, "with sigma_data=0.5, this run has 0.4. Set sigma_data="),
+    ("teacher", {"net.dim": 3}, "has net.dim=2, this run has 3. Take one .* on the same data"),
+    ("teacher", {"net.num_classes": 3}, "has net.num_classes=None, this run has 3"),
+    ("teacher", {"teacher.ema": "fast"}, "Unknown average .ema. of .* 'fast'. .* main, short"),
+    ("init_from", {"init_from.ema": "fast"}, "Unknown average .ema. of .* 'fast'. .* main, short"),
+  ],
+)
+def test_a_teacher_or_a_start_that_does_not_fit_is_refused(
+  whole, tmp_path, section, values, message
+):
+  config = tiny.config(**{f"{section}.workdir": str(whole[0])})
+  with config.unlocked():
+    config.update_from_flattened_dict(values)
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+
+
+def test_initial_weights_of_another_network_are_refused(whole, tmp_path):
+  config = tiny.config(**{"init_from.workdir": str(whole[0]), "net.width": 24})
+  message = r"init_from: .* does not fit this .*block0/affine/bias is \(16,\), this network's \(24,"
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+
+
+def test_a_run_can_start_from_an_average_of_another(whole, tmp_path):
+  values = {"init_from.workdir": str(whole[0]), "init_from.ema": "short", "optim.lr": 0.0}
+  train.train(tiny.config(evals={}, total_steps=1, **values), tmp_path)
+  state, source = tiny.state(tmp_path), tiny.state(whole[0])
+  for name, x in source.items():
+    if name.startswith("ema/short/net"):
+      np.testing.assert_array_equal(state[name.replace("ema/short", "params")], x)
+
+
+def test_distilling_reads_the_teacher_and_changes_nothing_in_its_workdir(whole, tmp_path):
+  def fingerprint():
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(whole[0].rglob("*"))}
+
+  before = fingerprint()
+  values = {"loss.name": "scd", "teacher.workdir": str(whole[0]), "teacher.ema": "main"}
+  train.train(tiny.config(evals={}, total_steps=2, **values), tmp_path)
+  assert fingerprint() == before
+  # The teacher's velocity is not the data's: another run than sct's.
+  losses = [[r for r in history(w) if "loss" in r][0]["loss"] for w in (tmp_path, whole[0])]
+  assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_says_where(whole):
+  values = {
+    "optim.lr": 2e-2,
+    "loss.c": 0.2,
+    "log_every_steps": 1,
+    "samplers.one_step.sigma_max": 9.0,
+  }
+  config = tiny.config()
+  with config.unlocked():
+    config.update_from_flattened_dict(values)
+  with pytest.raises(ValueError) as caught:
+    train.train(config, whole[0])
+  assert str(caught.value).splitlines() == [
+    "The config does not fit the checkpoints in the workdir:",
+    "  loss.c: 0.1 in the checkpoint, 0.2 now",
+    "  optim.lr: 0.01 in the checkpoint, 0.02 now",
+    "Take the old values, another --workdir, or --allow_config_change to go on with the new.",
+  ]
+
+
+def test_a_changed_config_goes_on_only_when_asked_and_is_on_record(tmp_path, caplog):
+  values = {"evals": {}, "total_steps": 4, "checkpoint.every_steps": 2}
+  train.train(tiny.config(**values), tmp_path)
+  values |= {"total_steps": 6, "optim.lr": 2e-2}
+  with pytest.raises(ValueError, match="optim.lr: 0.01 in the checkpoint, 0.02 now"):
+    train.train(tiny.config(**values), tmp_path)
+  train.train(tiny.config(**values), tmp_path, allow_config_change=True)
+  assert "changed config: optim.lr: 0.01 in the checkpoint, 0.02 now" in caplog.text
+  lines = (tmp_path / "config_changes.jsonl").read_text().splitlines()
+  record = {"step": 4, "changes": {"optim.lr": {"old": 0.01, "new": 0.02}}}
+  assert [json.loads(line) for line in lines] == [record]
+  assert [r["lr"] for r in history(tmp_path) if "lr" in r] == pytest.approx([0.01, 0.01, 0.02])
+
+  caplog.clear()
+  train.train(tiny.config(**values | {"total_steps": 8}), tmp_path)  # now it is the run's own
+  assert "changed config" not in caplog.text
+  with pytest.raises(ValueError) as caught:
+    train.train(tiny.config(**values | {"net.width": 24}), tmp_path, allow_config_change=True)
+  first, second, *_ = str(caught.value).splitlines()
+  assert first == "The changed config makes another state: 45 arrays differ, such as"
+  assert second == "  ema/main/blocks/block0/affine/bias: (16,) in the checkpoint, (24,) now"
+  assert tiny.state(tmp_path)["step"] == 8
+
+
+def test_data_that_has_lost_an_element_is_refused(whole, monkeypatch):
+  original = experiment.source
+
+  def source(config, split="train"):
+    data = original(config, split)
+    return sources.ArraySource(data.take(np.arange(len(data) - 1))["image"])
+
+  monkeypatch.setattr(experiment, "source", source)
+  with pytest.raises(ValueError, match=r"data .number of examples.: 512 in the checkp.*, 511 now"):
+    train.train(tiny.config(), whole[0])
+
+
+def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeypatch):
+  original = compiled_step.compile_step
+
+  def compile_step(*args):
+    compiled = original(*args)
+
+    def step(state, *args):
+      number = int(state.step) + 1
+      state, metrics = compiled(state, *args)
+      if number == 8:  # the update itself: loss and gradient were good
+        state = state.replace(params=jax.tree.map(lambda x: x * np.inf, state.params))
+      return state, metrics
+
+    return step
+
+  config = tiny.config(evals={}, nonfinite="skip")
+  with monkeypatch.context() as patch:
+    patch.setattr(compiled_step, "compile_step", compile_step)
+    patch.setattr(jax, "transfer_guard", lambda level: contextlib.nullcontext())
+    with pytest.raises(FloatingPointError, match="state of step 8 is not finite, .*was not saved"):
+      train.train(config, tmp_path)
+  assert tiny.state(tmp_path)["step"] == 4
+  train.train(config, tmp_path)
+  assert tiny.state(tmp_path)["step"] == 12
+
+
+@pytest.mark.parametrize("gone", ["checkpoints/4", "checkpoints", "seals"])
+def test_what_is_deleted_under_the_run_is_missed_by_nobody(whole, tmp_path, monkeypatch, gone):
+  def await_the_first(batch):
+    while not (tmp_path / "checkpoints" / "4").exists():
+      time.sleep(0.01)
+    return batch
+
+  def delete(batch):
+    assert (tmp_path / gone).exists()
+    shutil.rmtree(tmp_path / gone)
+    return batch
+
+  at_step(monkeypatch, 4, await_the_first)
+  at_step(monkeypatch, 7, delete)  # it was sealed in between
+  train.train(tiny.config(), tmp_path)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
+  assert sorted(p.name for p in (tmp_path / "seals").iterdir()) == ["12.json", "8.json"]
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+
+
+@pytest.fixture(name="start")
+def _start():
+  """Starts a run in a process of its own, which is ended with the test."""
+  processes = []
+
+  def start(workdir):
+    command = [sys.executable, "-m", "cmjax.main", "--config=tests/helpers/tiny.py:long"]
+    log = open(workdir / "log", "a")
+    env = os.environ | {name.upper(): str(getattr(jax.config, name)) for name in CACHE}
+    process = subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, stderr=log, env=env)
+    processes.append((process, log))
+    return process
+
+  yield start
+  for process, log in processes:
+    process.kill()
+    process.wait()
+    log.close()
+
+
+def wait_for(process, workdir, condition):
+  """Until condition() holds; fails if the process ends first."""
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert process.poll() is None and time.monotonic() < deadline, (workdir / "log").read_text()
+    time.sleep(0.0005)
+
+
+def kill_while_saving(process, workdir):
+  def saving():
+    if not list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")):
+      return False
+    # The save may just have ended: look again once it can not.
+    process.send_signal(signal.SIGSTOP)
+    if list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")):
+      return True
+    process.send_signal(signal.SIGCONT)
+    return False
+
+  saved = lambda: list((workdir / "checkpoints").glob("[0-9]*[0-9]"))
+  wait_for(process, workdir, lambda: saved() and saving())
+  process.kill()
+  process.wait()
+
+
+def kill_at_random(process, workdir):
+  before = (workdir / "metrics.jsonl").stat().st_size
+  wait_for(process, workdir, lambda: (workdir / "metrics.jsonl").stat().st_size != before)
+  time.sleep(random.Random(0).uniform(0, 0.1))
+  assert process.poll() is None
+  process.kill()
+  process.wait()
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_saving_and_again_at_random_ends_bit_for_bit_the_same(tmp_path, start):
+  whole, killed, other = (tmp_path / name for name in ("whole", "killed", "other"))
+  killed.mkdir()
+  train.train(tiny.get_config("long"), whole)
+  train.train(tiny.config("long", seed=1), other)
+
+  kill_while_saving(start(killed), killed)
+  assert list((killed / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+  kill_at_random(start(killed), killed)
+  newest = tiny.state(killed)["step"]
+  assert 0 < newest < 200
+  train.train(tiny.get_config("long"), killed)
+
+  tiny.assert_same(tiny.state(killed), tiny.state(whole))
+  losses = [[(r["step"], r["loss"]) for r in history(w) if "loss" in r] for w in (killed, whole)]
+  assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
+  with pytest.raises(AssertionError, match="arrays differ"):  # the comparison can fail
+    tiny.assert_same(tiny.state(other), tiny.state(whole))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
+  tmp_path, monkeypatch, asynchronous
+):
+  """Else whoever is killed meanwhile loses more than an interval, or the loop is held up."""
+  sealed, original = {}, train._Run.next_batches
+
+  def next_batches(self, count):
+    sealed[self.step] = (tmp_path / "seals" / f"{self.step}.json").exists()
+    return original(self, count)
+
+  monkeypatch.setattr(train._Run, "next_batches", next_batches)
+  train.train(tiny.config(evals={}, **{"checkpoint.asynchronous": asynchronous}), tmp_path)
+  assert (sealed[4], sealed[8]) == (not asynchronous, not asynchronous)
+
+
+# --- roll back, and several steps in a dispatch --------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_is_rolled_back_and_the_run_can_still_be_cut(
+  tmp_path, monkeypatch, caplog
+):
+  at_step(monkeypatch, 6, poison)
+  config = tiny.config(nonfinite="roll_back", log_every_steps=1)
+  train.train(config, tmp_path / "whole")
+  assert "The first nan is in the argument batch/image" in caplog.text
+  assert "Rolled back to step 4, as asked (1 so far)" in caplog.text
+  with monkeypatch.context() as patch:
+    # Batches 4 to 6 are left out: that of update 10 (from 0) has the number 13.
+    at_step(patch, 13, terminate)
+    with pytest.raises(train.Interrupted):
+      train.train(config, tmp_path / "cut")
+  train.train(config, tmp_path / "cut")
+  tiny.assert_same(tiny.state(tmp_path / "cut"), tiny.state(tmp_path / "whole"))
+  for name in ("cut", "whole"):
+    counted = {r["step"]: r["rolled_back"] for r in history(tmp_path / name) if "lr" in r}
+    assert counted == {step: float(step > 4) for step in range(1, 13)}
+  assert "Roll backs" in (tmp_path / "whole" / "report.html").read_text()
+
+
+def test_what_comes_after_a_roll_back_is_made_of_other_batches_and_noise(
+  whole, tmp_path, monkeypatch
+):
+  # Nothing but the noise differs where the poisoned batch is the last that there is to leave out.
+  seen = []
+  original = experiment.batches
+
+  def batches(config, mesh, start, data):
+    seen.append(start)
+    return original(config, mesh, start, data)
+
+  monkeypatch.setattr(experiment, "batches", batches)
+  at_step(monkeypatch, 6, poison)
+  train.train(tiny.config(nonfinite="roll_back"), tmp_path)
+  assert seen == [0, 7]
+  ours, others = tiny.state(tmp_path), tiny.state(whole[0])
+  assert not np.array_equal(ours["params/net/fc_out/kernel"], others["params/net/fc_out/kernel"])
+
+
+def test_weights_that_are_not_finite_are_healed_by_the_checkpoint(tmp_path, monkeypatch, caplog):
+  original = compiled_step.make_step_fn
+
+  def make_step_fn(*args):
+    step_fn = original(*args)
+
+    def step(state, batch, key, frozen):
+      state, metrics = step_fn(state, batch, key, frozen)
+      # Once: the batch that is a mark of it is left out afterwards.
+      bad = jax.numpy.where(jax.numpy.any(batch["image"] > 50.0), NAN, 0.0)
+      net = jax.tree.map(lambda a: a + bad, state.params["net"])
+      return state.replace(params=state.params | {"net": net}), metrics
+
+    return step
+
+  monkeypatch.setattr(compiled_step, "make_step_fn", make_step_fn)
+  at_step(monkeypatch, 5, lambda batch: {name: x + 100.0 for name, x in batch.items()})
+  train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
+  assert "The first nan is in the argument params/net/" in caplog.text
+  assert all(np.isfinite(a).all() for a in tiny.state(tmp_path).values())
+
+
+def test_a_run_that_always_fails_is_given_up(tmp_path, monkeypatch):
+  original = experiment.batches
+  monkeypatch.setattr(experiment, "batches", lambda *args: (poison(b) for b in original(*args)))
+  with pytest.raises(FloatingPointError, match=r"Rolled back to step 0 3 times already"):
+    train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
+
+
+def test_too_many_skipped_in_a_row_end_a_run(tmp_path, monkeypatch):
+  original = experiment.batches
+  monkeypatch.setattr(experiment, "batches", lambda *args: (poison(b) for b in original(*args)))
+  monkeypatch.setattr(doctor, "MOST_SKIPPED", 3)
+  with pytest.raises(FloatingPointError, match="but so were the 3 steps before it"):
+    train.train(tiny.config(nonfinite="skip", evals={}), tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["warn", "roll_back", "stop"])
+def test_a_spike_is_handled_as_asked(tmp_path, monkeypatch, caplog, policy):
+  monkeypatch.setattr(doctor, "LEAST", 3)
+  at_step(monkeypatch, 6, lambda batch: {name: x * 1e4 for name, x in batch.items()})
+  config = tiny.config(log_every_steps=1, evals={}, **{"doctor.on_spike": policy})
+  run = lambda: train.train(config, tmp_path)
+  if policy == "stop":
+    with pytest.raises(FloatingPointError, match=r"Step 7: .*doctor.on_spike='stop'"):
+      run()
+    return
+  run()
+  if policy == "warn":
+    assert "Spike. Step 7: " in caplog.text
+    assert history(tmp_path)[-1]["spikes"] >= 1
+  else:
+    assert "Rolled back to step 4" in caplog.text
+    assert history(tmp_path)[-1]["rolled_back"] == 1
+
+
+def test_the_probe_is_recorded_at_its_steps(tmp_path):
+  config = tiny.config(evals={}, **{"doctor.probe_every_steps": 6})
+  train.train(config, tmp_path)
+  rows = {r["step"]: r["jvp_error"] for r in history(tmp_path) if "jvp_error" in r}
+  assert rows.keys() == {0, 6, 12}
+  assert rows[0] == 0 and 0 < rows[12] < 1e-3
+
+
+@pytest.mark.slow
+def test_snapshots_of_what_was_rolled_back_are_made_again(tmp_path, monkeypatch):
+  at_step(monkeypatch, 7, poison)
+  config = tiny.config("snapshots", nonfinite="roll_back", evals={})
+  train.train(config, tmp_path)
+  assert sorted(int(p.name) for p in (tmp_path / "snapshots").iterdir()) == [2, 4, 6, 8, 10, 12]
+  seals = {int(p.stem) for p in (tmp_path / "seals" / "snapshots").glob("*.json")}
+  assert seals == {2, 4, 6, 8, 10, 12}
+
+
+def test_several_steps_in_a_dispatch_are_the_same_steps(whole, tmp_path):
+  train.train(tiny.config(steps_per_dispatch=2), tmp_path)
+  ours, expected = tiny.state(tmp_path), tiny.state(whole[0])
+  for name, array in expected.items():
+    np.testing.assert_allclose(ours[name], array, rtol=2e-4, atol=1e-5, err_msg=name)
+  steps = lambda workdir: [r["step"] for r in history(workdir) if "loss" in r]
+  assert steps(tmp_path) == steps(whole[0])
+  losses = lambda workdir: [r["loss"] for r in history(workdir) if "loss" in r]
+  np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-4)
+
+
+def test_a_step_of_a_dispatch_that_is_not_finite_is_told_from_the_others(
+  tmp_path, monkeypatch, caplog
+):
+  at_step(monkeypatch, 4, poison)
+  train.train(tiny.config(steps_per_dispatch=2, nonfinite="skip", evals={}), tmp_path)
+  assert "step 5 is not finite" in caplog.text and "step 6 is not" not in caplog.text
+  assert history(tmp_path)[-1]["skipped"] == 1
+
+
+@pytest.mark.parametrize("key", ["log_every_steps", "checkpoint.every_steps", "total_steps"])
+def test_what_falls_within_a_dispatch_is_refused(tmp_path, key):
+  config = tiny.config(steps_per_dispatch=2, **{key: 9 if key == "total_steps" else 3})
+  with pytest.raises(ValueError, match=f"{key}=[39] must be a multiple of steps_per_dispatch=2"):
+    train.train(config, tmp_path)
+
+
+def test_how_a_step_is_computed_may_change_between_sittings_and_what_is_not():
+  meta = {"config": tiny.config().to_dict()}
+  config = tiny.config(microbatch=8, steps_per_dispatch=2)
+  with config.unlocked():
+    config.net.remat, config.net.scan, config.net.attention = True, True, "xla"
+  stored_runs.check_same_run(config, meta, num_examples=512)
+  config.net.width = 8
+  with pytest.raises(ValueError, match=r"net.width: 16 in the snapshot, 8 now\n"):
+    stored_runs.check_same_run(config, meta, num_examples=512)
