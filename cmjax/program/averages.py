@@ -160,7 +160,7 @@ def write(
   """
   with stored_runs.open_snapshots(workdir, mesh) as snapshots:
     step = end_step(snapshots, step)
-    lines, config = {}, snapshots.config.to_dict()
+    lines, config = {}, dict(snapshots.run.record)
     plan = recipe(snapshots, sigma_rels, step)
     for sigma_rel, fit in plan.fits.items():
       line = f"posthoc_{stored_runs.length(sigma_rel)}: step {step}, residual {fit.residual:.2g}"
