@@ -50,7 +50,7 @@ def configure(method, args):
   config.data.name, config.data.npz.path, config.data.flip = "npz", str(args.npz), True
   config.net.update(NET)
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]
-  # As on digits (docs/results/README.md): short runs need a decay, and an average over the last fifth.
+  # As on digits (docs/results): short runs need a decay, and an average over the last fifth.
   config.optim.update(name="adam", lr=1e-3 if method == "teacher" else 2e-4)
   decay = dict(name="inverse_sqrt", decay_steps=max(1, config.total_steps // 5), warmup_steps=100)
   config.optim.schedule = decay

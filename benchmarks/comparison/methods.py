@@ -1,8 +1,8 @@
 r"""Every method side by side: one network, one batch size, the same compute, the same detector.
 
-  python benchmarks/comparison/methods.py --workdir=runs/methods                       # digits, three seeds
+  python benchmarks/comparison/methods.py --workdir=runs/methods  # digits, three seeds
   python benchmarks/comparison/methods.py --workdir=runs/methods --data=fashion_mnist --seeds=1
-  python benchmarks/comparison/methods.py --workdir=runs/methods --report_only         # tables and plot again
+  python benchmarks/comparison/methods.py --workdir=runs/methods --report_only  # only the tables
 
 Fashion-MNIST is the pages of digits with another network, scale of data and proposal (FASHION_MNIST
 below), and reads ~/.cache/cmjax/fashion_mnist.npz (train_images, train_labels, test_images,
@@ -21,8 +21,8 @@ second time at the time that --mode=search finds for the run, with other noise t
 
 Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
 command is started again; each finished run is a row of results.json. The rows behind the tables of
-docs/results/README.md are in docs/results/: --known=docs/results makes those that are missing there, on
-another machine too, and trains a teacher again only where a student needs it.
+docs/results/README.md are in docs/results/: --known=docs/results makes those that are missing
+there, on another machine too, and trains a teacher again only where a student needs it.
 """
 
 import argparse
@@ -484,7 +484,8 @@ def report(args):
   for data, methods in results.items():
     accuracy = classifier.load(detector_path(args, data)).accuracy
     seeds = max(len(rows) for rows in methods.values())
-    command = f"python benchmarks/comparison/methods.py --data={data} --seeds={seeds} --scale={args.scale:g}"
+    command = f"python benchmarks/comparison/methods.py --data={data} --seeds={seeds}"
+    command += f" --scale={args.scale:g}"
     lines = table(methods, accuracy, command)
     print("\n".join(["", f"{data}:", *lines]))
     title = f"All methods at equal compute: {data}"

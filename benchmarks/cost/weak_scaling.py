@@ -1,7 +1,7 @@
 """Weak scaling on paper: one step compiled for 4, 16 and 64 TPU chips, the batch growing with them.
 
   python benchmarks/cost/weak_scaling.py                      # docs/weak_scaling.png
-  python benchmarks/cost/weak_scaling.py --layouts data fsdp  # also with the whole state on every chip
+  python benchmarks/cost/weak_scaling.py --layouts data fsdp  # and with a whole state on every chip
 
 sCT of CIFAR-10 with a DiT-B, whose blocks are one scan: a program that compiles in minutes. Of each
 compiled step: the least time it can take by `cmjax.plan`, and the bytes that a chip sends to

@@ -1,7 +1,8 @@
 r"""The two parts of a consistency function's tangent at the start of training, over the time.
 
-  python benchmarks/robustness/stability.py                                    # digits
-  python benchmarks/robustness/stability.py --config=configs/cifar10_sct.py --channels=64 --images=noise
+  python benchmarks/robustness/stability.py  # digits
+  python benchmarks/robustness/stability.py --config=configs/cifar10_sct.py --channels=64 \
+    --images=noise
 
 df/dt = d_t f + grad_x f . dx/dt, and what makes consistency training unstable is in the first part:
 the derivative of the embedding of t (sCM, sec. 4.1, eq. 7 and figure 4). For Fourier embeddings of
@@ -162,8 +163,8 @@ def main():
       config = configure(args, embedding, modulation)
       found[embedding, modulation] = norms(config, images, times, args.seeds)
   name = args.config.stem
-  command = f"python benchmarks/robustness/stability.py --config=configs/{name}.py --channels={args.channels}"
-  command += f" --images={args.images}"
+  command = f"python benchmarks/robustness/stability.py --config=configs/{name}.py"
+  command += f" --channels={args.channels} --images={args.images}"
   lines = table(found, times, command)
   print("\n".join(lines))
   picture = f"stability_{name}.png"

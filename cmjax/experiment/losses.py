@@ -285,7 +285,7 @@ def lpips_weights(config: ConfigDict) -> Params | None:
   if not path.is_file():
     raise ValueError(
       f"loss.distance 'lpips' needs loss.distance.path, an .npz with its weights; got "
-      f"{str(section.get('path', ''))!r}. cmjax ships none: see cmjax/losses/lpips.py for how to make it."
+      f"{str(section.get('path', ''))!r}. cmjax ships none: see cmjax/losses/lpips.py."
     )
   try:
     with opened(path) as file:
