@@ -77,7 +77,7 @@ class DDPMpp(Module):
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether a gradient computes the inside of each block again instead of storing it: less
       memory, about a third more time.
-    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
+    scan: whether neighbouring blocks that are equal are compiled once; see `run_blocks`.
     guidance: whether the network is told the scale of its guidance (sCM).
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.

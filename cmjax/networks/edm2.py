@@ -169,7 +169,7 @@ class EDM2(Module):
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether the backward pass computes each block again instead of keeping its activations.
-    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
+    scan: whether neighbouring blocks that are equal are compiled once; see `run_blocks`.
     rngs: where the initial values come from.
 
   Raises:
