@@ -1,7 +1,9 @@
 """Who may import whom: the floors and wings of the house, read off the source."""
 
 import ast
+import collections
 import pathlib
+import re
 import sys
 
 import pytest
@@ -227,16 +229,19 @@ def file_arrows(package):
 def in_circles(arrows):
   """What is in a circle: a way leads from it back to it."""
 
+  ahead = collections.defaultdict(set)
+  for a, b in arrows:
+    ahead[a].add(b)
+
   def reached(start):
     found, todo = set(), [start]
     while todo:
-      here = todo.pop()
-      new = {b for a, b in arrows if a == here} - found
+      new = ahead.get(todo.pop(), set()) - found
       found |= new
       todo += new
     return found
 
-  return sorted(place for place in {a for a, _ in arrows} if place in reached(place))
+  return sorted(place for place in ahead if place in reached(place))
 
 
 def rooms_arrows_circles(package):
@@ -383,3 +388,9 @@ def test_a_circle_is_found_of_rooms_and_of_files(tmp_path):
   assert rooms == {"top", "left", "right"} and circles == ["left", "right"]
   assert arrows == {("top", "left"), ("left", "right"), ("right", "left")}
   assert in_circles(file_arrows(tmp_path)) == ["right.c", "right.d"]
+
+
+def test_the_picture_of_the_architecture_shows_these_floors():
+  text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+  drawn = re.findall(r'\bf\d+\["(.+?)"\]', text)
+  assert [floor.replace("·", " ").split() for floor in drawn] == [f.split() for f in FLOORS]
