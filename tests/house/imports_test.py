@@ -394,3 +394,39 @@ def test_the_picture_of_the_architecture_shows_these_floors():
   text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
   drawn = re.findall(r'\bf\d+\["(.+?)"\]', text)
   assert [floor.replace("·", " ").split() for floor in drawn] == [f.split() for f in FLOORS]
+
+
+TESTS = {
+  path.relative_to(PACKAGE.parent).as_posix(): path
+  for path in sorted((PACKAGE.parent / "tests").rglob("*.py"))
+}
+
+
+def imported_tests(source):
+  """What a file of tests imports of another one; what they share is in tests/helpers."""
+  folders = {name.split("/")[1] for name in TESTS if name.count("/") > 1} - {"helpers"}
+  for full in imports(ast.parse(source)):
+    parts = full.split(".")
+    here = parts[0] in folders | {"tests", "conftest", ""}
+    if here or any(part.endswith("_test") for part in parts):
+      yield full
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_no_test_imports_another(name):
+  assert list(imported_tests(TESTS[name].read_text())) == []
+
+
+@pytest.mark.parametrize(
+  "source, found",
+  [
+    ("from helpers import tiny\nfrom cmjax.data import sources\nimport numpy.testing", []),
+    ("from program.train_test import config", ["program.train_test.config"]),
+    ("import tests.program.train_test", ["tests.program.train_test"]),
+    ("def f():\n  import train_test", ["train_test"]),
+    ("from . import train_test", ["..train_test"]),
+    ("from house import links", ["house.links"]),
+  ],
+)
+def test_an_import_of_another_test_is_found(source, found):
+  assert list(imported_tests(source)) == found
