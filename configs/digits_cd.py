@@ -6,7 +6,7 @@ Train digits_teacher.py in runs/digits_teacher first. Heun steps of the teacher 
 levels, squared l2 distance, the target is the network itself (mu = 0): the paper's CIFAR-10
 setting.
 
-Why this rate (`benchmarks/comparison/rates.py`, one step, classifier features, 2.9 as it is): a fifth of it
+Why this rate (`comparison/rates.py`, one step, classifier features, 2.9 as it is): a fifth of it
 gives 3.5, five times as much 5.1. For two steps or four a fifth is better: 1.8 to 2.3 and 1.4 to
 2.2, from long averages to short, where the page has 2.9 and 2.8.
 """
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="runs/digits_teacher", ema="main")

@@ -5,7 +5,7 @@ r"""Real digits, 8x8: continuous-time CD of 2023 (Song et al. 2023, theorem 5).
 Train digits_teacher.py in runs/digits_teacher first. The gradient is that of f^T df/dsigma along
 the teacher's ODE, squared l2; --config.loss.stop_gradient=False is theorem 3.
 
-Why this rate (`benchmarks/comparison/rates.py`, one step, classifier features, 2.9 as it is): a fifth of it
+Why this rate (`comparison/rates.py`, one step, classifier features, 2.9 as it is): a fifth of it
 gives 5.3, five times as much 2.6 (in two steps 2.5 for 2.3).
 """
 
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=2.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="runs/digits_teacher", ema="main")

@@ -6,7 +6,7 @@ Squared l2 distance, N(k) from 2 to 30 levels by the paper's square-root curricu
 800k steps), a target network with the paper's adaptive average, weight 1. From random weights, as
 in the paper: --config.init_from.workdir=runs/digits_teacher starts from the teacher.
 
-The rate is that of digits_ict.py. CT bears more (`benchmarks/comparison/rates.py`, one step, classifier
+The rate is that of digits_ict.py. CT bears more (`comparison/rates.py`, one step, classifier
 features): five times as much gives 26 for 35 as it is, a fifth 42. Neither comes near the others.
 """
 
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="radam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, clip_norm=None,
     schedule=dict(name="constant", warmup_steps=0),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")

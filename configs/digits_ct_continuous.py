@@ -5,7 +5,7 @@ r"""Real digits, 8x8: continuous-time CT of 2023 (Song et al. 2023, theorem 6).
 Train digits_teacher.py in runs/digits_teacher first (the paper starts it there too). The gradient
 is that of f^T df/dsigma with the data's velocity, squared l2.
 
-Why this rate (`benchmarks/comparison/rates.py`, one step, classifier features, 2.8 as it is): a fifth of it
+Why this rate (`comparison/rates.py`, one step, classifier features, 2.8 as it is): a fifth of it
 gives 5.4, five times as much 3.4.
 """
 
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=2.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="", ema="main")

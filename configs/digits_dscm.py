@@ -5,7 +5,7 @@ r"""Real digits, 8x8: discrete-time sCM from the teacher's average (dsCM; sCM, a
 Train digits_teacher.py in runs/digits_teacher first. As digits_sct.py, but the tangent is a finite
 difference to the level below on a Karras grid of 1024.
 
-Why these settings (`benchmarks/comparison/rates.py`, one step, classifier features, 2.2 as it is): a fifth of
+Why these settings (`comparison/rates.py`, one step, classifier features, 2.2 as it is): a fifth of
 the rate gives 4.1, five times as much 2.3 (in four steps 2.0 or more for 1.8), no warm-up of the
 tangent 2.5.
 """
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="", ema="main")

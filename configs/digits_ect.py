@@ -5,9 +5,9 @@ r"""Real digits, 8x8: easy consistency tuning of the teacher (ECT; Geng et al. 2
 Train digits_teacher.py in runs/digits_teacher first; no teacher is asked afterwards. Pairs (t, r)
 whose relative gap halves stage by stage, l2 distance, weight 1 / (t - r).
 
-Why this rate (`benchmarks/comparison/rates.py`, classifier features, 2.1 in one step and 1.7 in two as it is):
+Why this rate (`comparison/rates.py`, classifier features, 2.1 in one step and 1.7 in two as it is):
 a fifth of it, which is the rate of digits_sct.py, gives 2.6 and 1.8, five times as much 3.2 and
-3.0. On Fashion-MNIST a fifth costs more: 7.6 and 4.3 for 5.3 and 3.2 (`benchmarks/comparison/methods.py`).
+3.0. On Fashion-MNIST a fifth costs more: 7.6 and 4.3 for 5.3 and 3.2 (`comparison/methods.py`).
 """
 
 import ml_collections as mlc
@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=7.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="", ema="main")

@@ -6,7 +6,7 @@ Pseudo-Huber distance with c = 0.00054 sqrt(D), weight 1 / (sigma_{i+1} - sigma_
 N(k) doubling from 10 to 160 levels (1280 in the paper), no target average. From random weights, as
 in the paper: --config.init_from.workdir=runs/digits_teacher starts from the teacher.
 
-Why this rate, which is the paper's (`benchmarks/comparison/rates.py`, one step, classifier features, 2.8 as it
+Why this rate, which is the paper's (`comparison/rates.py`, one step, classifier features, 2.8 as it
 is): a fifth of it gives 4.6, five times as much 3.6.
 """
 
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="radam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, clip_norm=None,
     schedule=dict(name="constant", warmup_steps=0),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="", ema="main")
   c.teacher = dict(workdir="", ema="main")

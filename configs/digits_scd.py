@@ -7,7 +7,7 @@ Frechet distance in two steps and in one: at most 2 and 4 times the teacher's is
 0.082 and 0.101, 1.5 and 1.9 times (`make quickstart`). A constant learning rate of 5e-4 diverges;
 the decay matters, since a normalised tangent keeps its size near the optimum.
 
-Why these settings (`benchmarks/comparison/rates.py`, one step, classifier features, 2.1 as it is): a fifth of
+Why these settings (`comparison/rates.py`, one step, classifier features, 2.1 as it is): a fifth of
 the rate gives 4.5, five times as much breaks it (6.4), no warm-up of the tangent gives 2.6.
 """
 
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="runs/digits_teacher", ema="main")

@@ -5,7 +5,7 @@ r"""Real digits, 8x8: multistep sCD with two segments (sCM; the algorithm is our
 Train digits_teacher.py in runs/digits_teacher first. The student jumps from any t to the lower end
 of its segment, so sampling has no noise but the first; NFE is num_segments.
 
-Why these settings (`benchmarks/comparison/rates.py`, two steps, classifier features, 1.5 as it is): a fifth of
+Why these settings (`comparison/rates.py`, two steps, classifier features, 1.5 as it is): a fifth of
 the rate gives 1.9 and no warm-up of the tangent 1.7; five times the rate, which breaks sCD, gives
 1.5 again: a segment is the easier map.
 """
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     name="adam", lr=1.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
-  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results/README.md).
+  # Half as long an average is within 6 %, three times as long costs up to 25 % (docs/results).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from = dict(workdir="runs/digits_teacher", ema="main")
   c.teacher = dict(workdir="runs/digits_teacher", ema="main")

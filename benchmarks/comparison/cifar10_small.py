@@ -7,9 +7,9 @@ without it the report is made of all. The pages configs/cifar10_*.py with a smal
 batches and fewer steps; what is stretched with the steps (warm-ups, decay, averages) is in
 `configure`. Two cores need some hours: stopped (SIGTERM, Ctrl-C) and started again by the same
 command it goes on. Scored along each run and at its end is the Frechet distance in the features of
-EfficientNet-Lite0 (FD-ELite0: not FID). It writes a table into --docs/RESULTS.md, the distances
-against steps as cifar10_small.png, and a grid of samples of each as cifar10_small_*.png; the images
-of CIFAR-10 go nowhere.
+EfficientNet-Lite0 (FD-ELite0: not FID). It writes into docs/results: a table in cifar10.md, the
+distances against steps as cifar10_small.png, and a grid of samples of each as cifar10_small_*.png;
+the images of CIFAR-10 go nowhere.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from methods import ROOT, plain_numbers, write_results
+from methods import RESULTS, ROOT, plain_numbers, write_results
 
 from cmjax import experiment
 from cmjax.metrics import cards
@@ -50,7 +50,7 @@ def configure(method, args):
   config.data.name, config.data.npz.path, config.data.flip = "npz", str(args.npz), True
   config.net.update(NET)
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]
-  # As on digits (docs/results/README.md): short runs need a decay, and an average over the last fifth.
+  # As on digits (docs/results): short runs need a decay, and an average over the last fifth.
   config.optim.update(name="adam", lr=1e-3 if method == "teacher" else 2e-4)
   decay = dict(name="inverse_sqrt", decay_steps=max(1, config.total_steps // 5), warmup_steps=100)
   config.optim.schedule = decay
@@ -145,9 +145,7 @@ def report(args, configs):
     f"parameters, batches of {args.batch_size}.",
   ]
   print("\n".join(lines))
-  write_results(
-    args.docs / "results" / "README.md", "cifar10_small", "CIFAR-10 at a small size", lines
-  )
+  write_results(args.docs / "cifar10.md", "cifar10_small", "CIFAR-10 at a small size", lines)
 
 
 def _shapes(config):
@@ -161,7 +159,7 @@ def main():
   parser.add_argument("--npz", type=Path, required=True, help="with train_images and test_images")
   parser.add_argument("--weights", type=Path, required=True, help="of EfficientNet-Lite0")
   parser.add_argument("--workdir", type=Path, default=Path("runs/cifar10_small"))
-  parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+  parser.add_argument("--docs", type=Path, default=RESULTS)
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--steps", type=int, nargs=3, default=(2_000, 1_500, 1_200), metavar=METHODS)
   parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)

@@ -1,8 +1,8 @@
 r"""Every method side by side: one network, one batch size, the same compute, the same detector.
 
-  python benchmarks/comparison/methods.py --workdir=runs/methods                       # digits, three seeds
+  python benchmarks/comparison/methods.py --workdir=runs/methods  # digits, three seeds
   python benchmarks/comparison/methods.py --workdir=runs/methods --data=fashion_mnist --seeds=1
-  python benchmarks/comparison/methods.py --workdir=runs/methods --report_only         # tables and plot again
+  python benchmarks/comparison/methods.py --workdir=runs/methods --report_only  # only the tables
 
 Fashion-MNIST is the pages of digits with another network, scale of data and proposal (FASHION_MNIST
 below), and reads ~/.cache/cmjax/fashion_mnist.npz (train_images, train_labels, test_images,
@@ -21,8 +21,8 @@ second time at the time that --mode=search finds for the run, with other noise t
 
 Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
 command is started again; each finished run is a row of results.json. The rows behind the tables of
-docs/results/README.md are in docs/results/: --known=docs/results makes those that are missing there, on
-another machine too, and trains a teacher again only where a student needs it.
+docs/results/digits.md are in docs/results/: --known=docs/results makes those that are missing
+there, on another machine too, and trains a teacher again only where a student needs it.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from cmjax.program import compiled_step, sample, stored_runs, train
 from cmjax.run import page as report_page
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 METHODS = (
   *("teacher", "ct", "cd", "ict", "ect", "dscm", "dscd", "ct_continuous", "cd_continuous"),
   *("sct", "scd", "scd_vsd", "scd_multistep"),
@@ -484,16 +485,15 @@ def report(args):
   for data, methods in results.items():
     accuracy = classifier.load(detector_path(args, data)).accuracy
     seeds = max(len(rows) for rows in methods.values())
-    command = f"python benchmarks/comparison/methods.py --data={data} --seeds={seeds} --scale={args.scale:g}"
+    command = f"python benchmarks/comparison/methods.py --data={data} --seeds={seeds}"
+    command += f" --scale={args.scale:g}"
     lines = table(methods, accuracy, command)
     print("\n".join(["", f"{data}:", *lines]))
     title = f"All methods at equal compute: {data}"
     if args.scale != 1:
       title += f", {args.scale:g} times the teacher's for each student"
-    write_results(
-      args.docs / "results" / "README.md", f"methods:{data}{suffix(args)}", title, lines
-    )
-    write_json(args.docs / "results" / f"methods_{data}{suffix(args)}.json", methods)
+    write_results(args.docs / "digits.md", f"methods:{data}{suffix(args)}", title, lines)
+    write_json(args.docs / f"methods_{data}{suffix(args)}.json", methods)
   if results:
     plot(args.docs / f"methods{suffix(args)}.png", results)
 
@@ -555,7 +555,7 @@ def make_parser(doc, workdir, seeds):
   parser.add_argument("--scale", type=float, default=1.0, help="of a student: teacher's budgets")
   parser.add_argument("--budget", type=float, default=None, help="minutes, then stop and report")
   parser.add_argument("--curve", type=int, default=0, help="so many scores along each run")
-  parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="RESULTS.md, methods.png")
+  parser.add_argument("--docs", type=Path, default=RESULTS, help="of digits.md, methods.png")
   parser.add_argument("--known", type=Path, help="folder with rows that need not be made again")
   parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
   parser.add_argument("--report_only", action="store_true")

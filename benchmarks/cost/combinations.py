@@ -6,7 +6,7 @@ For the losses of sCT (a jvp inside the gradient) and of a teacher (none): the r
 the gradient of all parameters against that of the plain step in float32 on one device, for a small
 DDPM++ with dropout on simulated devices. What is float32 has to agree to 1e-5; what is bfloat16 is
 compared with the plain bfloat16 step too, from which rounding in another order is all that may
-differ. (That `scan` over blocks changes nothing is tests/networks/walk_test.py's, in float64.)
+differ. (That `scan` changes nothing is tests/networks/run_blocks_test.py's, in float64.)
 """
 
 import argparse

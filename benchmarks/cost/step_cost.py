@@ -1,7 +1,8 @@
 r"""What a train step costs: FLOPs, memory and time over those of the diffusion step, every method.
 
-  python benchmarks/cost/step_cost.py                      # DDPM++ with 64 channels, batch 8
-  python benchmarks/cost/step_cost.py --methods teacher sct scd --channels=128 --num_blocks=4 --runs=0
+  python benchmarks/cost/step_cost.py     # DDPM++ with 64 channels, batch 8
+  python benchmarks/cost/step_cost.py --channels=128 --num_blocks=4 --runs=0 \
+    --methods teacher sct scd
 
 The second is the published size. The floors count network evaluations, a forward pass as 1 and a
 backward pass as 2 (FLOOR below). All are whole train steps (loss, gradient, optimizer, average) of

@@ -1,8 +1,8 @@
 r"""What a train step of EDM2 on latents needs on TPU chips that are not there.
 
-  python benchmarks/cost/step_memory.py                                         # XS on one v5e chip
-  python benchmarks/cost/step_memory.py --size=XXL --topology=v5p:4x4x4 --fsdp=64 --batch_size=2048 \
-    --remat --methods scd                                                  # the paper's largest
+  python benchmarks/cost/step_memory.py  # XS on one v5e chip
+  python benchmarks/cost/step_memory.py --size=XXL --topology=v5p:4x4x4 --fsdp=64 \
+    --batch_size=2048 --remat --methods scd  # the paper's largest
 
 Compiles the whole step (loss, gradient, optimizer, averages; with the teacher where there is one)
 of configs/imagenet64_*.py at 64x64x4 ahead of time, and prints what XLA's compiler says a chip

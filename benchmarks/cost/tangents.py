@@ -1,7 +1,7 @@
 r"""What each estimator of the tangent g = cos(t) df/dt gets wrong, and what it costs.
 
-  python benchmarks/cost/tangents.py                                      # the digits network, perturbed
-  python benchmarks/cost/tangents.py --config=cifar10_sct --batch_size=16 # that of a page of configs/
+  python benchmarks/cost/tangents.py  # the digits network, perturbed
+  python benchmarks/cost/tangents.py --config=cifar10_sct --batch_size=16  # a page of configs/
 
 The error is ||g - g*|| / ||g*|| over all samples of a batch of noise levels of the config's own
 proposal, g* the exact jvp with everything in float64. The network is a random one, moved away from

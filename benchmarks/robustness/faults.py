@@ -1,8 +1,8 @@
 r"""Is anything ever lost? A hundred trials of sixteen faults, and the same command again.
 
-  python benchmarks/robustness/faults.py                            # about an hour on one core
+  python benchmarks/robustness/faults.py                        # about an hour on one core
   python benchmarks/robustness/faults.py --kinds sigterm disk_full --num_trials=20
-  python benchmarks/robustness/faults.py --asynchronous             # training goes on while it is saved
+  python benchmarks/robustness/faults.py --asynchronous         # training goes on while it is saved
 
 In every trial a real training (points in the plane, or pictures in a folder) meets one fault at a
 seeded random moment. Then the same command is started again, until the run is done, and every array

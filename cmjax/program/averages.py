@@ -153,7 +153,7 @@ def write(
     step: that they end at, one with a snapshot; None: the last.
 
   Returns:
-    For each its name (as `runs.load_average` takes it), and how well the snapshots could make it.
+    For each its name (as `stored_runs.load_average` takes it), and how well the snapshots make it.
 
   Raises:
     ValueError: as `reconstruct`, or one that is there was made of other snapshots.

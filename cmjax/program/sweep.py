@@ -123,7 +123,8 @@ def _best(
     sigma_rel = rows[i]["sigma_rel"]
     at_end = "; it is at an end of the list, look beyond" * (i in (0, len(rows) - 1))
     lines.append(
-      f"Best of {sampler}: sigma_rel {stored_runs.length(sigma_rel)}, {rows[i][sampler]:.5g}{at_end}. "
+      f"Best of {sampler}: sigma_rel {stored_runs.length(sigma_rel)}, "
+      f"{rows[i][sampler]:.5g}{at_end}. "
       f"To keep it: python -m cmjax.ema --workdir={workdir} --sigma_rel={sigma_rel} --step={step}"
     )
   return lines

@@ -29,7 +29,7 @@ def rows(batch) -> dict[int, str]:
 
 
 def watching(batches, seen):
-  """`build.batches`, which also calls seen(step, rows) for each."""
+  """`experiment.batches`, which also calls seen(step, rows) for each."""
 
   def watched(config, mesh, start, data):
     with contextlib.closing(batches(config, mesh, start, data)) as original:
