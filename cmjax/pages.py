@@ -67,6 +67,11 @@ def names() -> list[str]:
   return sorted(path.stem for path in folder().glob("*.py"))
 
 
+def variants(name: str) -> tuple[str, ...]:
+  """The variants that a page of cmjax lists; beside them every page has `smoke`."""
+  return tuple(_page(_find(name)[0]).get("VARIANTS", ()))
+
+
 def folder() -> Path:
   """Where the pages of cmjax are: in the package, or beside it in a clone."""
   installed = PACKAGE / "configs"
@@ -193,11 +198,8 @@ def _stored(path: Path, variant: str) -> ConfigDict:
 
 def _config_of(path: Path, variant: str) -> ConfigDict:
   """What get_config of a page returns, in a variant of it."""
-  with _explained(path):
-    page = runpy.run_path(str(path))
-  get_config = page.get("get_config")
-  if not callable(get_config):
-    raise ValueError(f"{path} has no function get_config(), which returns the config of a page.")
+  page = _page(path)
+  get_config = page["get_config"]
   takes_variant = bool(inspect.signature(get_config).parameters)
   if "VARIANTS" in page or not takes_variant:
     own = tuple(page.get("VARIANTS", ()))
@@ -206,6 +208,15 @@ def _config_of(path: Path, variant: str) -> ConfigDict:
     own = (variant,)  # the page itself knows which it has
   config = _call(path, get_config, *([variant] if variant in own and variant else []))
   return config if variant in ("", *own) else smoke(config)
+
+
+def _page(path: Path) -> dict[str, Any]:
+  """The names that a page defines."""
+  with _explained(path):
+    page = runpy.run_path(str(path))
+  if not callable(page.get("get_config")):
+    raise ValueError(f"{path} has no function get_config(), which returns the config of a page.")
+  return page
 
 
 def _call(path: Path, get_config: Callable[..., Any], *args: str) -> ConfigDict:
