@@ -1,6 +1,14 @@
 """Installs cmjax: `pip install .`, or, to work on it, `pip install -e '.[test]'` (see Makefile)."""
 
+import re
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+URL = "https://github.com/cmjax/cmjax"
 
 CORE = [
   "absl-py>=2.1",
@@ -35,11 +43,13 @@ EXTRAS = {
   "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"],
   "test": [
     "beartype>=0.20",
+    "equinox>=0.13",  # a user's network may be one of its modules
     "pyarrow>=17",
     "pyright[nodejs]>=1.1.400",  # nodejs: Node comes as a wheel, not as a download at first use
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.12",
+    "setuptools>=77",  # the tests build a wheel
   ],
   # Parity tests against other implementations; skipped where these are missing. On Linux, PyPI's
   # torch brings CUDA: 5.3 GB on the disk. A CPU build that is there already will do.
@@ -57,13 +67,84 @@ EXTRAS = {
   ],
 }
 
+
+class BuildWithPages(build_py):
+  """Puts the config pages into the package, as cmjax/configs; in the repository they are beside it.
+
+  An editable install has none of this: there the pages are read where they are.
+  """
+
+  def run(self):
+    """Builds what setuptools knows of, then copies the pages."""
+    super().run()
+    if not self.editable_mode:
+      for page, target in self._pages().items():
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, target)
+
+  def get_outputs(self, include_bytecode=True):
+    """Files of the build."""
+    pages = [] if self.editable_mode else list(self._pages().values())
+    return super().get_outputs(include_bytecode) + pages
+
+  def get_source_files(self):
+    """Files that it is made of."""
+    return super().get_source_files() + list(self._pages())
+
+  def _pages(self):
+    """{file in the repository: file in the build}; setuptools wants paths relative to ROOT."""
+    pages = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))
+    return {str(page): str(Path(self.build_lib, "cmjax", page)) for page in pages}
+
+
+def readme():
+  """README.md with links that work elsewhere too: those to files of the repository become URLs."""
+  text = (ROOT / "README.md").read_text(encoding="utf-8")
+  text = re.sub(r"\]\((?!\w+:|#)([^)]+\.png)\)", rf"]({URL}/raw/main/\1)", text)
+  return re.sub(r"\]\((?!\w+:|#)([^)]+)\)", rf"]({URL}/blob/main/\1)", text)
+
+
+def version():
+  """Read as text: importing cmjax needs what is about to be installed."""
+  text = (ROOT / "cmjax" / "__init__.py").read_text(encoding="utf-8")
+  return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE).group(1)
+
+
 setup(
   name="cmjax",
-  version="0.1.0",
+  version=version(),
   description="Consistency models in JAX: training, distillation, sampling and evaluation.",
-  license="Apache-2.0",
+  long_description=readme(),
+  long_description_content_type="text/markdown",
+  url=URL,
+  project_urls={
+    "Documentation": f"{URL}/tree/main/docs",
+    "Changelog": f"{URL}/blob/main/CHANGELOG.md",
+    "Issues": f"{URL}/issues",
+  },
+  license_expression="Apache-2.0",
   license_files=["LICENSE"],
+  keywords=["consistency models", "diffusion models", "distillation", "generative models", "JAX"],
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Operating System :: MacOS",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3 :: Only",
+    *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)),
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+  ],
   packages=find_packages(include=["cmjax", "cmjax.*"]),
+  # It says nothing about where packages are, and still decides how `pip install -e` works: with it
+  # the repository is put on sys.path by a .pth file. Without it an import hook is installed, which
+  # Python asks last, and so not at all in the folder above a clone, where `cmjax` is a folder.
+  package_dir={"": "."},
+  package_data={"cmjax": ["py.typed"]},
+  cmdclass={"build_py": BuildWithPages},
+  # Parts of others, which a config then names as "their_package.networks:Mine", are found under the
+  # entry-point group "cmjax.parts" of their package; what is ours needs no entry.
+  entry_points={"console_scripts": ["cmjax = cmjax.commands.cli:main"]},
   python_requires=">=3.11",
   install_requires=CORE,
   extras_require=EXTRAS,
