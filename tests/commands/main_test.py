@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cmjax import main, verify
+from cmjax import verify
+from cmjax.commands import start
 from cmjax.program import train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,25 +66,18 @@ def test_a_mistyped_command_says_what_is_right(args, message):
 
 
 @pytest.fixture(name="program")
-def _program(monkeypatch, capsys):
-  """The program in this process: exit code, stdout, stderr; without --config.key flags."""
+def _program(capsys):
+  """The program in this process: exit code, stdout, stderr."""
 
   def program(*args):
-    argv = ["cmjax", CONFIG, *args]
-    monkeypatch.setattr(sys, "argv", argv)
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS.mode, flags.FLAGS.workdir = "train", None
-    flags.FLAGS.allow_config_change, flags.FLAGS.images, flags.FLAGS.to = False, None, None
     capsys.readouterr()
     try:
-      main.main(main.parse_flags(argv))
-      code = 0
+      code = start.run(start.parse(["cmjax", CONFIG, *args], None, flags.FlagValues())) or 0
     except SystemExit as stop:
       code = stop.code
     return code, *capsys.readouterr()
 
-  yield program
-  flags.FLAGS.unparse_flags()
+  return program
 
 
 @pytest.fixture(name="workdir", scope="module")
