@@ -41,7 +41,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import scipy.integrate  # noqa: F401 (else every process imports it for itself)
-from absl import app
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -172,7 +171,7 @@ def run_child(trial, argv, log, steps, sabotage):
       sabotage()
     sys.argv = argv
     try:
-      app.run(main.join_and_run, flags_parser=main.parse_flags)
+      main.main()
     except SystemExit as stop:
       code = stop.code or 0
     if code == 0:

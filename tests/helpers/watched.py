@@ -10,7 +10,6 @@ import sys
 
 import jax
 import numpy as np
-from absl import app
 
 from cmjax import experiment, main
 from cmjax.base import sharding
@@ -55,4 +54,4 @@ if __name__ == "__main__":
     experiment.batches, lambda step, digests: log.write(json.dumps([step, digests]) + "\n")
   )
   sharding.make_mesh = interleaved(sharding.make_mesh)
-  app.run(main.join_and_run, flags_parser=main.parse_flags)
+  main.main()
