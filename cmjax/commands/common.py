@@ -49,8 +49,10 @@ COMPILE_CACHE = Flag(
 
 
 def experiment_of(config: Any) -> Any:
-  """What the programs take as their first argument."""
-  return config  # the programs still read the config themselves
+  """The experiment of a config, which the programs take; None of None."""
+  from cmjax import experiment  # here, so that --help need not wait for jax
+
+  return None if config is None else experiment.parse(config)
 
 
 def say(answer: object) -> None:

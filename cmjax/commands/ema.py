@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help need not wait for jax.
-  from cmjax.base import sharding
+  from cmjax import experiment
   from cmjax.program import averages, stored_runs, sweep
 
   try:
     if args.sweep is not None:
       answer = sweep.sweep(args.workdir, lengths(args.sweep), step=args.step)
     else:
-      mesh = sharding.make_mesh(**stored_runs.read_config(args.workdir).mesh)
+      mesh = experiment.make_mesh(stored_runs.read_experiment(args.workdir).run)
       answer = averages.write(args.workdir, lengths(args.sigma_rel), mesh, step=args.step)
   except (ValueError, OSError) as error:
     logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)

@@ -53,6 +53,8 @@ NETWORKS = {
 }
 # What a tangent can have of its own.
 PRECISION = ("dtype", "matmul_precision")
+# What a section says of samples and inputs; a network of the user's own need not take it.
+DESCRIBES = ("resolution", "in_channels", "dim", "shape", "num_classes", "guidance", "segment")
 PRECONDITIONINGS = ("trigflow", "edm")
 
 
@@ -71,23 +73,25 @@ def network(section: Section, sigma_data: float) -> Network:
   matmul_precision = kwargs.pop("matmul_precision", None)
   kind = pick(PRECONDITIONINGS, kwargs.pop("preconditioning", "trigflow"), "net.preconditioning")
   module = pick_part(NETWORKS, name, "network (net.name)")
+  accepted = [p.name for p in arguments(module)]
   made = networks.from_part(
     module,
     functools.partial(call, module, f"net ({name})"),
-    kwargs,
+    {k: v for k, v in kwargs.items() if k in accepted or k not in DESCRIBES or name in NETWORKS},
     shape=sample_shape(section),
+    num_classes=section.get("num_classes", 0),
     dtype=dtype,
     matmul_precision=matmul_precision,
   )
   apply = edm.as_trigflow(made.apply, sigma_data=sigma_data) if kind == "edm" else made.apply
   options = {"dtype": dtype, "matmul_precision": matmul_precision}
-  if "remat" in [p.name for p in arguments(module)]:
+  if "remat" in accepted:
     options["remat"] = kwargs.get("remat", False)
   return made._replace(
     apply=apply,
     at=lambda **changes: network({**section, **changes}, sigma_data),
     options=options,
-    inputs=_inputs(section),
+    inputs=_inputs(section) or made.inputs,
     name=name,
   )
 

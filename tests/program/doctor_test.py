@@ -10,7 +10,7 @@ import pytest
 
 from cmjax import embeddings, experiment
 from cmjax.losses import means
-from cmjax.networks import MLP, DDPMpp, as_network
+from cmjax.networks import MLP, DDPMpp, from_nnx
 from cmjax.program import doctor, first_nonfinite, jvp_check
 from helpers import tiny
 
@@ -19,7 +19,7 @@ from helpers import tiny
 
 def mlp():
   """A network, its weights, and a function of them with a tangent and a gradient."""
-  net = as_network(functools.partial(MLP, dim=2, width=8, depth=2, embed_channels=8))
+  net = from_nnx(functools.partial(MLP, dim=2, width=8, depth=2, embed_channels=8))
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), shapes)
@@ -55,7 +55,7 @@ def test_an_infinity_before_the_nan_is_named_too():
 
 
 def test_blocks_of_a_scan_are_named_by_their_turn():
-  net = as_network(
+  net = from_nnx(
     functools.partial(
       DDPMpp, resolution=4, channels=4, channel_mult=(1,), num_blocks=2, attn_resolutions=(),
       augment_dim=0, dropout=0.0, scan=True, remat=True,

@@ -21,3 +21,4 @@ Beside its `__call__` a module may have these attributes, all optional:
 from cmjax.networks.adapters.equinox_modules import from_equinox as from_equinox
 from cmjax.networks.adapters.linen_modules import from_linen as from_linen
 from cmjax.networks.adapters.nnx_modules import from_nnx as from_nnx
+from cmjax.networks.adapters.parts import from_part as from_part
