@@ -63,7 +63,7 @@ def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> Conf
     return None
   from cmjax.program import stored_runs  # here, as JAX takes seconds to start
 
-  return _with_tuples(stored_runs.read_config(workdir))
+  return _with_tuples(ConfigDict(stored_runs.read_record(workdir)))
 
 
 def _has_config(workdir: str) -> bool:

@@ -354,7 +354,9 @@ def open_evaluators(
     emas: the averages that there are; None: those of the experiment.
   """
   guides, opened_all = guides or {}, {}
-  by_name = functools.cache(lambda key: sampling.compiled_sampler(experiment, key, mesh, guides.get(key)))
+  by_name = functools.cache(
+    lambda key: sampling.compiled_sampler(experiment, key, mesh, guides.get(key))
+  )
   known = dict.fromkeys(experiment.averages if emas is None else emas)
   for label, one in experiment.evaluators.items():
     if one.absent:
