@@ -207,7 +207,11 @@ def teacher_network(given: Experiment) -> Network | None:
     return None
   if not isinstance(given.teacher, Stored):
     return given.teacher[0]
-  network = given.network
+  return without_inputs(given.network)
+
+
+def without_inputs(network: Network) -> Network:
+  """The network without the inputs that only a student has: guidance, segment."""
   if not network.inputs or network.at is None:
     return network
   return network.at(**dict.fromkeys(network.inputs, False))
