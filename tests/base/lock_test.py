@@ -19,7 +19,7 @@ from helpers import tiny
 ROOT = pathlib.Path(__file__).parents[2]
 HOLDER = """
 import pathlib, sys, time
-from cmjax import lock
+from cmjax.base import lock
 with lock.hold(pathlib.Path(sys.argv[1])):
   print("held", flush=True)
   time.sleep(600)
