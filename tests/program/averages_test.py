@@ -17,11 +17,6 @@ from cmjax.program import averages, sample, stored_runs, train
 from cmjax.run import checkpoint, snapshots
 from helpers import tiny
 
-CACHE = (
-  "jax_compilation_cache_dir",
-  "jax_persistent_cache_min_compile_time_secs",
-  "jax_persistent_cache_min_entry_size_bytes",
-)
 ON_ALL_DEVICES = sharding.make_mesh
 PAIR = (0.05, 0.10)
 
@@ -308,18 +303,13 @@ def test_values_beyond_float16_are_stored_in_float32_with_a_warning(tmp_path, ca
 
 @pytest.fixture(name="run", scope="module")
 def _run(tmp_path_factory):
-  """A run with snapshots, on one device; its programs are compiled once for all tests."""
-  before = {name: getattr(jax.config, name) for name in CACHE}
-  for name, value in zip(CACHE, (str(tmp_path_factory.mktemp("cache")), 0, -1), strict=True):
-    jax.config.update(name, value)
+  """A run with snapshots, on one device."""
   make_mesh = lambda data=-1, fsdp=1: ON_ALL_DEVICES(data, fsdp, devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, "make_mesh", make_mesh)
     workdir = tmp_path_factory.mktemp("run")
     train.train(tiny.config("snapshots"), workdir)
     yield workdir
-  for name, value in before.items():
-    jax.config.update(name, value)
 
 
 @pytest.fixture(name="copy")

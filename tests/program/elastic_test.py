@@ -13,7 +13,6 @@ from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.program import train
 from helpers import tiny, watched
-from helpers.compile_once import _compile_once  # noqa: F401 (a fixture: 8 devices are compiled for once)
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TINY = {"net.width": 128, "batch_size": 64, "optim.lr": 1e-3, "evals": {}}
