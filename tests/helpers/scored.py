@@ -52,11 +52,12 @@ def main(data, out, coordinator=None, count=None, index=None):
     sharding.start(coordinator, int(count), int(index))
   sampling.SAMPLERS["ddim"] = exact
   evaluation.detector = lambda *args, **kwargs: LINEAR
-  config, net = configure(data), Network(lambda key: {}, lambda *args: args[1])
-  made = experiment.evaluators(config, net, sharding.make_mesh())
+  net = Network(lambda key: {}, lambda *args: args[1])
+  given = experiment.parse(configure(data))._replace(network=net)
+  made = experiment.open_evaluators(given, sharding.make_mesh())
   cards = {}
-  for label, evaluator in made.items():
-    found = dict(evaluator.evaluate({"main": {}}, jax.random.key(0)))
+  for label, evaluate in made.items():
+    found = dict(evaluate({"main": {}}, jax.random.key(0)))
     cards[label] = found["exact_main"]
   with open(out, "w") as file:
     json.dump(cards, file)

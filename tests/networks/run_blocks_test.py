@@ -30,9 +30,7 @@ def inputs():
 @functools.cache
 def drawn(name):
   """Parameters away from their start, where every block is blind."""
-  shapes = jax.eval_shape(
-    from_nnx(functools.partial(MAKES[name], **FLAT)).init, jax.random.key(0)
-  )
+  shapes = jax.eval_shape(from_nnx(functools.partial(MAKES[name], **FLAT)).init, jax.random.key(0))
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape)), shapes)
 
