@@ -30,7 +30,10 @@ def configure(data="digits", **fd):
   c = tiny.config().unlock()
   if data == "digits":
     c.data.name = "digits"
-    c.net = dict(name="ddpmpp", resolution=8, in_channels=1, num_classes=0)
+    c.net = dict(
+      name="ddpmpp", resolution=8, in_channels=1, channels=4, channel_mult=(1,), num_blocks=1,
+      attn_resolutions=(), num_classes=0, dtype="float32",
+    )  # fmt: skip
   section = dict(
     name="frechet", features="pixels", samplers=("one_step",), emas=("main",), every_steps=1,
     num_samples=100, batch_size=50, subset_size=80, num_subsets=4,

@@ -33,7 +33,10 @@ def exact(net, params, key, shape, times, *, sigma_data, cond):
 def configure(data):
   c = tiny.config().unlock()
   c.data = dict(name="npz", flip=False, npz=dict(path=data))
-  c.net = dict(name="ddpmpp", resolution=4, in_channels=3, num_classes=3)
+  c.net = dict(
+    name="ddpmpp", resolution=4, in_channels=3, channels=4, channel_mult=(1,), num_blocks=1,
+    attn_resolutions=(), num_classes=3, dtype="float32",
+  )  # fmt: skip
   c.samplers = dict(exact=dict(name="ddim", num_steps=2))
   c.evals = {
     f"batch{size}": dict(
