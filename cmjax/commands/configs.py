@@ -57,12 +57,13 @@ def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> Conf
     ValueError, OSError: it cannot be read.
   """
   if spec is not None:
-    return pages.load(spec)
+    config = pages.load(spec)
+    return _with_tuples(config) if spec.partition(":")[0].endswith(".json") else config
   if config_from is ConfigFrom.FLAG or workdir is None or not _has_config(workdir):
     return None
   from cmjax.program import stored_runs  # here, as JAX takes seconds to start
 
-  return ConfigDict(_with_tuples(stored_runs.read_record(workdir)))
+  return _with_tuples(ConfigDict(stored_runs.read_record(workdir)))
 
 
 def _has_config(workdir: str) -> bool:
@@ -81,11 +82,15 @@ def why_missing(workdir: str | None, config_from: ConfigFrom) -> str | None:
   return None
 
 
-def _with_tuples(value: Any) -> Any:
-  """Lists as the tuples that they were before JSON: only those can be set by flags."""
-  if isinstance(value, dict):
-    return {key: _with_tuples(item) for key, item in value.items()}
-  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+def _with_tuples(config: ConfigDict) -> ConfigDict:
+  """Lists as the tuples that they were before JSON: flags can set tuples alone."""
+
+  def convert(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {key: convert(item) for key, item in value.items()}
+    return tuple(map(convert, value)) if isinstance(value, list) else value
+
+  return ConfigDict(convert(config.to_dict()))
 
 
 def define(config: ConfigDict, argv: Sequence[str], values: flags.FlagValues) -> None:

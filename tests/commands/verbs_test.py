@@ -169,8 +169,11 @@ def test_a_page_goes_before_the_config_of_the_run(tmp_path, told, called):
   (tmp_path / "config.json").write_text(json.dumps(tiny.config(seed=7).to_dict()))
   calls = called(train, "train")
   assert told("train", CONFIG, f"--workdir={tmp_path}")[0] == 0
-  assert told("train", f"--config={tmp_path / 'config.json'}", f"--workdir={tmp_path}")[0] == 0
+  stored = f"--config={tmp_path / 'config.json'}"
+  override = "--config.samplers.two_steps.mid_times=(0.9,)"
+  assert told("train", stored, f"--workdir={tmp_path}", override)[0] == 0
   assert [args[0].seed for args, _ in calls] == [0, 7]
+  assert calls[1][0][0].samplers.two_steps.mid_times == (0.9,)
 
 
 WITHOUT_RUN = [  # arguments, what is called, with what beside the config, answer, stdout

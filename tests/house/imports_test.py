@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "cmjax"
 # From the top down. A folder is one room, and so is a file that lies in none. A room imports from
 # lower floors only. What is not listed has no place yet: add it.
 FLOORS = (
-  "main commands",
+  "main __main__",
+  "commands",
   "verify",
   "program",
   "experiment",
@@ -34,7 +35,7 @@ WINGS = {
   " losses editing latents",
   "networks": "networks",
   "machinery": "run data metrics convert training",
-  "program": "experiment program verify commands main",
+  "program": "experiment program verify commands main __main__",
 }
 WING = {room: wing for wing, rooms in WINGS.items() for room in rooms.split()}
 # Every wing knows base, the mathematics also itself, the program everything. And beside that:
@@ -48,7 +49,7 @@ LIBRARIES = {  # wing or room -> the only libraries it knows, beside the standar
   "base": {"jax", "numpy", "jaxtyping"},
   "pages": {"ml_collections"},
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
-  "networks": {"jax", "numpy", "jaxtyping", "flax"},
+  "networks": {"jax", "numpy", "jaxtyping", "flax", "equinox"},  # equinox if it is there
   "training": {"jax", "numpy", "jaxtyping", "flax", "optax"},
 }
 CONFIGURED = {"experiment", "commands", "main", "pages"}
@@ -173,7 +174,9 @@ def library_breaches(name, full):
 
 
 def room_breaches(name, other):
-  """Of an import from another room."""
+  """Of an import from another room; of cmjax itself, which is its version, nothing."""
+  if not other:
+    return
   if floor(other) >= floor(name):
     yield f"cmjax.{other} is not on a lower floor"
   wing, other_wing = WING.get(room(name), "base"), WING[room(other)]
