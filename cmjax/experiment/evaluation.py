@@ -52,9 +52,8 @@ def detector(
     mesh: whose devices share the work.
     what: the section of the config, for errors.
   """
-  if parts.is_outside(name):
-    return _users_detector(name, weights, variant, shape=shape, mesh=mesh, what=what)
-  pick(FEATURES, name, f"features ({what}.features)")
+  if factory := _check_features(name, what):
+    return _users_detector(factory, name, weights, variant, shape=shape, mesh=mesh, what=what)
   if variant is not None and name not in detectors.DETECTORS:
     raise ValueError(f"{what}.variant={variant!r}: features {name!r} have no variants.")
   if name == "pixels":
@@ -75,12 +74,20 @@ def detector(
   return Detector(name, "FD-classifier", classifier.NUM_FEATURES, apply, record)
 
 
+def _check_features(name: str, what: str) -> Callable[..., Any] | None:
+  """The user's own factory of a detector, of that name; None for one of `FEATURES`."""
+  what = f"features ({what}.features)"
+  if parts.is_outside(name):
+    return parts.named(name, what)
+  pick(FEATURES, name, what)
+  return None
+
+
 def _users_detector(
-  name: str, weights: str | None, variant: str | None, *, shape: tuple[int, ...], mesh: Mesh,
-  what: str,
+  factory: Callable[..., Any], name: str, weights: str | None, variant: str | None, *,
+  shape: tuple[int, ...], mesh: Mesh, what: str,
 ) -> Detector:  # fmt: skip
   """A detector of the user's own: a marked factory that takes what it wants of these."""
-  factory = parts.named(name, f"features ({what}.features)")
   given = dict(weights=weights, variant=variant, shape=shape, mesh=mesh)
   wanted = [p.name for p in arguments(factory)]
   made = factory(**{key: value for key, value in given.items() if key in wanted})
@@ -299,6 +306,8 @@ def evaluator(label: str, section: Section, samples: Samples) -> Evaluator:
   at_start = kwargs.pop("at_start", name == "samples")
   scorer = None
   if name in EVALUATORS:
+    if name == "frechet":
+      _check_features(kwargs.get("features", ""), what)
     _check_arguments(row, f"{what} ({name})", kwargs)
     open_it = functools.partial(row.open, kwargs, what)
     if name == "frechet":

@@ -141,7 +141,9 @@ def _proposal(
 def _with_proposal(name: str, kwargs: dict[str, Any]) -> list[Any]:
   """[what says p(t), the weighting, the other arguments] of a loss that has both."""
   keys = ("proposal",) if kwargs.get("proposal") else ("P_mean", "P_std")
-  _, *values, weight, rest = read({"name": name, **kwargs}, "loss", *keys, "weighting")
+  # Without a weighting the choices are listed.
+  section = {"name": name, "weighting": "", **kwargs}
+  _, *values, weight, rest = read(section, "loss", *keys, "weighting")
   rest.pop("proposal", None)
   return [dict(zip(keys, values, strict=True)), weight, rest]
 

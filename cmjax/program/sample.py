@@ -51,8 +51,7 @@ def sample(
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   mesh = experiment.make_mesh(given.run)
-  record = stored_runs.read_record(workdir)
-  ema = ema or next(iter(record["ema"]))
+  ema = ema or next(iter(stored_runs.read_record(workdir)["ema"]))
   trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
   given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
   guides, decoding = stored_runs.load_guides(given, mesh), experiment.decoder(given.samples, mesh)

@@ -26,13 +26,13 @@ def main(path, *settings):
   path, _, variant = path.partition(":")
   values = dict(setting.split("=") for setting in settings)
   config = runpy.run_path(path)["get_config"](variant)
-  config = plan.changed(config, {key: ast.literal_eval(v) for key, v in values.items()})
+  config.update_from_flattened_dict({key: ast.literal_eval(v) for key, v in values.items()})
+  given = experiment.parse(config)
   mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
-  arguments = plan.abstract_arguments(config, mesh)
-  traced = plan.trace_step(config, mesh)
+  arguments = plan.abstract_arguments(given, mesh)
+  traced = plan.trace_step(given, mesh)
   compiled = compiled_step.compile_traced(traced, mesh)
-  init = experiment.state_init(config, experiment.network(config))
-  state = sharding.create(init, mesh, jax.random.key(0))[0]
+  state = sharding.create(experiment.state_init(given), mesh, jax.random.key(0))[0]
   zeros = lambda x: jax.device_put(jax.numpy.zeros(x.shape, x.dtype), x.sharding)
   batch = jax.tree.map(zeros, arguments[1])
   key = jax.device_put(jax.random.key(0), arguments[2].sharding)

@@ -4,6 +4,7 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
+from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.program import stored_runs
 
@@ -68,6 +69,11 @@ def config(variant: str = "", **values) -> mlc.ConfigDict:
   c = get_config(variant)
   c.update_from_flattened_dict(values)
   return c
+
+
+def experiment_of(variant: str = "", **values) -> experiment.Experiment:
+  """The experiment of `config(variant, **values)`."""
+  return experiment.parse(config(variant, **values))
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
