@@ -46,10 +46,10 @@ def sitting(monkeypatch, config, workdir, data, fsdp, stop=None):
       lambda data, fsdp: all_devices(data, fsdp, devices=jax.devices()[: data * fsdp]),
     )
     if stop is None:
-      train.train(config, workdir)
+      tiny.train(config, workdir)
     else:
       with pytest.raises(train.Interrupted):
-        train.train(config, workdir)
+        tiny.train(config, workdir)
   return seen
 
 
