@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent
 STEPS = 4
 EVERY = 2
 BATCH_SIZE = 16  # of 8 devices too
-NUM_SAMPLES = 32
+NUM_SAMPLES = 64
 NETWORKS: dict[str, dict[str, Any]] = {
   "mlp": dict(width=16, depth=1),
   "ddpmpp": dict(channels=8, num_blocks=1),

@@ -9,26 +9,24 @@ what came out. Interrupted, it goes on where it was when it is started again.
 import argparse
 import json
 import logging
-import runpy
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import score_files, train
 from cmjax.run import writer
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = {"teacher": "digits_teacher", "sCD": "digits_scd", "sCT": "digits_sct"}
 SHOWN = ("loss", "optim", "ema")
 
 
 def configure(method, workdir, variant):
   """The config of one run, with the teacher's workdir in this quickstart's."""
-  config = runpy.run_path(str(CONFIGS / f"{RUNS[method]}.py"))["get_config"](variant)
+  config = pages.load(f"{RUNS[method]}:{variant}").unlock()
   if method != "teacher":
     config.init_from.workdir = str(workdir / "teacher")
   if method == "sCD":
@@ -62,7 +60,7 @@ def print_table(configs, scores):
 def picture(workdir, configs):
   """A row of real digits, then the first 16 of each sampler's last grid; returns the file."""
   real = next(iter(experiment.batches(configs["teacher"], sharding.make_mesh(), 0)))["image"][:64]
-  grids = [writer.grid(real)]
+  grids = [writer.grid(real, columns=8)]
   for method, config in configs.items():
     for key in config.samplers:
       path = workdir / method / "samples" / f"{key}_main_{config.total_steps:08d}.png"

@@ -14,7 +14,6 @@ of CIFAR-10 go nowhere.
 
 import argparse
 import logging
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from methods import ROOT, plain_numbers, write_results
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.metrics import cards
 from cmjax.program import sample, train
 from cmjax.run import page as report_page
@@ -45,8 +44,7 @@ DETECTOR = dict(name="frechet", features="efficientnet_lite0", variant="128", ro
 
 def configure(method, args):
   """The page of a method, made small."""
-  config = runpy.run_path(str(ROOT / "configs" / f"cifar10_{method}.py"))["get_config"]()
-  config.unlock()
+  config = pages.load(f"cifar10_{method}").unlock()
   config.data.name, config.data.npz.path, config.data.flip = "npz", str(args.npz), True
   config.net.update(NET)
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]

@@ -30,7 +30,6 @@ import functools
 import json
 import logging
 import os
-import runpy
 import signal
 import threading
 import time
@@ -39,7 +38,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import atomic_files, sharding
 from cmjax.data import sources
 from cmjax.metrics import classifier
@@ -73,8 +72,7 @@ FASHION_MNIST = {
 
 def configure(args, data, method, seed, steps=None):
   """A method's page of configs/ with this comparison's averages, samplers and scores."""
-  path = ROOT / "configs" / f"digits_{method}.py"
-  config = runpy.run_path(str(path))["get_config"](args.variant)
+  config = pages.load(f"digits_{method}:{args.variant}").unlock()
   if data == "fashion_mnist":
     move_to_fashion_mnist(config, method, args.variant)
   config.seed = seed

@@ -9,13 +9,12 @@ before. The first probe, which compiles, is printed beside.
 """
 
 import argparse
-import runpy
 import time
 
 import jax
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import compiled_step, doctor
 
@@ -36,7 +35,7 @@ def main() -> None:
   parser.add_argument("--every", type=int, default=1_000, help="doctor.probe_every_steps")
   parser.add_argument("--steps", type=int, default=30)
   args = parser.parse_args()
-  config = runpy.run_path(args.config)["get_config"]()
+  config = pages.load(args.config).unlock()
   if config.teacher.workdir:
     raise SystemExit("Give a config without a teacher: its step is timed with no run to read.")
   mesh = sharding.make_mesh()

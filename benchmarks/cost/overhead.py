@@ -23,7 +23,6 @@ import contextlib
 import functools
 import logging
 import queue
-import runpy
 import tempfile
 import threading
 import time
@@ -32,16 +31,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import compiled_step, doctor, train
 from cmjax.run import checkpoint, snapshots, writer
 
-CONFIG = Path(__file__).parents[2] / "configs" / "cifar10_sct.py"
-
 
 def configure(args, **net):
-  config = runpy.run_path(str(CONFIG))["get_config"]()
+  config = pages.load("cifar10_sct").unlock()
   config.net.update(**net)
   config.evals = {}
   config.data.name = "npz"

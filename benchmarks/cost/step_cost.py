@@ -9,18 +9,15 @@ the same network, each compiled once, timed in turns.
 """
 
 import argparse
-import runpy
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.program import compiled_step, plan
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 # Forward passes of a step. Student and its gradient are 3; a target, a tangent (one jvp), a teacher
 # or an evaluation for a finite difference are 1 each.
 FLOOR = {
@@ -43,7 +40,7 @@ FLOOR = {
 
 
 def configure(method, args):
-  config = runpy.run_path(str(CONFIGS / f"cifar10_{method}.py"))["get_config"]()
+  config = pages.load(f"cifar10_{method}").unlock()
   config.net.update(channels=args.channels, num_blocks=args.num_blocks, dropout=0.13)
   config.batch_size = args.batch_size
   return config

@@ -10,18 +10,14 @@ those with the exact estimator.
 """
 
 import argparse
-import runpy
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment, tangent, times, trigflow, weighting
+from cmjax import experiment, pages, tangent, times, trigflow, weighting
 from cmjax.losses import continuous
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def estimators(sigma_data):
@@ -60,7 +56,7 @@ def main():
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--runs", type=int, default=5)
   args = parser.parse_args()
-  config = runpy.run_path(str(CONFIGS / f"{args.config}.py"))["get_config"]()
+  config = pages.load(args.config).unlock()
   net, params, x_t, t, dxdt = draw(config, args.batch_size)
   sd = config.sigma_data
 

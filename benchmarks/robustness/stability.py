@@ -17,7 +17,6 @@ would be equal.
 
 import argparse
 import math
-import runpy
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment, trigflow
+from cmjax import experiment, pages, trigflow
 from cmjax.data import sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "comparison"))
@@ -82,8 +81,7 @@ def norms(config, images, times, seeds):
 
 
 def configure(args, embedding, modulation):
-  config = runpy.run_path(str(args.config))["get_config"]()
-  config.unlock()
+  config = pages.load(args.config).unlock()
   config.net.update(channels=args.channels, augment_dim=0, modulation=MODULATIONS[modulation])
   config.net.update(EMBEDDINGS[embedding])
   return config
@@ -145,7 +143,7 @@ def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--config", type=Path, default=methods.ROOT / "configs" / "digits_sct.py")
+  parser.add_argument("--config", default="configs/digits_sct.py")
   parser.add_argument("--channels", type=int, default=64)
   parser.add_argument("--images", choices=("data", "noise"), default="data")
   parser.add_argument("--batch_size", type=int, default=64)
@@ -161,7 +159,7 @@ def main():
     for modulation in MODULATIONS:
       config = configure(args, embedding, modulation)
       found[embedding, modulation] = norms(config, images, times, args.seeds)
-  name = args.config.stem
+  name = Path(args.config).stem
   command = f"python benchmarks/robustness/stability.py --config=configs/{name}.py --channels={args.channels}"
   command += f" --images={args.images}"
   lines = table(found, times, command)

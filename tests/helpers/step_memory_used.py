@@ -6,12 +6,11 @@ python tests/helpers/step_memory_used.py CONFIG.py:VARIANT key=value ...
 import ast
 import json
 import pathlib
-import runpy
 import sys
 
 import jax
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import compiled_step, plan
 
@@ -22,10 +21,9 @@ def status(name):
   return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
-def main(path, *settings):
-  path, _, variant = path.partition(":")
+def main(spec, *settings):
   values = dict(setting.split("=") for setting in settings)
-  config = runpy.run_path(path)["get_config"](variant)
+  config = pages.load(spec)
   config = plan.changed(config, {key: ast.literal_eval(v) for key, v in values.items()})
   mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
   arguments = plan.abstract_arguments(config, mesh)
