@@ -79,8 +79,8 @@ def folder() -> Path:
 
 
 def show(config: ConfigDict) -> str:
-  """All settings of a config, a `key = value` a line."""
-  return "\n".join(f"{key} = {value!r}" for key, value in sorted(_flat(config.to_dict()).items()))
+  """All settings of a config in order, a `key = value` a line."""
+  return "\n".join(f"{key} = {value!r}" for key, value in _flat(config.to_dict()).items())
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> str:
