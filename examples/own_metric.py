@@ -33,6 +33,7 @@ def share_on_black(points: np.ndarray) -> float:
 @part
 def on_black(setting: Setting, *, num_samples: int = 10_000):
   """`evals.*.name="own_metric:on_black"`: called once, before training."""
+
   def evaluate(averages, key):
     for name, sampler in setting.samplers.items():
       for ema in setting.emas:

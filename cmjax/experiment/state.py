@@ -1,4 +1,4 @@
-"""What a train step is made of beside the loss: the optimizer, the averages, the state of step 0."""
+"""What a step is made of beside the loss: the optimizer, the averages, the state of step 0."""
 
 from collections.abc import Callable
 
