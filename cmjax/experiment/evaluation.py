@@ -246,9 +246,9 @@ def _open_samples(kwargs: Mapping[str, Any], what: str, setting: Setting) -> met
 
 
 def _open_wasserstein(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
-  splits = (_points(setting.source(split)) for split in sources.SPLITS)
+  train, held_out = (_points(setting.source(split)) for split in sources.SPLITS)
   return metrics.sliced_wasserstein(
-    setting.samplers, *splits, sharding.everyone, emas=setting.emas, **kwargs
+    setting.samplers, train, held_out, sharding.everyone, emas=setting.emas, **kwargs
   )
 
 

@@ -393,7 +393,7 @@ def _discrete(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
     distils=name == "cd",
     target=target,
     lpips=lambda: _lpips_weights(distance_section),
-    evaluations=TRAINED + 1 + {"euler": 1, "heun": 2}.get(solver, 0),
+    evaluations=TRAINED + 1 + {"euler": 1, "heun": 2}.get(solver or "", 0),
     **_shifted(scene, kwargs),
   )
 

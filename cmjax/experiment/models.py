@@ -107,7 +107,7 @@ def precision(section: Section) -> dict[str, Any]:
 
 def samples(net: Section, data: Section) -> Samples:
   """What one sample is, by the sections of the network and of the data."""
-  own = data.get(data.get("name")) or {}
+  own = data.get(data.get("name", "")) or {}
   return Samples(
     shape=sample_shape(net),
     num_classes=net.get("num_classes", 0),

@@ -107,7 +107,7 @@ def _loss(given: Experiment, net_params: Any) -> Iterator[Row]:
   images = given.run.sigma_data * np.random.default_rng(0).standard_normal(
     (num, *given.samples.shape)
   )
-  batch = {"image": np.asarray(images, np.float32)}
+  batch: dict[str, Any] = {"image": np.asarray(images, np.float32)}
   if given.samples.num_classes:
     batch["label"] = np.arange(num, dtype=np.int32) % given.samples.num_classes
   params = {"net": net_params, **method.init(key, net_params, net_params)}
@@ -118,11 +118,11 @@ def _loss(given: Experiment, net_params: Any) -> Iterator[Row]:
     assert at is not None, "asked of networks that have it"
     net = at(dtype=dtype, matmul_precision="highest")
     cast = lambda tree: jvp_check.in_dtype(tree, np.dtype(dtype))
-    p, b, l = cast(params), cast(batch), cast(lpips)
-    loss_fn = method.loss(net, Frozen((net, p["net"]), l))
+    weights, data = cast(params), cast(batch)
+    loss_fn = method.loss(net, Frozen((net, weights["net"]), cast(lpips)))
     index = jnp.asarray(given.run.total_steps, jnp.int32)
-    of_loss = jax.grad(lambda p: loss_fn(p, b, key, index)[0])
-    return jax.device_get(jax.jit(of_loss)(p)["net"])
+    of_loss = jax.grad(lambda weights: loss_fn(weights, data, key, index)[0])
+    return jax.device_get(jax.jit(of_loss)(weights)["net"])
 
   with jax.threefry_partitionable(True):
     single = gradient("float32")

@@ -91,7 +91,10 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
       )
     how = options | changes
     remat = how.pop("remat", None)
-    return network(body if remat == body.remat else body.rebuild(remat), **how)
+    if remat == body.remat:
+      return network(body, **how)
+    assert body.rebuild is not None, "a module with the option can be built anew"
+    return network(body.rebuild(remat), **how)
 
   return Network(
     init,
