@@ -14,7 +14,6 @@ the images of CIFAR-10 go nowhere.
 
 import argparse
 import logging
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -22,9 +21,9 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from methods import RESULTS, ROOT, plain_numbers, write_results
+from methods import RESULTS, plain_numbers, write_results
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.metrics import cards
 from cmjax.program import sample, train
 from cmjax.run import page as report_page
@@ -45,8 +44,7 @@ DETECTOR = dict(name="frechet", features="efficientnet_lite0", variant="128", ro
 
 def configure(method, args):
   """The page of a method, made small."""
-  config = runpy.run_path(str(ROOT / "configs" / f"cifar10_{method}.py"))["get_config"]()
-  config.unlock()
+  config = pages.load(f"cifar10_{method}").unlock()
   config.data.name, config.data.npz.path, config.data.flip = "npz", str(args.npz), True
   config.net.update(NET)
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]
@@ -83,7 +81,7 @@ def make_reference(args):
   if not path.exists():
     config = configure("teacher", args).unlock()
     config.evals.fd.update(reference="train", floor=False)
-    print(sample.make_reference(config, path), flush=True)
+    print(sample.make_reference(experiment.parse(config), path), flush=True)
 
 
 def held_out(args, config):
@@ -98,7 +96,7 @@ def held_out(args, config):
       np.savez(images, images=file["test_images"][: args.num_samples])
     config = config.copy_and_resolve_references().unlock()
     config.evals.fd.floor = False
-    sample.evaluate_images(config, args.workdir, images)
+    sample.evaluate_images(experiment.parse(config), args.workdir, images)
   return cards.read(card)["values"]["frechet"]
 
 
@@ -110,12 +108,15 @@ def report(args, configs):
   ]
   last = {}
   seen = {method: report_page.read_metrics(args.workdir / method) for method in configs}
+  nfe = {
+    (method, name): sampler.nfe
+    for method, config in configs.items()
+    for name, sampler in experiment.parse(config).samplers.items()
+  }
   for method, config in configs.items():
     for name in config.samplers:
       steps, values = seen[method][f"fd/{name}/main"]
-      axis.plot(
-        steps, values, "o-", ms=3, label=f"{method}, NFE {experiment.sampler_nfe(config, name)}"
-      )
+      axis.plot(steps, values, "o-", ms=3, label=f"{method}, NFE {nfe[method, name]}")
       last[method, name] = values[-1]
       grid = args.workdir / method / "samples" / f"{name}_main_{config.total_steps:08d}.png"
       shutil.copy(grid, args.docs / f"cifar10_small_{method}_{name}.png")
@@ -127,9 +128,9 @@ def report(args, configs):
   for (method, name), value in last.items():
     config = configs[method]
     images = f"{config.total_steps * config.batch_size:,}"
-    nfe = experiment.sampler_nfe(config, name)
     lines.append(
-      f"| {method} | {nfe} | {value:.1f} | {value / best:.2f} | {config.total_steps:,} | {images} |"
+      f"| {method} | {nfe[method, name]} | {value:.1f} | {value / best:.2f} | "
+      f"{config.total_steps:,} | {images} |"
     )
   for number, floor in floors.items():
     lines.append(f"| {number:,} held-out images | | {floor:.1f} | {floor / best:.2f} | | |")
@@ -149,7 +150,7 @@ def report(args, configs):
 
 
 def _shapes(config):
-  return jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+  return jax.eval_shape(experiment.parse(config).network.init, jax.random.key(0))
 
 
 def main():
@@ -176,7 +177,7 @@ def main():
   configs = {method: configure(method, args) for method in METHODS}
   try:
     for method in args.methods:
-      train.train(configs[method], args.workdir / method)
+      train.train(experiment.parse(configs[method]), args.workdir / method)
   except train.Interrupted:
     sys.exit(train.INTERRUPTED)
   if set(args.methods) == set(METHODS):

@@ -10,18 +10,14 @@ those with the exact estimator.
 """
 
 import argparse
-import runpy
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment, tangent, times, trigflow, weighting
+from cmjax import experiment, pages, tangent, times, trigflow, weighting
 from cmjax.losses import continuous
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def estimators(sigma_data):
@@ -38,7 +34,7 @@ def estimators(sigma_data):
 
 def draw(config, batch_size):
   """A network away from its zeros, and x_t, t, dx_t/dt of the config's proposal on pure noise."""
-  net = experiment.network(config)
+  net = experiment.parse(config).network
   keys = jax.random.split(jax.random.key(0), 5)
   params = jax.jit(net.init)(keys[0])
   leaves, tree = jax.tree.flatten(params)
@@ -60,7 +56,7 @@ def main():
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--runs", type=int, default=5)
   args = parser.parse_args()
-  config = runpy.run_path(str(CONFIGS / f"{args.config}.py"))["get_config"]()
+  config = pages.load(args.config)
   net, params, x_t, t, dxdt = draw(config, args.batch_size)
   sd = config.sigma_data
 

@@ -11,12 +11,12 @@ others, with the state split over all chips (fsdp). Nothing runs on a TPU. It ne
 
 import argparse
 import json
-import runpy
 from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
 
+from cmjax import experiment, pages
 from cmjax.program import plan
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +36,11 @@ def rows_of(args, known):
 
 
 def measure(args, topology, layout):
-  config = runpy.run_path(str(ROOT / "configs/cifar10_sct.py"))["get_config"]()
+  config = pages.load("cifar10_sct").unlock()
   chips = len(plan.target(topology).devices)
   config.batch_size = chips * args.per_chip
   config.net, config.mesh = NET | {"size": args.size}, LAYOUTS[layout]
-  report = plan.plan(config, topology)
+  report = plan.plan(experiment.parse(config), topology)
   step = report["step"]
   sent = {kind: traffic["sent"] for kind, traffic in step["collectives"].items()}
   keys = ("seconds", "estimate", "roofline", "xla_seconds")

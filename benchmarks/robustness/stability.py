@@ -18,7 +18,6 @@ would be equal.
 
 import argparse
 import math
-import runpy
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment, trigflow
+from cmjax import experiment, pages, trigflow
 from cmjax.data import sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "comparison"))
@@ -68,7 +67,7 @@ def random_weights(net, seed):
 
 def norms(config, images, times, seeds):
   """The root mean square of both parts over sigma_data [seeds, times, 2], mean over the images."""
-  net, sigma_data = experiment.network(config), config.sigma_data
+  net, sigma_data = experiment.parse(config).network, config.sigma_data
   z = trigflow.noise(jax.random.key(0), images.shape, sigma_data=sigma_data)
 
   @jax.jit
@@ -83,8 +82,7 @@ def norms(config, images, times, seeds):
 
 
 def configure(args, embedding, modulation):
-  config = runpy.run_path(str(args.config))["get_config"]()
-  config.unlock()
+  config = pages.load(args.config).unlock()
   config.net.update(channels=args.channels, augment_dim=0, modulation=MODULATIONS[modulation])
   config.net.update(EMBEDDINGS[embedding])
   return config
@@ -95,7 +93,7 @@ def load_images(args):
   if args.images == "noise":
     shape = (args.batch_size, *[config.net.resolution] * 2, config.net.in_channels)
     return trigflow.noise(jax.random.key(1), shape, sigma_data=config.sigma_data)
-  pixels = sources.as_array(experiment.source(config))[0][: args.batch_size]
+  pixels = sources.as_array(experiment.opened(experiment.parse(config)))[0][: args.batch_size]
   return jnp.asarray(pixels, jnp.float32) / 127.5 - 1
 
 

@@ -66,6 +66,8 @@ class Method(NamedTuple):
       unit norm after each update.
     lpips: reads the weights of the LPIPS network; None for a loss without.
     tangent: in what the tangent's pass is computed, {dtype, matmul_precision}, where it differs.
+    evaluations: of networks that a train step cannot do without, where a forward pass counts as 1
+      and a backward pass as 2: 3 for a loss of one output. For benchmarks; None: not known.
   """
 
   name: str
@@ -82,6 +84,7 @@ class Method(NamedTuple):
   normalized_paths: tuple[str, ...] = ()
   lpips: Callable[[], Params | None] = lambda: None
   tangent: Mapping[str, Any] = _NOTHING
+  evaluations: int | None = None
 
 
 class Samples(NamedTuple):

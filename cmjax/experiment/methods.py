@@ -52,6 +52,9 @@ TANGENTS = {
   "semi_continuous": tangent.semi_continuous,
   "discrete": tangent.discrete,
 }
+# Network evaluations of an estimator beside F itself.
+TANGENT_EVALUATIONS = {"exact": 1, "central": 2, "semi_continuous": 3, "discrete": 1}
+TRAINED = 3  # a forward pass, and the backward pass of its gradient, which counts as two
 CURRICULA = {
   "square_root": times.square_root,
   "doubling": times.doubling,
@@ -165,6 +168,7 @@ def _diffusion(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
     _train_weightings({"weighting": weight}),
     label_dropout=rest.get("label_dropout", 0.0),
     normalized_paths=_normalized(weight_name),
+    evaluations=TRAINED,
   )
 
 
@@ -229,6 +233,8 @@ def _scm(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
       **rest,
     )
 
+  of_tangent = TANGENT_EVALUATIONS.get(section["name"])  # not known of one from outside
+  of_teacher = 1 + guided if name == "scd" else 0
   needs = ("guidance",) * guided + ("segment",) * (rest.get("num_segments", 1) not in (None, 1))
   base = Method(
     name,
@@ -239,6 +245,7 @@ def _scm(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
     teacher_needs_no_class=guided,
     normalized_paths=_normalized(weight_name),
     tangent=wanted,
+    evaluations=None if of_tangent is None else TRAINED + of_tangent + of_teacher,
   )
   return _with_vsd(scene, base, vsd, rest, weights) if vsd else base
 
@@ -289,11 +296,14 @@ def _with_vsd(
     return params | {"fake": jax.tree.map(jnp.copy, net if teacher is None else teacher)}
 
   label = lambda params: {key: "fake" if "fake" in key else "main" for key in params}
+  # The generator; teacher and fake score on its sample; the fake score's own step.
+  beside = TRAINED + (1 + base.teacher_needs_no_class) + 1 + TRAINED
   return base._replace(
     loss=make,
     init=init,
     starts_from_teacher=True,
     optimizer=lambda tx: optax.partition({"main": tx, "fake": fake_tx}, label),
+    evaluations=None if base.evaluations is None else base.evaluations + beside,
   )
 
 
@@ -385,6 +395,7 @@ def _discrete(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
     distils=name == "cd",
     target=target,
     lpips=lambda: _lpips_weights(distance_section),
+    evaluations=TRAINED + 1 + {"euler": 1, "heun": 2}.get(solver, 0),
     **_shifted(scene, kwargs),
   )
 
@@ -419,6 +430,7 @@ def _continuous_2023(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
     make,
     distils=name == "cd_continuous",
     lpips=lambda: _lpips_weights(section),
+    evaluations=TRAINED + 1 + (name == "cd_continuous"),  # with the stop-gradient
     **_shifted(scene, kwargs),
   )
 

@@ -42,7 +42,8 @@ def run(config: Mapping[str, Any]) -> Run:
 
 def make_mesh(run: Run, devices: list[Any] | None = None) -> Mesh:
   """The mesh of a run, over these devices or all that there are."""
-  return call(sharding.make_mesh, "mesh", devices=devices, **run.mesh)
+  over = {} if devices is None else {"devices": devices}
+  return call(sharding.make_mesh, "mesh", **over, **run.mesh)
 
 
 def check(run: Run, every_steps: Mapping[str, int]) -> None:

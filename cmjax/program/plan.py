@@ -167,7 +167,7 @@ def candidates(given: Experiment, aim: Target) -> Iterator[dict[str, Any]]:
   if given.network.options.get("remat") is False:
     changes = {"net.remat": True}
     yield changes
-  if argument_bytes(given, aim) <= aim.chip.memory:
+  if "microbatch" in given.record and argument_bytes(given, aim) <= aim.chip.memory:
     # Accumulation leaves the arguments as they are, so that it is no help where they do not fit.
     size = given.run.microbatch or given.run.batch_size
     while size % (2 * num_chips) == 0:

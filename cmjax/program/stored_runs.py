@@ -240,7 +240,7 @@ def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
 
 
 def with_searched_times(given: Experiment, workdir: str | Path) -> Experiment:
-  """The experiment with the intermediate times that were searched for this run, if there are any."""
+  """The experiment with the intermediate times that were searched for this run, where there are."""
   path = Path(workdir) / TIMES
   if not path.is_file():
     return given

@@ -1,4 +1,4 @@
-"""Training: from an experiment and a workdir to a trained model, in as many sittings as it takes."""
+"""Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
 from pathlib import Path
 

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import re
-import runpy
 import shutil
 import sys
 
@@ -14,14 +13,14 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cmjax import experiment, latents
+from cmjax import experiment, latents, pages
 from cmjax.base import sharding
 from cmjax.commands import prepare
 from cmjax.data import pipeline, records, shards, sources
 from cmjax.data.prepare import validation
 from cmjax.program import compiled_step, plan, stored_runs, train
 from cmjax.training import microbatch
-from helpers.prepared_sets import CONFIGS, RNG, config, latent_arrays, write_set
+from helpers.prepared_sets import RNG, config, latent_arrays, write_set
 
 
 def images(num=35, shape=(4, 5, 3)):
@@ -422,7 +421,6 @@ def test_the_draw_shares_no_noise_with_the_loss():
 @pytest.mark.parametrize("family", ["teacher", "sct", "scd", "scd_vsd"])
 def test_the_pages_of_imagenet_512_have_the_papers_numbers(family):
   """sCM, table 5 and appendix C."""
-  get = runpy.run_path(str(CONFIGS / f"imagenet512_{family}.py"))["get_config"]
   table = {
     "s": (192, 1.0, 0.0, 0.25, 0.025, 1_048_576),
     "m": (256, 0.9, 0.1, 0.35, 0.03, 1_048_576),
@@ -431,7 +429,7 @@ def test_the_pages_of_imagenet_512_have_the_papers_numbers(family):
     "xxl": (448, 0.65, 0.1, 0.35, 0.015, 376_000),
   }
   for size, (channels, rate, dropout, sct_dropout, sigma_rel, teacher_steps) in table.items():
-    c = get(size)
+    c = pages.load(f"imagenet512_{family}:{size}")
     assert c.net.channels == channels and c.batch_size == 2048 and not c.data.flip
     is_teacher = family == "teacher"
     assert c.optim.lr == pytest.approx(rate * (1e-2 if is_teacher else 1e-4))
@@ -453,7 +451,6 @@ def test_the_pages_of_imagenet_512_have_the_papers_numbers(family):
 @pytest.mark.parametrize("family", ["teacher", "sct", "scd"])
 def test_the_pages_of_imagenet_64_have_the_papers_numbers(family):
   """sCM, table 4."""
-  get = runpy.run_path(str(CONFIGS / f"imagenet64_{family}.py"))["get_config"]
   table = {
     "s": (192, 1.0, 0.0, 0.075, 1_048_576),
     "m": (256, 0.9, 0.1, 0.06, 1_486_000),
@@ -461,7 +458,7 @@ def test_the_pages_of_imagenet_64_have_the_papers_numbers(family):
     "xl": (384, 0.7, 0.1, 0.04, 540_000),
   }
   for size, (channels, rate, dropout, sigma_rel, teacher_steps) in table.items():
-    c, is_teacher = get(size), family == "teacher"
+    c, is_teacher = pages.load(f"imagenet64_{family}:{size}"), family == "teacher"
     assert c.net.channels == channels and c.batch_size == 2048
     assert c.optim.lr == pytest.approx(rate * (1e-2 if is_teacher else 1e-4))
     assert c.net.dropout == dict(teacher=dropout, sct=0.45, scd=0.0)[family]

@@ -7,6 +7,7 @@ import numpy as np
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.program import stored_runs
+from cmjax.program import train as program
 
 
 def get_config(variant: str = "") -> mlc.ConfigDict:
@@ -74,6 +75,11 @@ def config(variant: str = "", **values) -> mlc.ConfigDict:
 def experiment_of(variant: str = "", **values) -> experiment.Experiment:
   """The experiment of `config(variant, **values)`."""
   return experiment.parse(config(variant, **values))
+
+
+def train(settings: mlc.ConfigDict, workdir, **options) -> dict[str, float]:
+  """Trains the experiment of a config."""
+  return program.train(experiment.parse(settings), workdir, **options)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:

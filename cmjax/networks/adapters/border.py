@@ -69,7 +69,7 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
   _check_parameters(body)
 
   def init(key):
-    return jax.tree.map(lambda a: a.astype(jnp.float32), body.init(key))
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), body.init(key))
 
   def apply(params, x, t, cond, key):
     # Who has float64 asks for it: finite differences of a network that trains in another dtype.
