@@ -302,6 +302,9 @@ def evaluator(label: str, section: Section, samples: Samples) -> Evaluator:
   """
   what = f"evals.{label}"
   name, every, keys, emas, kwargs = read(section, what, "every_steps", "samplers", "emas")
+  if parts.was_handed_in(name):
+    refuse = parts.missing(name, "evaluators", f"evaluator {label}")
+    return Evaluator(refuse, tuple(keys), tuple(emas), every, kwargs.get("at_start", False))
   row = pick_part(EVALUATORS, name, f"evaluator ({what}.name)")
   at_start = kwargs.pop("at_start", name == "samples")
   scorer = None

@@ -120,7 +120,7 @@ def sample_shape(net: Section) -> tuple[int, ...]:
   """The shape of one sample, as the network takes it."""
   if "shape" in net:
     return tuple(net["shape"])
-  if "resolution" in net:
+  if "resolution" in net and "in_channels" in net:
     return (net["resolution"], net["resolution"], net["in_channels"])
   if "dim" not in net:
     raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax import guidance, samplers, times
-from cmjax.base import sharding
+from cmjax.base import parts, sharding
 from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
 from cmjax.experiment.sections import Section, call, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
@@ -67,6 +67,9 @@ def sampler(trained: Trained, key: str, section: Section) -> Sampler:
   One of your own is a factory of a `Sampler`, marked with `cmjax.base.parts.part`: it is called
   with the section's other keys, and with `sigma_data` if it takes that.
   """
+  if parts.was_handed_in(section.get("name")):
+    refuse = parts.missing(section["name"], "samplers", f"sampler {key}")
+    return Sampler(refuse, 0, record=dict(section))
   name, kwargs = read(section, f"samplers.{key}")
   guided_by, searched = kwargs.get("guidance"), kwargs.pop("searched", True)
   factory = pick_part(SAMPLERS, name, f"sampler (samplers.{key}.name)")

@@ -51,7 +51,7 @@ def sample(
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   mesh = experiment.make_mesh(given.run)
-  ema = ema or next(iter(stored_runs.read_record(workdir)["ema"]))
+  ema = ema or stored_runs.averages_of(workdir)[0]
   trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
   given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
   guides, decoding = stored_runs.load_guides(given, mesh), experiment.decoder(given.samples, mesh)
@@ -80,7 +80,11 @@ def sample(
 
 def _as_trained(given: Experiment, trained: Described) -> Experiment:
   """The experiment with the network as it was trained: the config may have changed since."""
-  return given._replace(network=trained.network)
+  return given._replace(
+    network=trained.network,
+    record={**given.record, "net": trained.record["net"]},
+    parsed={**given.parsed, "network": trained.network},
+  )
 
 
 def evaluate(given: Experiment, workdir: str | Path) -> str:
@@ -91,7 +95,7 @@ def evaluate(given: Experiment, workdir: str | Path) -> str:
   """
   mesh = experiment.make_mesh(given.run)
   named = {name for one in given.evaluators.values() for name in one.emas}
-  names = dict.fromkeys([*stored_runs.read_record(workdir)["ema"], *sorted(named)])
+  names = dict.fromkeys([*stored_runs.averages_of(workdir), *sorted(named)])
   trained, averages, step = stored_runs.load_averages(workdir, names, mesh, given.network)
   given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
   scores, cards_written, primary = {}, [], sharding.process()[0] == 0
@@ -205,7 +209,7 @@ def search_times(
       f"--num_probes={num_probes} must be at least 5: three to bracket, two to refine"
     )
   mesh = experiment.make_mesh(given.run)
-  ema = next(iter(stored_runs.read_record(workdir)["ema"]))
+  ema = stored_runs.averages_of(workdir)[0]
   trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
   given = _as_trained(given, trained)
   keys = [name] if name else [k for k, s in given.samplers.items() if s.draw_at and s.nfe > 1]

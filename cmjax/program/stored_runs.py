@@ -96,6 +96,16 @@ def average_names(record: Mapping[str, Any]) -> list[str]:
   return [*record["ema"], *(["target"] if target != "current" else [])]
 
 
+def averages_of(workdir: str | Path) -> list[str]:
+  """The averages of a run's config, in its order, by its newest checkpoint that says so."""
+  stored = checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True)
+  with contextlib.closing(stored):
+    for step in stored.steps():
+      with contextlib.suppress(Exception):  # damaged, which is told where it is read
+        return list(stored.meta(step)["config"]["ema"])
+  raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
+
+
 def load_network(
   workdir: str | Path,
   mesh: Mesh,
@@ -310,6 +320,8 @@ def first_weights(
   wanted = given.init_from
   if wanted is None:
     return None
+  if not isinstance(wanted, Stored):
+    return grow(given.network, wanted[1], key, "init_from: the model that was handed in")
   same = teacher is not None and wanted == given.teacher
   (_, params), described = teacher if teacher and same else load_model(given, wanted, mesh)
   theirs_record = described.record if described else given.record

@@ -268,7 +268,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_network_is_recognised_from_names_and_shapes(name):
   count, net = PUBLISHED[name]
-  made = models.network({"dtype": "float32"} | net, SIGMA_DATA)
+  made = models.network({"dtype": "float32", "in_channels": 3} | net, SIGMA_DATA)
   shapes = jax.eval_shape(made.init, jax.random.key(0))
   # Views of one number: no memory.
   zeros = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), "f4"), a.shape), shapes)
@@ -407,7 +407,7 @@ def test_jcm_is_read_as_the_ncsnpp_that_it_is(tmp_path):
   foreign = read(tmp_path, serialization.msgpack_serialize(state))
   found = detect.detect(foreign.networks[files.choose(foreign.networks, None)])
   assert found.net["fir"] == (1, 3, 3, 1) and found.net["encoder"] == "residual"
-  got = convert._params(convert.run_config(found), found)
+  got = convert._params(experiment.parse(convert.run_record(found)), found)
   jax.tree.map(np.testing.assert_array_equal, got["net"], params)
   flat = dict(files._flat(theirs))
   del flat["AttnBlockpp_1/NIN_2/W"]
@@ -590,6 +590,7 @@ def test_our_own_networks_go_out_under_their_own_names_and_come_back(net, name, 
   ],
 )
 def test_networks_of_edm2_on_latents_have_its_convention(change, convention):
-  net = {"name": "edm2", "in_channels": 4, "preconditioning": "edm"} | change
+  edm2 = {"name": "edm2", "resolution": 64, "in_channels": 4, "preconditioning": "edm"}
+  net = edm2 | change
   record = convert.run_record(detect.Found("edm2", net, 0.5, (), {}))
   assert models.samples(record["net"], record["data"]).latents == convention
