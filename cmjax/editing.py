@@ -169,7 +169,7 @@ def stroke_to_image(
     key: of all noise.
     image: the strokes [b, *d].
     times: one decreasing angle per step; the paper's are
-      `step_times.consistency_times_from_sigmas(5.38, 2.24)`.
+      `samplers.conventions.consistency_times_from_sigmas(5.38, 2.24)`.
     **kwargs: sigma_data, sigma_min, cond of `edit`.
   """
   return samplers.refine(net, params, key, image, times, **kwargs)

@@ -3,8 +3,7 @@
 With x_0 ~ N(m, C) all is linear. In the eigenbasis of C, where it has the variances L, x_t has the
 mean cos(t) m and the variances V(t) = cos^2 L + sin^2 sigma_data^2; the PF-ODE multiplies each
 coordinate of x_t - cos(t) m by sqrt(V(s) / V(t)), and the consistency function is that at s = 0. A
-mixture weighs its parts by the responsibilities at (x_t, t); its flow
-is integrated.
+mixture weighs its parts by the responsibilities at (x_t, t); its flow is integrated.
 
 Every function takes and gives NumPy arrays or JAX arrays, and computes in the precision of x: with
 NumPy float64 it is a truth to test float32 against, whatever JAX is set to.
@@ -62,50 +61,8 @@ def gaussian(
     ValueError: unless exactly one of `std` and `covariance` is given, and that is positive.
   """
   mean, variances, basis = _spectrum(mean, std, covariance)
-  shape = mean.shape
-  center = mean.ravel() if basis is None else mean.ravel() @ basis
-
-  def parts(x, t):
-    """xp, cos, sin [b, 1], and m, L [1, D], of the eigenbasis, in the precision of x."""
-    xp, c, s = _cos_sin(x, t)
-    return (
-      xp,
-      c,
-      s,
-      *(xp.asarray(a, dtype=x.dtype)[None] for a in (center, variances)),
-    )
-
-  def rotate(x, back=False):
-    """To the eigenbasis [b, D], or back to samples [b, *d]."""
-    xp = x.__array_namespace__()
-    if basis is None:
-      return x.reshape(len(x), *(shape if back else (-1,)))
-    matrix = xp.asarray(basis.T if back else basis, dtype=x.dtype)
-    # Not a matmul: accelerators may do those in less than float32.
-    y = xp.sum(x.reshape(len(x), -1, 1) * matrix[None], axis=1)
-    return y.reshape(len(x), *shape) if back else y
-
-  def linear(offset, slope):
-    """x, t -> offset + slope (x - cos(t) m), coordinate by coordinate in the eigenbasis."""
-
-    def value(x, t, *args):
-      xp, c, s, m, L = parts(x, t)
-      V = c**2 * L + s**2 * sigma_data**2
-      u = rotate(x) - c * m
-      return rotate(offset(c, s, m, *args) + slope(xp, c, s, L, V, *args) * u, back=True)
-
-    return value
-
-  def flow(x, t, s):
-    _, *at_s = _cos_sin(x, s)
-    return move(x, t, *at_s)
-
-  def consistency_slope(xp, c, s, L, V):
-    # (cos - sqrt(L / V)) / sin without its cancellation at small t.
-    return s * (c**2 * sigma_data**2 - L * (1 + c**2)) / (V * (c + xp.sqrt(L / V)))
-
-  zero = lambda c, s, m: 0 * m
-  score = linear(zero, lambda xp, c, s, L, V: -1 / V)
+  shape, linear = mean.shape, _linear(mean, variances, basis, sigma_data)
+  score = linear(lambda c, s, m: 0 * m, lambda xp, c, s, L, V: -1 / V)
   posterior_mean = linear(lambda c, s, m: m, lambda xp, c, s, L, V: c * L / V)
   velocity = linear(
     lambda c, s, m: -s * m, lambda xp, c, s, L, V: s * c * (sigma_data**2 - L) / V
@@ -114,13 +71,20 @@ def gaussian(
     lambda c, s, m, c_s, s_s: c_s * m,
     lambda xp, c, s, L, V, c_s, s_s: xp.sqrt((c_s**2 * L + s_s**2 * sigma_data**2) / V),
   )
-  vF = linear(lambda c, s, m: -s * m, consistency_slope)  # sigma_data F of the consistency model
+  vF = linear(  # sigma_data F of the consistency model
+    lambda c, s, m: -s * m,
+    # (cos - sqrt(L / V)) / sin without its cancellation at small t.
+    lambda xp, c, s, L, V: s * (c**2 * sigma_data**2 - L * (1 + c**2)) / (V * (c + xp.sqrt(L / V))),
+  )
+
+  def flow(x, t, s):
+    _, *at_s = _cos_sin(x, s)
+    return move(x, t, *at_s)
 
   def sample(key, n):
     u = jax.random.normal(key, (n, math.prod(shape)))
-    return jnp.asarray(mean, u.dtype)[None] + rotate(
-      u * jnp.sqrt(jnp.asarray(variances, u.dtype))[None], back=True
-    )
+    u = u * jnp.sqrt(jnp.asarray(variances, u.dtype))[None]
+    return jnp.asarray(mean, u.dtype)[None] + _from_eigenbasis(u, basis, shape)
 
   return Oracle(
     sample=sample,
@@ -150,33 +114,8 @@ def mixture(means: Numbers, stds: Numbers, weights: Numbers, *, sigma_data: floa
   Raises:
     ValueError: for numbers of parts that disagree, or stds or weights that are not positive.
   """
-  means, stds, weights = (np.asarray(a, np.float64) for a in (means, stds, weights))
-  if not stds.shape == weights.shape == means.shape[:1]:
-    raise ValueError(
-      f"A mixture has one mean, std and weight of each part, got arrays of shape {means.shape}, "
-      f"{stds.shape} and {weights.shape}: give [k, *d], [k] and [k]."
-    )
-  if np.any(stds <= 0) or np.any(weights <= 0):
-    raise ValueError(f"stds and weights must be positive, got {stds} and {weights}.")
-  shape = means.shape[1:]
-
-  def moments(x, t, kind):
-    """sum_k r_k (offset_k + slope_k (x - cos m_k)), r_k the responsibilities at (x, t)."""
-    xp, c, s = _cos_sin(x, t)
-    m = xp.asarray(means.reshape(1, len(means), -1), dtype=x.dtype)
-    L, w = (xp.asarray(a[None], dtype=x.dtype) for a in (stds**2, np.log(weights / weights.sum())))
-    V = c**2 * L + s**2 * sigma_data**2  # [b, k]
-    u = x.reshape(len(x), 1, -1) - c[:, :, None] * m  # [b, k, D]
-    logits = w - xp.sum(u**2, axis=-1) / (2 * V) - m.shape[-1] / 2 * xp.log(V)
-    r = xp.exp(logits - xp.max(logits, axis=1, keepdims=True))
-    r = (r / xp.sum(r, axis=1, keepdims=True))[:, :, None]
-    offset, slope = {
-      "score": (0 * m, -1 / V),
-      "posterior_mean": (m, c * L / V),
-      "velocity": (-s[:, :, None] * m, s * c * (sigma_data**2 - L) / V),
-    }[kind]
-    return xp.sum(r * (offset + slope[:, :, None] * u), axis=1).reshape(x.shape)
-
+  means, stds, weights = _parts(means, stds, weights)
+  shape, moments = means.shape[1:], _moments(means, stds, weights, sigma_data)
   of = lambda kind: lambda x, t: moments(x, t, kind)
 
   def flow(x, t, s):
@@ -199,7 +138,7 @@ def mixture(means: Numbers, stds: Numbers, weights: Numbers, *, sigma_data: floa
 
   def sample(key, n):
     key_k, key_z = jax.random.split(key)
-    k = jax.random.choice(key_k, len(weights), (n,), p=jnp.asarray(weights / weights.sum()))
+    k = jax.random.choice(key_k, len(weights), (n,), p=jnp.asarray(weights))
     u = jax.random.normal(key_z, (n, *shape))
     scale = jnp.asarray(stds, u.dtype)[k].reshape(n, *[1] * len(shape))
     return jnp.asarray(means, u.dtype)[k] + scale * u
@@ -247,3 +186,78 @@ def _spectrum(mean, std, covariance) -> tuple[np.ndarray, np.ndarray, np.ndarray
   if np.any(variances <= 0) or (std is not None and np.any(np.asarray(std) <= 0)):
     raise ValueError(f"The variances must be positive, got {variances}.")
   return mean, variances, basis
+
+
+def _to_eigenbasis(x, basis):
+  """Samples [b, *d] as [b, D]."""
+  flat = x.reshape(len(x), -1)
+  return flat if basis is None else _product(flat, basis)
+
+
+def _from_eigenbasis(y, basis, shape):
+  """[b, D] as samples [b, *d]."""
+  return (y if basis is None else _product(y, basis.T)).reshape(len(y), *shape)
+
+
+def _product(x, matrix):
+  # Not a matmul: accelerators may do those in less than float32.
+  xp = x.__array_namespace__()
+  return xp.sum(x[:, :, None] * xp.asarray(matrix, dtype=x.dtype)[None], axis=1)
+
+
+def _linear(mean, variances, basis, sigma_data):
+  """Makes, of an offset and a slope, x, t -> offset + slope (x - cos(t) m).
+
+  Coordinate by coordinate in the eigenbasis and in the precision of x: cos and sin are [b, 1], the
+  mean m and the variances L [1, D], and V is that of x_t. offset: cos, sin, m, *args -> [b, D].
+  slope: array namespace, cos, sin, L, V, *args -> [b, D].
+  """
+  center = _to_eigenbasis(mean[None], basis)[0]
+
+  def linear(offset, slope):
+    def value(x, t, *args):
+      xp, c, s = _cos_sin(x, t)
+      m, L = (xp.asarray(a, dtype=x.dtype)[None] for a in (center, variances))
+      V = c**2 * L + s**2 * sigma_data**2
+      u = _to_eigenbasis(x, basis) - c * m
+      y = offset(c, s, m, *args) + slope(xp, c, s, L, V, *args) * u
+      return _from_eigenbasis(y, basis, mean.shape)
+
+    return value
+
+  return linear
+
+
+def _parts(means, stds, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The means [k, *d], stds [k] and weights [k], which sum to 1, of a mixture."""
+  means, stds, weights = (np.asarray(a, np.float64) for a in (means, stds, weights))
+  if not stds.shape == weights.shape == means.shape[:1]:
+    raise ValueError(
+      f"A mixture has one mean, std and weight of each part, got arrays of shape {means.shape}, "
+      f"{stds.shape} and {weights.shape}: give [k, *d], [k] and [k]."
+    )
+  if np.any(stds <= 0) or np.any(weights <= 0):
+    raise ValueError(f"stds and weights must be positive, got {stds} and {weights}.")
+  return means, stds, weights / weights.sum()
+
+
+def _moments(means, stds, weights, sigma_data):
+  """x, t, kind -> sum_k r_k (offset_k + slope_k (x - cos m_k)), r_k the responsibilities."""
+
+  def moments(x, t, kind):
+    xp, c, s = _cos_sin(x, t)
+    m = xp.asarray(means.reshape(1, len(means), -1), dtype=x.dtype)
+    L, w = (xp.asarray(a[None], dtype=x.dtype) for a in (stds**2, np.log(weights)))
+    V = c**2 * L + s**2 * sigma_data**2  # [b, k]
+    u = x.reshape(len(x), 1, -1) - c[:, :, None] * m  # [b, k, D]
+    logits = w - xp.sum(u**2, axis=-1) / (2 * V) - m.shape[-1] / 2 * xp.log(V)
+    r = xp.exp(logits - xp.max(logits, axis=1, keepdims=True))
+    r = (r / xp.sum(r, axis=1, keepdims=True))[:, :, None]
+    offset, slope = {
+      "score": (0 * m, -1 / V),
+      "posterior_mean": (m, c * L / V),
+      "velocity": (-s[:, :, None] * m, s * c * (sigma_data**2 - L) / V),
+    }[kind]
+    return xp.sum(r * (offset + slope[:, :, None] * u), axis=1).reshape(x.shape)
+
+  return moments

@@ -15,7 +15,7 @@ Time = Float[Array, " b"]
 Params = Any  # a pytree of arrays; in `TrainState` a dict: net, weighting, ...
 Cond = dict[str, Array]  # what a network is conditioned on: label, guidance, ... or empty
 Batch = dict[str, Array]  # image [b, *d] in [-1, 1]; label [b] where there are classes
-Metrics = dict[str, Any]  # name -> statistics.Mean
+Metrics = dict[str, Any]  # name -> losses.means.Mean
 
 # params, x, t, cond, key -> F. x is x_t / sigma_data, t the TrigFlow angle; F has unit scale.
 # Without a key the network is deterministic (no dropout).

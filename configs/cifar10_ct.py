@@ -12,28 +12,18 @@ paper's NCSN++.
 
 import ml_collections as mlc
 
+from cmjax import pages
+
+VARIANTS = ("lpips",)
+
 
 def get_config(variant: str = "") -> mlc.ConfigDict:
-  smoke = variant == "smoke"
-  c = mlc.ConfigDict()
-  c.seed = 0
-  c.total_steps = 2 if smoke else 800_000
-  c.batch_size = 8 if smoke else 512
-  c.microbatch = None
-  c.steps_per_dispatch = 1
-  c.sigma_data = 0.5
-
-  c.data = dict(
-    name="tfds", flip=True, tfds=dict(dataset="cifar10", data_dir=None),
-    npz=dict(path="~/.cache/cmjax/cifar10.npz"), folder=dict(path="", held_out=0.0),
-  )  # fmt: skip
-  c.net = dict(
-    name="ddpmpp", resolution=32, in_channels=3, channels=8 if smoke else 128,
-    channel_mult=(1, 1, 1) if smoke else (2, 2, 2), num_blocks=1 if smoke else 4,
-    attn_resolutions=(16,), dropout=0.0, num_classes=0, augment_dim=0,
-    modulation="additive", preconditioning="edm", embedding="fourier", fourier_scale=16.0,
-    noise_mult=2, fir=(1, 3, 3, 1), encoder="residual", dtype="float32",
-    remat=False, scan=False,
+  c = pages.shared("cifar10")
+  c.total_steps = 800_000
+  c.data.flip = True
+  c.net.update(
+    augment_dim=0, modulation="additive", preconditioning="edm", embedding="fourier",
+    fourier_scale=16.0, noise_mult=2, fir=(1, 3, 3, 1), encoder="residual",
   )  # fmt: skip
   c.loss = dict(
     name="ct", sigma_min=0.002, weight="uniform", distance=dict(name="squared_l2"),
@@ -41,35 +31,9 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     curriculum=dict(name="square_root", total_steps=c.total_steps, s0=2, s1=150),
     target=dict(name="curriculum", mu0=0.9, convention="paper"),
   )  # fmt: skip
-  if (
-    variant == "lpips"
-  ):  # the paper's best; the weights are a file of yours, see cmjax/losses/lpips.py
-    c.loss.distance = dict(
-      name="lpips", path="~/.cache/cmjax/lpips_vgg16.npz", pooling="max", resize=224,
-    )  # fmt: skip
-  c.optim = dict(
-    name="radam", lr=4e-4, b1=0.9, b2=0.999, eps=1e-8, clip_norm=None,
-    schedule=dict(name="constant", warmup_steps=0),
-  )  # fmt: skip
+  if variant == "lpips":
+    c.loss.distance = pages.shared("lpips")
+  c.optim.update(lr=4e-4, b2=0.999)
   c.ema = dict(main=dict(name="constant", beta=0.9999))
-  c.init_from = dict(workdir="", ema="main")
-  c.teacher = dict(workdir="", ema="main")
-
-  c.samplers = dict(
-    one_step=dict(name="consistency", mid_times=()),
-    two_step=dict(name="consistency", mid_sigmas=(0.821,)),
-  )
-  c.evals = dict(
-    grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
-              every_steps=10_000, num_samples=8 if smoke else 64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
-    fid=dict(name="frechet", samplers=("one_step", "two_step"), emas=("main",), every_steps=50_000,
-             features="inception", variant="edm", weights=None, reference="train",
-             num_samples=50_000, batch_size=500),
-  )  # fmt: skip
-  c.log_every_steps = 1 if smoke else 100
-  c.checkpoint = dict(every_steps=5_000, keep=3, asynchronous=True)
-  c.mesh = dict(data=-1, fsdp=1)
-  c.nonfinite = "stop"
-  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
+  c.samplers.two_step = dict(name="consistency", mid_sigmas=(0.821,))
   return c

@@ -8,53 +8,18 @@ classifier-free guidance is an input of the student (sCM, appendix G.1).
 
 import ml_collections as mlc
 
+from cmjax import pages
 
-def get_config(variant: str = "") -> mlc.ConfigDict:
-  smoke = variant == "smoke"
-  c = mlc.ConfigDict()
-  c.seed = 0
-  c.total_steps = 10 if smoke else 600
-  c.batch_size = 16 if smoke else 128
-  c.microbatch = None
-  c.steps_per_dispatch = 1
-  c.sigma_data = 0.75  # --mode=measure says 0.752
 
-  c.data = dict(name="digits", flip=False)
-  c.net = dict(
-    name="ddpmpp", resolution=8, in_channels=1, channels=16, channel_mult=(1, 2), num_blocks=1,
-    attn_resolutions=(4,), dropout=0.0, num_classes=10, augment_dim=0,
-    modulation="pnorm_scale_shift", guidance=True, dtype="float32",
-    remat=False, scan=False,
-  )  # fmt: skip
-  c.loss = dict(
-    name="scd", P_mean=-0.4, P_std=1.6, c=0.1, warmup_steps=100, norm="l2", weighting="learned",
-    guidance=(1.0, 2.0),
-  )  # fmt: skip
-  c.optim = dict(
-    name="adam", lr=1.5e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
-    schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
-  )  # fmt: skip
-  c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
-  c.init_from = dict(workdir="runs/digits_cond_teacher", ema="main")
-  c.teacher = dict(workdir="runs/digits_cond_teacher", ema="main")
-
+def get_config() -> mlc.ConfigDict:
+  c = pages.shared("digits")
+  c.net.update(num_classes=10, guidance=True)
+  c.loss.update(name="scd", guidance=(1.0, 2.0))
+  c.teacher.workdir = c.init_from.workdir = "runs/digits_cond_teacher"
+  told = lambda scale: dict(name="input", scale=scale)
   c.samplers = dict(
-    two_step=dict(name="consistency", mid_times=(1.1,), guidance=dict(name="input", scale=1.0)),
-    guided=dict(name="consistency", mid_times=(1.1,), guidance=dict(name="input", scale=1.5)),
+    two_step=dict(name="consistency", mid_times=(1.1,), guidance=told(1.0)),
+    guided=dict(name="consistency", mid_times=(1.1,), guidance=told(1.5)),
   )
-  both = ("two_step", "guided")
-  c.evals = dict(
-    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=300,
-              num_samples=64),
-    fd=dict(name="frechet", features="pixels", samplers=both, emas=("main",),
-            num_samples=32 if smoke else 2_000, batch_size=16 if smoke else 500,
-            every_steps=10_000),  # at the end
-    speed=dict(name="throughput", samplers=both, emas=("main",), num_batches=1,
-               batch_size=16 if smoke else 500, every_steps=10_000),
-  )  # fmt: skip
-  c.log_every_steps = 50
-  c.checkpoint = dict(every_steps=200, keep=2, asynchronous=True)
-  c.mesh = dict(data=-1, fsdp=1)
-  c.nonfinite = "stop"
-  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
+  c.evals.grid.samplers = c.evals.fd.samplers = c.evals.speed.samplers = ("two_step", "guided")
   return c

@@ -24,22 +24,11 @@ Also --config.data.toy2d.distribution=two_spirals (or gaussian_mixture).
 
 import ml_collections as mlc
 
+from cmjax import pages
 
-def get_config(variant: str = "") -> mlc.ConfigDict:
-  smoke = variant == "smoke"
-  c = mlc.ConfigDict()
-  c.seed = 0
-  c.total_steps = 10 if smoke else 5_000
-  c.batch_size = 64 if smoke else 512
-  c.microbatch = None
-  c.steps_per_dispatch = 1
-  c.sigma_data = 0.5  # the points are scaled to it
 
-  c.data = dict(name="toy2d", flip=False, toy2d=dict(distribution="checkerboard"))
-  c.net = dict(
-    name="mlp", dim=2, width=16 if smoke else 128, depth=1 if smoke else 4,
-    frequencies=(1.0, 2.0, 4.0), num_classes=0, dropout=0.0, dtype="float32",
-  )  # fmt: skip
+def get_config() -> mlc.ConfigDict:
+  c = pages.shared("toy2d")
   c.loss = dict(
     name="sct", P_mean=-2.0, P_std=1.6, c=1.0, warmup_steps=500, norm="l2", weighting="learned",
   )  # fmt: skip
@@ -48,23 +37,4 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
     schedule=dict(name="inverse_sqrt", decay_steps=200, warmup_steps=100),
   )  # fmt: skip
   c.ema = dict(main=dict(name="half_life", half_life_images=500_000, rampup_ratio=0.1))
-  c.init_from = dict(workdir="", ema="main")
-  c.teacher = dict(workdir="", ema="main")
-
-  c.samplers = dict(
-    one_step=dict(name="consistency", mid_times=()),
-    two_step=dict(name="consistency", mid_times=(1.1,)),
-  )
-  both = ("one_step", "two_step")
-  c.evals = dict(
-    grid=dict(name="samples", samplers=both, emas=("main",), every_steps=1_000,
-              num_samples=256 if smoke else 50_000),
-    swd=dict(name="sliced_wasserstein", samplers=both, emas=("main",), every_steps=1_000,
-             num_samples=256 if smoke else 20_000, batch_size=256 if smoke else 20_000),
-  )  # fmt: skip
-  c.log_every_steps = 5 if smoke else 100
-  c.checkpoint = dict(every_steps=1_000, keep=2, asynchronous=True)
-  c.mesh = dict(data=-1, fsdp=1)
-  c.nonfinite = "stop"
-  c.doctor = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
   return c

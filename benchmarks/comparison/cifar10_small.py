@@ -7,14 +7,13 @@ without it the report is made of all. The pages configs/cifar10_*.py with a smal
 batches and fewer steps; what is stretched with the steps (warm-ups, decay, averages) is in
 `configure`. Two cores need some hours: stopped (SIGTERM, Ctrl-C) and started again by the same
 command it goes on. Scored along each run and at its end is the Frechet distance in the features of
-EfficientNet-Lite0 (FD-ELite0: not FID). It writes a table into --docs/RESULTS.md, the distances
-against steps as cifar10_small.png, and a grid of samples of each as cifar10_small_*.png; the images
-of CIFAR-10 go nowhere.
+EfficientNet-Lite0 (FD-ELite0: not FID). It writes into docs/results: a table in cifar10.md, the
+distances against steps as cifar10_small.png, and a grid of samples of each as cifar10_small_*.png;
+the images of CIFAR-10 go nowhere.
 """
 
 import argparse
 import logging
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -22,9 +21,9 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from methods import ROOT, plain_numbers, write_results
+from methods import RESULTS, plain_numbers, write_results
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.metrics import cards
 from cmjax.program import sample, train
 from cmjax.run import page as report_page
@@ -45,12 +44,11 @@ DETECTOR = dict(name="frechet", features="efficientnet_lite0", variant="128", ro
 
 def configure(method, args):
   """The page of a method, made small."""
-  config = runpy.run_path(str(ROOT / "configs" / f"cifar10_{method}.py"))["get_config"]()
-  config.unlock()
+  config = pages.load(f"cifar10_{method}").unlock()
   config.data.name, config.data.npz.path, config.data.flip = "npz", str(args.npz), True
   config.net.update(NET)
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]
-  # As on digits (docs/results/README.md): short runs need a decay, and an average over the last fifth.
+  # As on digits (docs/results): short runs need a decay, and an average over the last fifth.
   config.optim.update(name="adam", lr=1e-3 if method == "teacher" else 2e-4)
   decay = dict(name="inverse_sqrt", decay_steps=max(1, config.total_steps // 5), warmup_steps=100)
   config.optim.schedule = decay
@@ -83,7 +81,7 @@ def make_reference(args):
   if not path.exists():
     config = configure("teacher", args).unlock()
     config.evals.fd.update(reference="train", floor=False)
-    print(sample.make_reference(config, path), flush=True)
+    print(sample.make_reference(experiment.parse(config), path), flush=True)
 
 
 def held_out(args, config):
@@ -98,7 +96,7 @@ def held_out(args, config):
       np.savez(images, images=file["test_images"][: args.num_samples])
     config = config.copy_and_resolve_references().unlock()
     config.evals.fd.floor = False
-    sample.evaluate_images(config, args.workdir, images)
+    sample.evaluate_images(experiment.parse(config), args.workdir, images)
   return cards.read(card)["values"]["frechet"]
 
 
@@ -110,12 +108,15 @@ def report(args, configs):
   ]
   last = {}
   seen = {method: report_page.read_metrics(args.workdir / method) for method in configs}
+  nfe = {
+    (method, name): sampler.nfe
+    for method, config in configs.items()
+    for name, sampler in experiment.parse(config).samplers.items()
+  }
   for method, config in configs.items():
     for name in config.samplers:
       steps, values = seen[method][f"fd/{name}/main"]
-      axis.plot(
-        steps, values, "o-", ms=3, label=f"{method}, NFE {experiment.sampler_nfe(config, name)}"
-      )
+      axis.plot(steps, values, "o-", ms=3, label=f"{method}, NFE {nfe[method, name]}")
       last[method, name] = values[-1]
       grid = args.workdir / method / "samples" / f"{name}_main_{config.total_steps:08d}.png"
       shutil.copy(grid, args.docs / f"cifar10_small_{method}_{name}.png")
@@ -127,9 +128,9 @@ def report(args, configs):
   for (method, name), value in last.items():
     config = configs[method]
     images = f"{config.total_steps * config.batch_size:,}"
-    nfe = experiment.sampler_nfe(config, name)
     lines.append(
-      f"| {method} | {nfe} | {value:.1f} | {value / best:.2f} | {config.total_steps:,} | {images} |"
+      f"| {method} | {nfe[method, name]} | {value:.1f} | {value / best:.2f} | "
+      f"{config.total_steps:,} | {images} |"
     )
   for number, floor in floors.items():
     lines.append(f"| {number:,} held-out images | | {floor:.1f} | {floor / best:.2f} | | |")
@@ -145,13 +146,11 @@ def report(args, configs):
     f"parameters, batches of {args.batch_size}.",
   ]
   print("\n".join(lines))
-  write_results(
-    args.docs / "results" / "README.md", "cifar10_small", "CIFAR-10 at a small size", lines
-  )
+  write_results(args.docs / "cifar10.md", "cifar10_small", "CIFAR-10 at a small size", lines)
 
 
 def _shapes(config):
-  return jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+  return jax.eval_shape(experiment.parse(config).network.init, jax.random.key(0))
 
 
 def main():
@@ -161,7 +160,7 @@ def main():
   parser.add_argument("--npz", type=Path, required=True, help="with train_images and test_images")
   parser.add_argument("--weights", type=Path, required=True, help="of EfficientNet-Lite0")
   parser.add_argument("--workdir", type=Path, default=Path("runs/cifar10_small"))
-  parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+  parser.add_argument("--docs", type=Path, default=RESULTS)
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--steps", type=int, nargs=3, default=(2_000, 1_500, 1_200), metavar=METHODS)
   parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
@@ -178,7 +177,7 @@ def main():
   configs = {method: configure(method, args) for method in METHODS}
   try:
     for method in args.methods:
-      train.train(configs[method], args.workdir / method)
+      train.train(experiment.parse(configs[method]), args.workdir / method)
   except train.Interrupted:
     sys.exit(train.INTERRUPTED)
   if set(args.methods) == set(METHODS):

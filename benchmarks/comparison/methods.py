@@ -1,8 +1,8 @@
 r"""Every method side by side: one network, one batch size, the same compute, the same detector.
 
-  python benchmarks/comparison/methods.py --workdir=runs/methods                       # digits, three seeds
+  python benchmarks/comparison/methods.py --workdir=runs/methods  # digits, three seeds
   python benchmarks/comparison/methods.py --workdir=runs/methods --data=fashion_mnist --seeds=1
-  python benchmarks/comparison/methods.py --workdir=runs/methods --report_only         # tables and plot again
+  python benchmarks/comparison/methods.py --workdir=runs/methods --report_only  # only the tables
 
 Fashion-MNIST is the pages of digits with another network, scale of data and proposal (FASHION_MNIST
 below), and reads ~/.cache/cmjax/fashion_mnist.npz (train_images, train_labels, test_images,
@@ -21,8 +21,8 @@ second time at the time that --mode=search finds for the run, with other noise t
 
 Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
 command is started again; each finished run is a row of results.json. The rows behind the tables of
-docs/results/README.md are in docs/results/: --known=docs/results makes those that are missing there, on
-another machine too, and trains a teacher again only where a student needs it.
+docs/results/digits.md are in docs/results/: --known=docs/results makes those that are missing
+there, on another machine too, and trains a teacher again only where a student needs it.
 """
 
 import argparse
@@ -30,7 +30,6 @@ import functools
 import json
 import logging
 import os
-import runpy
 import signal
 import threading
 import time
@@ -39,18 +38,29 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import experiment
-from cmjax.base import atomic_files, sharding
+from cmjax import experiment, pages
+from cmjax.base import atomic_files
 from cmjax.data import sources
 from cmjax.metrics import classifier
 from cmjax.program import compiled_step, sample, stored_runs, train
+from cmjax.program.course import key_for
 from cmjax.run import page as report_page
 
 ROOT = Path(__file__).parents[2]
-METHODS = (
-  *("teacher", "ct", "cd", "ict", "ect", "dscm", "dscd", "ct_continuous", "cd_continuous"),
-  *("sct", "scd", "scd_vsd", "scd_multistep"),
-)
+RESULTS = ROOT / "docs" / "results"
+PAGES = "digits_"
+
+
+def methods():
+  """The teacher, then every method that has a page of digits without labels, in METHODS' order."""
+  order, found = list(experiment.METHODS), {}
+  for name in pages.names():
+    if name.startswith(PAGES) and not (config := pages.load(name)).net.num_classes:
+      found[name.removeprefix(PAGES)] = order.index(config.loss.name)
+  return tuple(sorted(found, key=lambda method: (found[method], method)))
+
+
+METHODS = methods()
 STEPS = (1, 2, 4)
 NUM_SAMPLES = 2_000
 # The second step is at sCM's 1.1; no paper gives four, these halve the way down from it.
@@ -73,8 +83,7 @@ FASHION_MNIST = {
 
 def configure(args, data, method, seed, steps=None):
   """A method's page of configs/ with this comparison's averages, samplers and scores."""
-  path = ROOT / "configs" / f"digits_{method}.py"
-  config = runpy.run_path(str(path))["get_config"](args.variant)
+  config = pages.load(f"{PAGES}{method}" + (f":{args.variant}" if args.variant else "")).unlock()
   if data == "fashion_mnist":
     move_to_fashion_mnist(config, method, args.variant)
   config.seed = seed
@@ -158,8 +167,8 @@ def make_detector(args, data):
   """The classifier of a data set, trained if it is not there."""
   path = detector_path(args, data)
   if not path.exists():
-    config = configure(args, data, "teacher", 0)
-    splits = [sources.as_array(experiment.source(config, split)) for split in sources.SPLITS]
+    given = experiment.parse(configure(args, data, "teacher", 0))
+    splits = [sources.as_array(experiment.opened(given, split)) for split in sources.SPLITS]
     start = time.monotonic()
     made = classifier.train(
       *splits[0], splits[1], num_steps=20 if args.variant == "smoke" else None
@@ -175,15 +184,15 @@ def count_flops(args, data, method):
   path = args.workdir / data / "flops.json"
   known = json.loads(path.read_text()) if path.exists() else {}
   if method not in known:
-    config = configure(args, data, method, 0)
-    net, key = experiment.network(config), jax.random.key(0)
-    frozen, teacher = {"teacher": None, "lpips": experiment.lpips_weights(config)}, None
-    if config.teacher.workdir:
-      teacher = experiment.network(configure(args, data, "teacher", 0))
+    given, key = experiment.parse(configure(args, data, method, 0)), jax.random.key(0)
+    frozen, teacher = {"teacher": None, "lpips": given.method.lpips()}, None
+    if given.teacher:
+      teacher = experiment.parse(configure(args, data, "teacher", 0)).network
       frozen["teacher"] = jax.eval_shape(teacher.init, key)
-    step = compiled_step.make_step_fn(config, net, teacher, frozen)
-    state = jax.eval_shape(experiment.state_init(config, net), key)
-    shape = (config.batch_size, *experiment.source(config).shape)
+    tx = experiment.transformation(given)
+    step = compiled_step.make_step_fn(given, tx, teacher)
+    state = jax.eval_shape(experiment.state_init(given, tx), key)
+    shape = (given.run.batch_size, *given.samples.shape)
     batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
     compiled = jax.jit(step).lower(state, batch, key, frozen).compile()
     known[method] = compiled.cost_analysis()["flops"]
@@ -232,19 +241,18 @@ def search(args, data, method, seed):
   two_steps = config.samplers.get("2")
   if not two_steps or two_steps.name != "consistency" or not (workdir / "checkpoints").exists():
     return {}
-  number = config.evals.fd.num_samples
-  sample.search_times(config, workdir, name="2", num_samples=number, num_probes=PROBES, seed=seed)
-  config = stored_runs.with_searched_times(config, workdir)
-  config.evals.fd.samplers = ("2",)
-  mesh = sharding.make_mesh(**config.mesh)
+  number, given = config.evals.fd.num_samples, experiment.parse(config)
+  sample.search_times(given, workdir, name="2", num_samples=number, num_probes=PROBES, seed=seed)
+  given = stored_runs.with_searched_times(given, workdir)
+  mesh, only = experiment.make_mesh(given.run), given.evaluators["fd"]._replace(samplers=("2",))
   trained = stored_runs.load_network(workdir, mesh)
-  scores = experiment.frechet_scores(config, trained.net, mesh)[1]
+  scores = experiment.frechet_scores(given._replace(evaluators={"fd": only}), mesh)[1]
   found = {
-    f"fd/2/{ema}": scores(params, train.eval_key(config))["2"]
+    f"fd/2/{ema}": scores(params, key_for(seed, "evaluate"))["2"]
     for ema, params in trained.averages.items()
   }
   jax.clear_caches()
-  return {"mid_times": list(config.samplers["2"].mid_times), "scores": found}
+  return {"mid_times": list(given.samplers["2"].record["mid_times"]), "scores": found}
 
 
 def train_teacher(args, data, config, seed):
@@ -256,7 +264,7 @@ def train_teacher(args, data, config, seed):
 
 def train_and_score(config, workdir):
   """The scores of a run, trained as far as that is not done yet."""
-  scores = train.train(config, workdir)
+  scores = train.train(experiment.parse(config), workdir)
   jax.clear_caches()
   return scores
 
@@ -484,16 +492,15 @@ def report(args):
   for data, methods in results.items():
     accuracy = classifier.load(detector_path(args, data)).accuracy
     seeds = max(len(rows) for rows in methods.values())
-    command = f"python benchmarks/comparison/methods.py --data={data} --seeds={seeds} --scale={args.scale:g}"
+    command = f"python benchmarks/comparison/methods.py --data={data} --seeds={seeds}"
+    command += f" --scale={args.scale:g}"
     lines = table(methods, accuracy, command)
     print("\n".join(["", f"{data}:", *lines]))
     title = f"All methods at equal compute: {data}"
     if args.scale != 1:
       title += f", {args.scale:g} times the teacher's for each student"
-    write_results(
-      args.docs / "results" / "README.md", f"methods:{data}{suffix(args)}", title, lines
-    )
-    write_json(args.docs / "results" / f"methods_{data}{suffix(args)}.json", methods)
+    write_results(args.docs / "digits.md", f"methods:{data}{suffix(args)}", title, lines)
+    write_json(args.docs / f"methods_{data}{suffix(args)}.json", methods)
   if results:
     plot(args.docs / f"methods{suffix(args)}.png", results)
 
@@ -555,7 +562,7 @@ def make_parser(doc, workdir, seeds):
   parser.add_argument("--scale", type=float, default=1.0, help="of a student: teacher's budgets")
   parser.add_argument("--budget", type=float, default=None, help="minutes, then stop and report")
   parser.add_argument("--curve", type=int, default=0, help="so many scores along each run")
-  parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="RESULTS.md, methods.png")
+  parser.add_argument("--docs", type=Path, default=RESULTS, help="of digits.md, methods.png")
   parser.add_argument("--known", type=Path, help="folder with rows that need not be made again")
   parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
   parser.add_argument("--report_only", action="store_true")

@@ -4,11 +4,11 @@ r"""What each method needs to be stable: its learning rate, its warm-up, its ave
   python benchmarks/comparison/rates.py --methods sct scd --variants "rate x 5"
   python benchmarks/comparison/rates.py --report_only
 
-Each method of benchmarks/comparison/methods.py with a fifth of the learning rate of its page, twice and five
-times as much, and without the warm-up of the tangent where it has one; all else, the number of
-steps too, is as there, and so is the teacher. The row with the page's own values is that of
-methods.py's results, which have the distances of three averages of the weights. It goes on where it
-was stopped, and writes a table into docs/results/README.md.
+Each method of benchmarks/comparison/methods.py with a fifth of the learning rate of its page, twice
+and five times as much, and without the warm-up of the tangent where it has one; all else, the
+number of steps too, is as there, and so is the teacher. The row with the page's own values is that
+of methods.py's results, which have the distances of three averages of the weights. It goes on where
+it was stopped, and writes a table into docs/results/digits.md.
 """
 
 import functools
@@ -105,8 +105,8 @@ def report(args):
   lines = table(args, done, json.loads(known.read_text()))
   print("\n".join(lines))
   title = f"What each method needs to be stable: {args.data}"
-  methods.write_results(args.docs / "results" / "README.md", f"rates:{args.data}", title, lines)
-  methods.write_json(args.docs / "results" / f"rates_{args.data}.json", done)
+  methods.write_results(args.docs / "digits.md", f"rates:{args.data}", title, lines)
+  methods.write_json(args.docs / f"rates_{args.data}.json", done)
 
 
 def main():

@@ -6,7 +6,7 @@ For the losses of sCT (a jvp inside the gradient) and of a teacher (none): the r
 the gradient of all parameters against that of the plain step in float32 on one device, for a small
 DDPM++ with dropout on simulated devices. What is float32 has to agree to 1e-5; what is bfloat16 is
 compared with the plain bfloat16 step too, from which rounding in another order is all that may
-differ. (That `scan` over blocks changes nothing is tests/networks/walk_test.py's, in float64.)
+differ. (That `scan` changes nothing is tests/networks/run_blocks_test.py's, in float64.)
 """
 
 import argparse
@@ -17,45 +17,43 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from cmjax import experiment
 from cmjax.base import sharding
-from cmjax.experiment import losses
+from cmjax.experiment import Frozen, Method, Scene, methods, models
 from cmjax.training import microbatch
-from cmjax.types import Params
+from cmjax.types import Network, Params
 
 BATCH = 16
 OPTIONS = {"fsdp": (1, 4), "remat": (False, True), "microbatch": (None, 8)}
 FLOAT32_LIMIT, BFLOAT16_LIMIT = 1e-5, 0.05
 
 
-def configure(method: str, dtype: str, *, remat: bool) -> ConfigDict:
-  """What the loss and the network need of a config."""
+def configure(method: str, dtype: str, *, remat: bool) -> tuple[Network, Method]:
+  """A network and a loss of the method, without the rest of an experiment."""
   loss = dict(name=method, P_mean=-1.0, P_std=1.4, weighting="learned")
   net = dict(
     name="ddpmpp", resolution=8, in_channels=1, channels=16, channel_mult=(1,), num_blocks=1,
     attn_resolutions=(8,), augment_dim=0, dropout=0.2, dtype=dtype, remat=remat,
   )  # fmt: skip
-  return ConfigDict(dict(sigma_data=0.5, loss=loss, net=net, optim={}, teacher={"workdir": ""}))
+  network, scene = models.network(net, 0.5), Scene(0.5, (8, 8, 1), total_steps=100)
+  return network, methods.method(scene, loss)
 
 
-def first_params(config: ConfigDict) -> Params:
+def first_params(network: Network, method: Method) -> Params:
   """Weights away from their start, where many a gradient is 0."""
   rng = np.random.default_rng(0)
   move = lambda a: a + jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype)
-  weights = {name: w.init(jax.random.key(1)) for name, w in losses.weightings(config).items()}
-  net = experiment.network(config).init(jax.random.key(0))
-  return jax.tree.map(move, {"net": net, **weights})
+  net = network.init(jax.random.key(0))
+  return jax.tree.map(move, {"net": net, **method.init(jax.random.key(1), net, None)})
 
 
 def gradient(
-  config: ConfigDict, params: Params, *, fsdp: int, size: int | None
+  network: Network, method: Method, params: Params, *, fsdp: int, size: int | None
 ) -> dict[str, np.ndarray]:
   """The gradient of one batch, on `fsdp` devices, in passes of `size` samples."""
   mesh = sharding.make_mesh(1, fsdp, devices=jax.devices()[:fsdp])
   parts = microbatch.check(BATCH, size, mesh.size)
-  loss_fn = experiment.loss(config, experiment.network(config))
+  loss_fn = method.loss(network, Frozen())
   images = np.random.default_rng(2).normal(size=(BATCH, 8, 8, 1)).astype(np.float32)
 
   @jax.jit
@@ -81,13 +79,13 @@ def rows(methods=("sct", "diffusion"), dtypes=("float32", "bfloat16"), options=N
   for method in methods:
     plain = {}
     for dtype in ("float32", *(d for d in dtypes if d != "float32")):
-      config = configure(method, dtype, remat=False)
-      plain[dtype] = gradient(config, first_params(config), fsdp=1, size=None)
+      made = configure(method, dtype, remat=False)
+      plain[dtype] = gradient(*made, first_params(*made), fsdp=1, size=None)
     for dtype in dtypes:
       for values in itertools.product(*options.values()):
         one = dict(zip(options, values, strict=True))
-        config = configure(method, dtype, remat=one["remat"])
-        got = gradient(config, first_params(config), fsdp=one["fsdp"], size=one["microbatch"])
+        made = configure(method, dtype, remat=one["remat"])
+        got = gradient(*made, first_params(*made), fsdp=one["fsdp"], size=one["microbatch"])
         yield method, dtype, one, error(got, plain["float32"]), error(got, plain[dtype])
 
 

@@ -9,13 +9,12 @@ before. The first probe, which compiles, is printed beside.
 """
 
 import argparse
-import runpy
 import time
 
 import jax
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import compiled_step, doctor
 
@@ -36,16 +35,16 @@ def main() -> None:
   parser.add_argument("--every", type=int, default=1_000, help="doctor.probe_every_steps")
   parser.add_argument("--steps", type=int, default=30)
   args = parser.parse_args()
-  config = runpy.run_path(args.config)["get_config"]()
-  if config.teacher.workdir:
+  given = experiment.parse(pages.load(args.config))
+  if given.teacher:
     raise SystemExit("Give a config without a teacher: its step is timed with no run to read.")
   mesh = sharding.make_mesh()
-  net = experiment.network(config)
-  state = sharding.create(experiment.state_init(config, net), mesh, jax.random.key(0))[0]
+  tx = experiment.transformation(given)
+  state = sharding.create(experiment.state_init(given, tx), mesh, jax.random.key(0))[0]
   frozen = {"teacher": None, "lpips": None}
   key = sharding.gather(jax.random.key(1), mesh)
-  batch = next(experiment.batches(config, mesh, 0))
-  step = compiled_step.make_step_fn(config, net, None, frozen)
+  batch = next(experiment.batches(given, mesh, 0))
+  step = compiled_step.make_step_fn(given, tx)
   compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen))
   params = jax.tree.map(np.array, jax.device_get(state.params["net"]))
   kept = {}
@@ -59,7 +58,7 @@ def main() -> None:
   for i in range(doctor.WINDOW):
     spikes.see(i, metrics)
   of_spikes = seconds(lambda: spikes.see(0, metrics), 200)
-  probe = doctor.Probe(config)
+  probe = doctor.Probe(given.network, given.samples, given.method.tangent)
   first = seconds(lambda: probe(params), 1)
   of_probe = seconds(lambda: probe(params), 5)
   print(f"python benchmarks/cost/doctor.py --config={args.config} --every={args.every}\n")

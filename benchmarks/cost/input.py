@@ -18,7 +18,6 @@ itself is larger than the one printed.
 import argparse
 import contextlib
 import itertools
-import runpy
 import tempfile
 import time
 from pathlib import Path
@@ -27,12 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.data import pipeline, sources
 from cmjax.program import compiled_step
-
-CONFIG = Path(__file__).parents[2] / "configs" / "cifar10_sct.py"
 
 
 def load(args):
@@ -64,16 +61,16 @@ def read(source, args, *, flip, num_threads=2, rows=None):
 
 def step(args):
   """Parameters; images/s and images per CPU second of the train step, the best of some steps."""
-  config = runpy.run_path(str(CONFIG))["get_config"]()
+  config = pages.load("cifar10_sct").unlock()
   config.net.update(channels=args.channels, num_blocks=args.num_blocks)
   config.batch_size = args.step_batch_size
-  mesh, net = sharding.make_mesh(devices=jax.devices()[:1]), experiment.network(config)
-  key = jax.random.key(0)
-  state, _ = sharding.create(experiment.state_init(config, net), mesh, key)
+  given, key = experiment.parse(config), jax.random.key(0)
+  mesh, tx = sharding.make_mesh(devices=jax.devices()[:1]), experiment.transformation(given)
+  state, _ = sharding.create(experiment.state_init(given, tx), mesh, key)
   size = sum(x.size for x in jax.tree.leaves(state.params))
   batch = {"image": jnp.zeros((config.batch_size, 32, 32, 3))}
   frozen = {"teacher": None, "lpips": None}
-  jitted = jax.jit(compiled_step.make_step_fn(config, net, None, frozen))
+  jitted = jax.jit(compiled_step.make_step_fn(given, tx))
   compiled, rates = jitted.lower(state, batch, key, frozen).compile(), []
   for i in range(args.steps + 1):
     wall, cpu = time.perf_counter(), time.process_time()

@@ -23,7 +23,6 @@ import contextlib
 import functools
 import logging
 import queue
-import runpy
 import tempfile
 import threading
 import time
@@ -32,16 +31,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import compiled_step, doctor, train
 from cmjax.run import checkpoint, snapshots, writer
 
-CONFIG = Path(__file__).parents[2] / "configs" / "cifar10_sct.py"
-
 
 def configure(args, **net):
-  config = runpy.run_path(str(CONFIG))["get_config"]()
+  config = pages.load("cifar10_sct").unlock()
   config.net.update(**net)
   config.evals = {}
   config.data.name = "npz"
@@ -136,7 +133,7 @@ def run_loop(args, config, workdir):
   timers.replace(compiled_step, "compile_step", compile_nothing)
   timers.replace(experiment, "batches", timed_batches)
   with timers.undo:
-    train.train(config, workdir)
+    train.train(experiment.parse(config), workdir)
   return np.array(devices[0].spans), timers.seconds
 
 
@@ -159,12 +156,12 @@ def loop(args):
     show(f"  {name} ({len(values)})", np.array(values) * 1e3)
 
 
-def train_steps(config, state):
+def train_steps(given, state):
   """Seconds of three train steps after the first."""
   frozen, key, seconds = {"teacher": None, "lpips": None}, jax.random.key(0), []
-  step = compiled_step.make_step_fn(config, experiment.network(config), None, frozen)
+  step = compiled_step.make_step_fn(given, experiment.transformation(given))
   mesh = sharding.make_mesh()
-  shape = (config.batch_size, 32, 32, 3)
+  shape = (given.run.batch_size, 32, 32, 3)
   batch = sharding.global_batch({"image": np.zeros(shape, np.float32)}, mesh)
   key = jax.device_put(key, sharding.replicated(mesh))
   compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen))
@@ -193,10 +190,9 @@ def blocked(checkpoints, step, state):
 
 def save(args):
   config = configure(args, channels=args.channels, num_blocks=args.num_blocks)
-  config.batch_size = args.step_batch_size
-  shapes = jax.eval_shape(
-    experiment.state_init(config, experiment.network(config)), jax.random.key(0)
-  )
+  config.batch_size = args.step_batch_size or config.batch_size
+  given = experiment.parse(config)
+  shapes = jax.eval_shape(experiment.state_init(given), jax.random.key(0))
   rng, replicated = np.random.default_rng(0), sharding.replicated(sharding.make_mesh())
   # Random bits, as to compile the initialisation takes minutes, and zeros would be compressed.
   fill = lambda x: jax.device_put(rng.normal(size=x.shape).astype(x.dtype), replicated)
@@ -219,9 +215,9 @@ def save(args):
   names += ("longest poll while it is written", "written and sealed after")
   for name, values in zip(names, np.transpose(rows), strict=True):
     print(f"{name:40}" + "".join(f"{x:9.3f}" for x in values), flush=True)
-  if config.batch_size:
-    name = f"train step, batch {config.batch_size}"
-    print(f"{name:40}" + "".join(f"{x:9.3f}" for x in train_steps(config, state)))
+  if args.step_batch_size:
+    name = f"train step, batch {args.step_batch_size}"
+    print(f"{name:40}" + "".join(f"{x:9.3f}" for x in train_steps(given, state)))
 
 
 def main():

@@ -1,6 +1,7 @@
 r"""How long a folder of PNG files takes to prepare, and how fast it is read back.
 
-  python benchmarks/cost/prepare.py --npz ~/.cache/cmjax/cifar10.npz ~/.cache/cmjax/fashion_mnist.npz
+  python benchmarks/cost/prepare.py \
+    --npz ~/.cache/cmjax/cifar10.npz ~/.cache/cmjax/fashion_mnist.npz
 
 Of each .npz 60,000 images (train, then test) are written as PNG files in a folder for each class.
 That folder is prepared by the command a user types, once undisturbed and once killed (SIGKILL) as

@@ -1,8 +1,8 @@
 r"""What a train step of EDM2 on latents needs on TPU chips that are not there.
 
-  python benchmarks/cost/step_memory.py                                         # XS on one v5e chip
-  python benchmarks/cost/step_memory.py --size=XXL --topology=v5p:4x4x4 --fsdp=64 --batch_size=2048 \
-    --remat --methods scd                                                  # the paper's largest
+  python benchmarks/cost/step_memory.py  # XS on one v5e chip
+  python benchmarks/cost/step_memory.py --size=XXL --topology=v5p:4x4x4 --fsdp=64 \
+    --batch_size=2048 --remat --methods scd  # the paper's largest
 
 Compiles the whole step (loss, gradient, optimizer, averages; with the teacher where there is one)
 of configs/imagenet64_*.py at 64x64x4 ahead of time, and prints what XLA's compiler says a chip
@@ -13,26 +13,24 @@ halves them.
 """
 
 import argparse
-import runpy
 import time
-from pathlib import Path
 
 import jax
 
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import costs, plan
 
-ROOT = Path(__file__).parents[2]
 CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 
 def configure(method, args):
-  config = runpy.run_path(str(ROOT / "configs" / f"imagenet64_{method}.py"))["get_config"]()
+  config = pages.load(f"imagenet64_{method}").unlock()
   config.net.update(
     in_channels=4, channels=CHANNELS[args.size], dropout=0.0, remat=args.remat, attention="xla"
   )
   config.batch_size = args.batch_size
-  return config
+  return experiment.parse(config)
 
 
 def main():

@@ -1,7 +1,7 @@
 r"""What each estimator of the tangent g = cos(t) df/dt gets wrong, and what it costs.
 
-  python benchmarks/cost/tangents.py                                      # the digits network, perturbed
-  python benchmarks/cost/tangents.py --config=cifar10_sct --batch_size=16 # that of a page of configs/
+  python benchmarks/cost/tangents.py  # the digits network, perturbed
+  python benchmarks/cost/tangents.py --config=cifar10_sct --batch_size=16  # a page of configs/
 
 The error is ||g - g*|| / ||g*|| over all samples of a batch of noise levels of the config's own
 proposal, g* the exact jvp with everything in float64. The network is a random one, moved away from
@@ -10,18 +10,14 @@ those with the exact estimator.
 """
 
 import argparse
-import runpy
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment, tangent, times, trigflow, weighting
+from cmjax import experiment, pages, tangent, times, trigflow, weighting
 from cmjax.losses import continuous
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def estimators(sigma_data):
@@ -38,7 +34,7 @@ def estimators(sigma_data):
 
 def draw(config, batch_size):
   """A network away from its zeros, and x_t, t, dx_t/dt of the config's proposal on pure noise."""
-  net = experiment.network(config)
+  net = experiment.parse(config).network
   keys = jax.random.split(jax.random.key(0), 5)
   params = jax.jit(net.init)(keys[0])
   leaves, tree = jax.tree.flatten(params)
@@ -60,7 +56,7 @@ def main():
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--runs", type=int, default=5)
   args = parser.parse_args()
-  config = runpy.run_path(str(CONFIGS / f"{args.config}.py"))["get_config"]()
+  config = pages.load(args.config)
   net, params, x_t, t, dxdt = draw(config, args.batch_size)
   sd = config.sigma_data
 

@@ -1,22 +1,22 @@
 """Weak scaling on paper: one step compiled for 4, 16 and 64 TPU chips, the batch growing with them.
 
-  python benchmarks/cost/weak_scaling.py                      # docs/weak_scaling.png
-  python benchmarks/cost/weak_scaling.py --layouts data fsdp  # also with the whole state on every chip
+  python benchmarks/cost/weak_scaling.py                      # docs/results/weak_scaling.png
+  python benchmarks/cost/weak_scaling.py --layouts data fsdp  # and with a whole state on every chip
 
 sCT of CIFAR-10 with a DiT-B, whose blocks are one scan: a program that compiles in minutes. Of each
-compiled step: the least time it can take by `cmjax.plan`, and the bytes that a chip sends to
+compiled step: the least time it can take by `program.plan`, and the bytes that a chip sends to
 others, with the state split over all chips (fsdp). Nothing runs on a TPU. It needs libtpu
 (pip install 'cmjax[plan]') and matplotlib. Rows that --rows has already are not compiled again.
 """
 
 import argparse
 import json
-import runpy
 from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
 
+from cmjax import experiment, pages
 from cmjax.program import plan
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +36,11 @@ def rows_of(args, known):
 
 
 def measure(args, topology, layout):
-  config = runpy.run_path(str(ROOT / "configs/cifar10_sct.py"))["get_config"]()
+  config = pages.load("cifar10_sct").unlock()
   chips = len(plan.target(topology).devices)
   config.batch_size = chips * args.per_chip
   config.net, config.mesh = NET | {"size": args.size}, LAYOUTS[layout]
-  report = plan.plan(config, topology)
+  report = plan.plan(experiment.parse(config), topology)
   step = report["step"]
   sent = {kind: traffic["sent"] for kind, traffic in step["collectives"].items()}
   keys = ("seconds", "estimate", "roofline", "xla_seconds")
@@ -88,7 +88,7 @@ def main():
   parser.add_argument("--per_chip", type=int, default=64, help="samples of a chip")
   parser.add_argument("--topologies", nargs="+", default=["v5e:2x2", "v5e:4x4", "v5e:8x8"])
   parser.add_argument("--rows", type=Path, default=ROOT / "docs/results/weak_scaling.json")
-  parser.add_argument("--plot", type=Path, default=ROOT / "docs/weak_scaling.png")
+  parser.add_argument("--plot", type=Path, default=ROOT / "docs/results/weak_scaling.png")
   args = parser.parse_args()
 
   rows, known = [], json.loads(args.rows.read_text()) if args.rows.is_file() else []

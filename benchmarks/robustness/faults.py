@@ -1,8 +1,8 @@
 r"""Is anything ever lost? A hundred trials of sixteen faults, and the same command again.
 
-  python benchmarks/robustness/faults.py                            # about an hour on one core
+  python benchmarks/robustness/faults.py                        # about an hour on one core
   python benchmarks/robustness/faults.py --kinds sigterm disk_full --num_trials=20
-  python benchmarks/robustness/faults.py --asynchronous             # training goes on while it is saved
+  python benchmarks/robustness/faults.py --asynchronous         # training goes on while it is saved
 
 In every trial a real training (points in the plane, or pictures in a folder) meets one fault at a
 seeded random moment. Then the same command is started again, until the run is done, and every array
@@ -41,7 +41,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import scipy.integrate  # noqa: F401 (else every process imports it for itself)
-from absl import app
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -172,7 +171,7 @@ def run_child(trial, argv, log, steps, sabotage):
       sabotage()
     sys.argv = argv
     try:
-      app.run(main.join_and_run, flags_parser=main.parse_flags)
+      main.main()
     except SystemExit as stop:
       code = stop.code or 0
     if code == 0:

@@ -1,14 +1,15 @@
 r"""The two parts of a consistency function's tangent at the start of training, over the time.
 
-  python benchmarks/robustness/stability.py                                    # digits
-  python benchmarks/robustness/stability.py --config=configs/cifar10_sct.py --channels=64 --images=noise
+  python benchmarks/robustness/stability.py  # digits
+  python benchmarks/robustness/stability.py --config=configs/cifar10_sct.py --channels=64 \
+    --images=noise
 
 df/dt = d_t f + grad_x f . dx/dt, and what makes consistency training unstable is in the first part:
 the derivative of the embedding of t (sCM, sec. 4.1, eq. 7 and figure 4). For Fourier embeddings of
 scale 16 and 0.02 and for the positional one, each with a plain modulation of the normalised
 activations (AdaGN) and with sCM's adaptive double normalisation, this draws the root mean square of
-both parts, over sigma_data, for real images and their own velocities. It writes
-docs/stability_PAGE.png and a table into docs/results/README.md.
+both parts, over sigma_data, for real images and their own velocities. It writes a picture,
+stability_PAGE.png, into docs/results, and a table into docs/results/robustness.md.
 
 The weights are those of the start, but what starts at zero there (the last convolution, and the
 last one of each block) is drawn with a variance of one over the fan-in: with F = 0 all networks
@@ -17,7 +18,6 @@ would be equal.
 
 import argparse
 import math
-import runpy
 import sys
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment, trigflow
+from cmjax import experiment, pages, trigflow
 from cmjax.data import sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "comparison"))
@@ -67,7 +67,7 @@ def random_weights(net, seed):
 
 def norms(config, images, times, seeds):
   """The root mean square of both parts over sigma_data [seeds, times, 2], mean over the images."""
-  net, sigma_data = experiment.network(config), config.sigma_data
+  net, sigma_data = experiment.parse(config).network, config.sigma_data
   z = trigflow.noise(jax.random.key(0), images.shape, sigma_data=sigma_data)
 
   @jax.jit
@@ -82,8 +82,7 @@ def norms(config, images, times, seeds):
 
 
 def configure(args, embedding, modulation):
-  config = runpy.run_path(str(args.config))["get_config"]()
-  config.unlock()
+  config = pages.load(args.config).unlock()
   config.net.update(channels=args.channels, augment_dim=0, modulation=MODULATIONS[modulation])
   config.net.update(EMBEDDINGS[embedding])
   return config
@@ -94,7 +93,7 @@ def load_images(args):
   if args.images == "noise":
     shape = (args.batch_size, *[config.net.resolution] * 2, config.net.in_channels)
     return trigflow.noise(jax.random.key(1), shape, sigma_data=config.sigma_data)
-  pixels = sources.as_array(experiment.source(config))[0][: args.batch_size]
+  pixels = sources.as_array(experiment.opened(experiment.parse(config)))[0][: args.batch_size]
   return jnp.asarray(pixels, jnp.float32) / 127.5 - 1
 
 
@@ -151,7 +150,7 @@ def main():
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--num_times", type=int, default=40)
   parser.add_argument("--seeds", type=int, default=3, help="initial weights")
-  parser.add_argument("--docs", type=Path, default=methods.ROOT / "docs")
+  parser.add_argument("--docs", type=Path, default=methods.RESULTS)
   args = parser.parse_args()
 
   images = load_images(args)
@@ -162,15 +161,15 @@ def main():
       config = configure(args, embedding, modulation)
       found[embedding, modulation] = norms(config, images, times, args.seeds)
   name = args.config.stem
-  command = f"python benchmarks/robustness/stability.py --config=configs/{name}.py --channels={args.channels}"
-  command += f" --images={args.images}"
+  command = f"python benchmarks/robustness/stability.py --config=configs/{name}.py"
+  command += f" --channels={args.channels} --images={args.images}"
   lines = table(found, times, command)
   print("\n".join(lines))
   picture = f"stability_{name}.png"
   plot(args.docs / picture, found, times)
   title = f"The tangent at the start of training: {name}"
   lines += ["", f"![Both parts of the tangent over t, by embedding and modulation]({picture})"]
-  methods.write_results(args.docs / "results" / "README.md", f"stability:{name}", title, lines)
+  methods.write_results(args.docs / "robustness.md", f"stability:{name}", title, lines)
 
 
 if __name__ == "__main__":

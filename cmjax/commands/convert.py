@@ -1,27 +1,28 @@
 r"""Foreign checkpoints in, weights out.
 
-  python -m cmjax.convert edm-cifar10-32x32-uncond-vp.pkl --to runs/cifar10_edm
-  python -m cmjax.convert --export runs/cifar10_scd --to scd.safetensors --ema main
+  cmjax convert edm-cifar10-32x32-uncond-vp.pkl --to runs/cifar10_edm
+  cmjax convert --export runs/cifar10_scd --to scd.safetensors --ema main
 
-The first writes a run: sample from it with `cmjax.main --mode=sample`, or name it as
+The first writes a run: sample from it with `cmjax sample`, or name it as
 teacher.workdir or init_from.workdir. Nothing in the file is executed.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
-USAGE = """python -m cmjax.convert FILE --to DIR [--ema NAME]
-       python -m cmjax.convert --export RUN_DIR --to FILE.safetensors [--ema NAME]"""
+USAGE = """cmjax convert FILE --to DIR [--ema NAME]
+       cmjax convert --export RUN_DIR --to FILE.safetensors [--ema NAME]"""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   """Converts one file; errors that are the user's to mend are one message. Returns the exit code.
 
-  Flags by argparse: unlike those of `cmjax.main` they are no config's, and absl has no positions.
+  Flags by argparse: there is no config whose values they set, and absl has no positions.
   """
   parser = argparse.ArgumentParser(
-    prog="python -m cmjax.convert",
+    prog="cmjax convert",
     usage=USAGE,
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   if (args.file is None) == (args.export is None):
     parser.error("give a FILE to convert, or a run to --export: one of the two")
-  # Ours only, as in `cmjax.main`.
+  # Ours only, as in `start.run`.
   logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("absl").setLevel(logging.ERROR)
   from cmjax.program import convert  # here, so that --help need not wait for jax
@@ -48,7 +49,3 @@ def main(argv: list[str] | None = None) -> int:
     print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
     return 1
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -1,11 +1,12 @@
 r"""Averages of any length, after training, of a run with config.snapshots.
 
-  python -m cmjax.ema --workdir=runs/teacher --sigma_rel=0.05,0.1,0.15
-  python -m cmjax.ema --workdir=runs/teacher --sweep=0.01:0.25:0.01
+  cmjax ema --workdir=runs/teacher --sigma_rel=0.05,0.1,0.15
+  cmjax ema --workdir=runs/teacher --sweep=0.01:0.25:0.01
 
-The first writes them into the run, as averages named posthoc_0.050, ...: for --ema of modes sample,
-config.evals.*.emas of mode evaluate, and the ema of teacher, init_from and autoguidance. The second
-only scores them with the run's first Frechet evaluator, and draws the curve.
+The first writes them into the run, as averages named posthoc_0.050, ...: for --ema of `cmjax
+sample`, config.evals.*.emas of `cmjax evaluate`, and the ema of teacher, init_from and
+autoguidance. The second only scores them with the run's first Frechet evaluator, and draws the
+curve.
 """
 
 import argparse
@@ -50,8 +51,9 @@ def lengths(text: str) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; an error that is the user's to mend is one message, and exit code 1."""
   parser = argparse.ArgumentParser(
-    prog="python -m cmjax.ema",
-    description="Averages of other lengths, of the snapshots of a run (config.snapshots).",
+    prog="cmjax ema",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument("--workdir", required=True, help="folder of the run")
@@ -64,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   # Imported here, so that --help need not wait for jax.
-  from cmjax.base import sharding
+  from cmjax import experiment
   from cmjax.program import averages, stored_runs, sweep
 
   try:
     if args.sweep is not None:
       answer = sweep.sweep(args.workdir, lengths(args.sweep), step=args.step)
     else:
-      mesh = sharding.make_mesh(**stored_runs.read_config(args.workdir).mesh)
+      mesh = experiment.make_mesh(stored_runs.read_experiment(args.workdir).run)
       answer = averages.write(args.workdir, lengths(args.sigma_rel), mesh, step=args.step)
   except (ValueError, OSError) as error:
     logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
@@ -79,7 +81,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   print(answer)  # noqa: T201 (the answer)
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(main())

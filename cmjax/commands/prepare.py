@@ -1,10 +1,10 @@
 r"""Any collection of images to a set that trains: shards, with a manifest of how they were made.
 
-  python -m cmjax.data.prepare ILSVRC/train --out data/imagenet64 \
+  cmjax prepare ILSVRC/train --out data/imagenet64 \
       --transform=center-crop-dhariwal --resolution=64
-  python -m cmjax.data.prepare ILSVRC/train --out data/imagenet512 \
+  cmjax prepare ILSVRC/train --out data/imagenet512 \
       --transform=center-crop-dhariwal --resolution=512 --latents=vae.safetensors
-  python -m cmjax.data.prepare --validate data/imagenet64
+  cmjax prepare --validate data/imagenet64
 
 SOURCE is a folder or .zip of images (classes are subfolders, or dataset.json says them, as in
 EDM's zips), a folder of Hugging Face's .parquet files, an .npz ({split}_images, {split}_labels) or
@@ -17,19 +17,20 @@ otherwise, and the manifest counts them.
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.base import lock
 from cmjax.data import image_files
-from cmjax.data.prepare import crops, originals, validation, writing
+from cmjax.data.prepare import crops
 
-USAGE = """python -m cmjax.data.prepare SOURCE --out DIR [options]
-       python -m cmjax.data.prepare --validate DIR"""
+USAGE = """cmjax prepare SOURCE --out DIR [options]
+       cmjax prepare --validate DIR"""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   """Prepares or validates; errors that are the user's to mend are one message. The exit code."""
   args = _arguments(argv)
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -41,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-    prog="python -m cmjax.data.prepare",
+    prog="cmjax prepare",
     usage=USAGE,
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,6 +81,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+  from cmjax.data.prepare import originals, validation, writing  # here, so that --help is quick
+
   convert = tuple(kind for kind in args.convert.split(",") if kind)
   recipe = writing.Recipe(args.transform, args.resolution, args.filter, args.channels, convert)
   pictures = originals.find(
@@ -124,13 +127,11 @@ def _splits(args: argparse.Namespace, num: int) -> list[tuple[str, np.ndarray | 
 
 
 def _validate(path: Path) -> int:
+  from cmjax.data.prepare import validation
+
   report = validation.validate(path)
   for line in (*report.notes, *report.problems):
     print(line)  # noqa: T201
   number = len(report.problems)
   print(f"{number} problem{'s' * (number != 1)}." if number else "It is sound.")  # noqa: T201
   return 1 if number else 0
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -9,7 +9,6 @@ what came out. Interrupted, it goes on where it was when it is started again.
 import argparse
 import json
 import logging
-import runpy
 import time
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import ml_collections as mlc
 import numpy as np
 from PIL import Image
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
+from cmjax.experiment import Experiment
 from cmjax.program import score_files, train
 from cmjax.run import writer
 
@@ -28,9 +28,7 @@ SHOWN = ("loss", "optim", "ema")
 
 def configure(method: str, workdir: Path, variant: str) -> mlc.ConfigDict:
   """The config of one run, with the teacher's workdir in this quickstart's."""
-  package = Path(__file__).parents[1]  # in a wheel the pages are inside, in a clone beside it
-  folder = next(path for path in (package, package.parent) if (path / "configs").is_dir())
-  config = runpy.run_path(str(folder / "configs" / f"{RUNS[method]}.py"))["get_config"](variant)
+  config = pages.load(f"{RUNS[method]}:{variant}" if variant else RUNS[method]).unlock()
   if method != "teacher":
     config.init_from.workdir = str(workdir / "teacher")
   if method == "sCD":
@@ -45,12 +43,12 @@ def print_settings(method: str, config: mlc.ConfigDict) -> None:
     print(f"  {section}: {json.dumps(config[section].to_dict())}")
 
 
-def print_table(configs: dict[str, mlc.ConfigDict], scores: dict[str, dict[str, float]]) -> None:
+def print_table(given: dict[str, Experiment], scores: dict[str, dict[str, float]]) -> None:
   """The table that the README shows."""
   rows = [
     (method, row["NFE"], row["value"], row["images/s"])
-    for method, config in configs.items()
-    for row in score_files.rows(config, scores[method])
+    for method, one in given.items()
+    for row in score_files.rows(one, scores[method])
   ]
   teacher = next(value for method, _, value, _ in rows if method == "teacher")
   print(f"\n{'method':9}{'NFE':>4}{'Frechet distance':>18}{'ratio to teacher':>18}{'images/s':>10}")
@@ -62,13 +60,13 @@ def print_table(configs: dict[str, mlc.ConfigDict], scores: dict[str, dict[str, 
   print("digits kept out of training; being few, they have a larger distance than good samples.")
 
 
-def picture(workdir: Path, configs: dict[str, mlc.ConfigDict]) -> Path:
+def picture(workdir: Path, given: dict[str, Experiment]) -> Path:
   """A row of real digits, then the first 16 of each sampler's last grid; returns the file."""
-  real = next(iter(experiment.batches(configs["teacher"], sharding.make_mesh(), 0)))["image"][:64]
-  grids = [writer.grid(real)]
-  for method, config in configs.items():
-    for key in config.samplers:
-      path = workdir / method / "samples" / f"{key}_main_{config.total_steps:08d}.png"
+  real = next(iter(experiment.batches(given["teacher"], sharding.make_mesh(), 0)))["image"][:64]
+  grids = [writer.grid(real, columns=8)]
+  for method, one in given.items():
+    for key in one.samplers:
+      path = workdir / method / "samples" / f"{key}_main_{one.run.total_steps:08d}.png"
       grids.append(np.asarray(Image.open(path)))
   # Two rows of 8, each of 48 pixels and a line, become one of 16.
   line = np.full((1, 2 * grids[0].shape[1] + 1, 3), 128, np.uint8)
@@ -90,13 +88,14 @@ def main(argv: list[str] | None = None) -> None:
   logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
-  start, scores, configs = time.monotonic(), {}, {}
+  start, scores, given = time.monotonic(), {}, {}
   for method in RUNS:
-    configs[method] = config = configure(method, args.workdir, args.variant)
+    config = configure(method, args.workdir, args.variant)
     print_settings(method, config)
-    scores[method] = train.train(config, args.workdir / method)
-  print_table(configs, scores)
-  print(f"\nReal digits, then 16 of each row above:  {picture(args.workdir, configs)}")
+    given[method] = experiment.parse(config)
+    scores[method] = train.train(given[method], args.workdir / method)
+  print_table(given, scores)
+  print(f"\nReal digits, then 16 of each row above:  {picture(args.workdir, given)}")
   for method in RUNS:
     print(f"{method + ', grids and report:':41}{args.workdir / method / 'report.html'}")
   print(f"Trained and scored in {(time.monotonic() - start) / 60:.1f} minutes.")

@@ -68,7 +68,7 @@ def detect(weights: Weights) -> Found:
   _check_class(weights.class_name)
   if METADATA in options:
     said, sigma_data = _exported(options[METADATA])
-    if OF_NETWORK.get(str(said.get("name"))) == "cmjax":
+    if OF_NETWORK.get(str(said.get("name")), "cmjax") == "cmjax":
       return Found("cmjax", said, sigma_data, (1, 1), tensors)
   if jcm.is_jcm(tensors):
     tensors = jcm.as_edm(tensors)

@@ -1,33 +1,48 @@
-"""From a config to functions: the only place where strings choose.
+"""The Experiment: everything that a program needs, made once from a config.
 
-A section of a config is a `name` and the keyword arguments of what it names. Everything a user can
-get wrong in one is found here, before anything is compiled.
+  experiment = parse(config)
+  experiment = experiment._replace(network=mine)
+
+This is the only room where strings choose. A section of a config is a `name` and the keyword
+arguments of what it names; everything a user can get wrong in one is found here, before anything
+is compiled.
 """
 
 from cmjax.experiment.decoding import decoder as decoder
-from cmjax.experiment.evaluation import evaluators as evaluators
+from cmjax.experiment.evaluation import due as due
 from cmjax.experiment.evaluation import frechet_scores as frechet_scores
 from cmjax.experiment.evaluation import image_batches as image_batches
+from cmjax.experiment.evaluation import open_evaluators as open_evaluators
 from cmjax.experiment.evaluation import reference as reference
 from cmjax.experiment.evaluation import scorer as scorer
+from cmjax.experiment.evaluation import scorers as scorers
 from cmjax.experiment.evaluation import search_score as search_score
-from cmjax.experiment.losses import loss as loss
-from cmjax.experiment.losses import lpips_weights as lpips_weights
-from cmjax.experiment.losses import target_name as target_name
+from cmjax.experiment.fields import Evaluator as Evaluator
+from cmjax.experiment.fields import Experiment as Experiment
+from cmjax.experiment.fields import Frozen as Frozen
+from cmjax.experiment.fields import Method as Method
+from cmjax.experiment.fields import Run as Run
+from cmjax.experiment.fields import Sampler as Sampler
+from cmjax.experiment.fields import Samples as Samples
+from cmjax.experiment.fields import Setting as Setting
+from cmjax.experiment.fields import Stored as Stored
+from cmjax.experiment.methods import METHODS as METHODS
+from cmjax.experiment.methods import Scene as Scene
+from cmjax.experiment.methods import tangent_network as tangent_network
 from cmjax.experiment.models import batches as batches
-from cmjax.experiment.models import can_remat as can_remat
-from cmjax.experiment.models import network as network
-from cmjax.experiment.models import source as source
-from cmjax.experiment.sampling import sampler as sampler
-from cmjax.experiment.sampling import sampler_nfe as sampler_nfe
-from cmjax.experiment.sampling import sampling_net as sampling_net
+from cmjax.experiment.models import opened as opened
+from cmjax.experiment.parse import Described as Described
+from cmjax.experiment.parse import as_json as as_json
+from cmjax.experiment.parse import check as check
+from cmjax.experiment.parse import describe as describe
+from cmjax.experiment.parse import parse as parse
+from cmjax.experiment.parse import stored_record as stored_record
+from cmjax.experiment.run import make_mesh as make_mesh
+from cmjax.experiment.sampling import compiled_sampler as compiled_sampler
 from cmjax.experiment.sections import call as call
-from cmjax.experiment.sections import latent_convention as latent_convention
 from cmjax.experiment.sections import pick as pick
-from cmjax.experiment.training import ema_decays as ema_decays
-from cmjax.experiment.training import loss_scale as loss_scale
-from cmjax.experiment.training import optimizer as optimizer
-from cmjax.experiment.training import schedule as schedule
-from cmjax.experiment.training import snapshots as snapshots
-from cmjax.experiment.training import state_init as state_init
+from cmjax.experiment.state import decays as decays
+from cmjax.experiment.state import state_init as state_init
+from cmjax.experiment.state import target_name as target_name
+from cmjax.experiment.state import transformation as transformation
 from cmjax.networks import grow as grow

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cmjax import latents
 from cmjax.base.batching import in_batches
 from cmjax.convert import autoencoder, files
-from cmjax.experiment.sections import latent_convention, pick, sample_shape
+from cmjax.experiment.fields import Samples
+from cmjax.experiment.sections import pick
 
 BATCH_SIZE = 8  # on a device; at 512x512 one activation has up to 0.27 GB a sample (256 channels)
 
@@ -32,27 +32,27 @@ class Decoder(NamedTuple):
   record: dict[str, Any]
 
 
-def decoder(config: ConfigDict, mesh: Mesh | None = None) -> Decoder | None:
-  """What makes images of a config's samples; None where they are no latents, or no file is named.
+def decoder(samples: Samples, mesh: Mesh | None = None) -> Decoder | None:
+  """What makes images of samples; None where they are no latents, or no file is named.
 
   It computes in float32, with products and convolutions at the highest precision.
 
   Args:
-    config: with `data.records.latents` and `data.records.vae`.
+    samples: with their convention, and the file of the autoencoder.
     mesh: latents are split over the devices of it that this process has; None: one device.
 
   Raises:
     ValueError: no file is there, or it is no autoencoder of such latents; an autoencoder is named,
       but the samples are no latents.
   """
-  convention, vae = latent_convention(config), decoder_file(config)
+  convention, vae = samples.latents, samples.vae
   if convention is None and vae is not None:
     raise ValueError(f"data.records.vae={vae!r}, but data.records.latents is None: drop one.")
   if convention is None or vae is None:
     return None
   pick(latents.CONVENTIONS, convention, "convention (data.records.latents)")
   path = _existing(vae)
-  return _decoder(path, path.stat().st_mtime_ns, convention, sample_shape(config), mesh)
+  return _decoder(path, path.stat().st_mtime_ns, convention, samples.shape, mesh)
 
 
 @functools.lru_cache(maxsize=1)  # all evaluators of a run share it: its memory, its compilation
@@ -78,11 +78,6 @@ def _decoder(
 
   record = {"convention": convention, "vae_sha256": _digest(path, changed)}
   return Decoder(decode, made.shape[1:], record)
-
-
-def decoder_file(config: ConfigDict) -> str | None:
-  """The file of the autoencoder; None: none is named."""
-  return (config.data.get(config.data.name) or {}).get("vae")
 
 
 def check(recorded: dict[str, Any] | None, vae: str | None, path: str) -> None:

@@ -8,26 +8,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from cmjax.base import sharding
+from cmjax.base import parts, sharding
 from cmjax.convert import files
 from cmjax.data import sources
-from cmjax.experiment.decoding import Decoder, decoder, decoder_file
-from cmjax.experiment.models import source
-from cmjax.experiment.sampling import parts, sampler, sampler_nfe, timed_sampler
-from cmjax.experiment.sections import Section, call, latent_convention, pick, read, sample_shape
+from cmjax.experiment import sampling
+from cmjax.experiment.decoding import Decoder, decoder
+from cmjax.experiment.fields import Evaluator, Experiment, Samples, Setting
+from cmjax.experiment.models import opened
+from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
 from cmjax.metrics import classifier, detectors, frechet, references, rounding, scoring
 from cmjax.metrics import evaluators as metrics
 from cmjax.metrics.detectors import Detector, Outputs
 from cmjax.metrics.features import Features, ImageBatch, Reference, collect
 from cmjax.metrics.progress import Progress
-from cmjax.types import Array, Model, Network, Params
+from cmjax.types import Array, Model, Params
 
 logger = logging.getLogger("cmjax")
 
 FEATURES = ("pixels", "classifier", *detectors.DETECTORS)
-EVALUATORS = ("samples", "frechet", "sliced_wasserstein", "throughput")
 CHUNK = 500  # images that are read at a time
 
 # Samples, or images as they are stored -> images as a detector takes them.
@@ -53,7 +52,8 @@ def detector(
     mesh: whose devices share the work.
     what: the section of the config, for errors.
   """
-  pick(FEATURES, name, f"features ({what}.features)")
+  if factory := _check_features(name, what):
+    return _users_detector(factory, name, weights, variant, shape=shape, mesh=mesh, what=what)
   if variant is not None and name not in detectors.DETECTORS:
     raise ValueError(f"{what}.variant={variant!r}: features {name!r} have no variants.")
   if name == "pixels":
@@ -74,45 +74,63 @@ def detector(
   return Detector(name, "FD-classifier", classifier.NUM_FEATURES, apply, record)
 
 
+def _check_features(name: str, what: str) -> Callable[..., Any] | None:
+  """The user's own factory of a detector, of that name; None for one of `FEATURES`."""
+  what = f"features ({what}.features)"
+  if parts.is_outside(name):
+    return parts.named(name, what)
+  pick(FEATURES, name, what)
+  return None
+
+
+def _users_detector(
+  factory: Callable[..., Any], name: str, weights: str | None, variant: str | None, *,
+  shape: tuple[int, ...], mesh: Mesh, what: str,
+) -> Detector:  # fmt: skip
+  """A detector of the user's own: a marked factory that takes what it wants of these."""
+  given = dict(weights=weights, variant=variant, shape=shape, mesh=mesh)
+  wanted = [p.name for p in arguments(factory)]
+  made = factory(**{key: value for key, value in given.items() if key in wanted})
+  if not isinstance(made, Detector):
+    raise ValueError(f"{what}.features={name!r} gave a {type(made).__name__}, not a Detector.")
+  return made
+
+
 def _pixels(images: np.ndarray) -> Outputs:
   """Images as their own features, in [0, 1]: enough for small ones. Points as they are."""
   flat = images.reshape(len(images), -1).astype(np.float64)
   return Outputs(flat / 255 if images.dtype == np.uint8 else (flat + 1) / 2, None, None)
 
 
-def scorer(config: ConfigDict, label: str, mesh: Mesh) -> tuple[metrics.Scorer, ToImages]:
-  """How `config.evals[label]` scores images, and how samples become images for it."""
-  *_, kwargs = read(config.evals[label], f"evals.{label}")
-  return _scorer(config, f"evals.{label}", kwargs, mesh)
-
-
 def _scorer(
-  config: ConfigDict, what: str, kwargs: dict[str, Any], mesh: Mesh
+  kwargs: Mapping[str, Any], what: str, setting: Setting
 ) -> tuple[metrics.Scorer, ToImages]:
-  """As `scorer`; what belongs to it is taken out of `kwargs`."""
-  take, opened = kwargs.pop, functools.cache(lambda split: source(config, split))
+  """How a section scores images, and how samples become images for it."""
+  kwargs = dict(kwargs)
+  take, opened_split, mesh = kwargs.pop, setting.source, setting.mesh
   scores, per_class = tuple(take("scores", ("frechet",))), take("per_class", False)
-  scoring.check_scores(scores)
   options = scoring.Options()
   options = options._replace(**{k: take(k) for k in options._fields if k in kwargs})
   named = take("features", ""), take("weights", None), take("variant", None)
-  decoding = decoder(config, mesh)
-  shape = decoding.shape if decoding else sample_shape(config)
+  decoding = decoder(setting.samples, mesh)
+  shape = decoding.shape if decoding else setting.samples.shape
   looking = detector(*named, shape=shape, mesh=mesh, what=what)
-  rule, to_images = _rounding(opened("train"), decoding, take("rounding", None), what)
+  rule, to_images = _rounding(opened_split("train"), decoding, take("rounding", None), what)
   judged = _Judged(looking, to_images)
   place, floor = take("reference", "train"), take("floor", True)
   if place == "train":
-    scoring.check_numbers(len(opened("train")), scores, options, f"{what}: the training split")
-    make = lambda: _data_reference(config, opened("train"), judged, scores, what, per_class)
+    scoring.check_numbers(
+      len(opened_split("train")), scores, options, f"{what}: the training split"
+    )
+    make = lambda: _data_reference(setting, judged, scores, what, per_class)
   else:
     stored = references.read(place, looking.name)
     scoring.check_reference(stored, looking, scores, per_class=per_class)
     make = lambda: scoring.with_rows(stored, looking, scores)
   keep = scoring.needs(scores, per_class=per_class)
-  held_out = lambda: judged.seen(opened("test"), keep, f"{what}: held-out images")
+  held_out = lambda: judged.seen(opened_split("test"), keep, f"{what}: held-out images")
   if floor:
-    _check_held_out(lambda: opened("test"), scores, options, what)
+    _check_held_out(lambda: opened_split("test"), scores, options, what)
   made = metrics.Scorer(
     detector=looking,
     scores=scores,
@@ -179,35 +197,21 @@ def _rounding(
 
 
 def _data_reference(
-  config: ConfigDict, data: sources.Source, judged: _Judged, scores: Collection[str], what: str,
-  per_class: bool,
-) -> Reference:  # fmt: skip
+  setting: Setting, judged: _Judged, scores: Collection[str], what: str, per_class: bool
+) -> Reference:
   """The training split as a detector sees it."""
-  keep = scoring.reference_needs(scores, per_class=per_class)
+  keep, data = scoring.reference_needs(scores, per_class=per_class), setting.source("train")
   seen = judged.seen(data, keep, f"{what}: training images")
-  own = config.data.get(config.data.name, {})
   record = {
     "kind": "cmjax",
     "format": references.FORMAT,
     "detector": judged.detector.record,
     "num": seen.num,
     "digest": seen.digest,
-    "data": {"name": config.data.name, "split": "train", **dict(own)},
+    "data": setting.data,
     "prepared": data.record,
   }
   return Reference(seen, record)
-
-
-def reference(config: ConfigDict, label: str | None, mesh: Mesh) -> Reference:
-  """What the Frechet evaluator `label`, or the first, has of the training split: to be written.
-
-  With the labels only where its per_class asks for them.
-  """
-  label = _first_frechet(config, "A reference") if label is None else label
-  section = {**config.evals[label], "reference": "train", "floor": False}
-  only = ConfigDict(config.to_dict())
-  only.evals = {label: section}
-  return scorer(only, label, mesh)[0].reference()
 
 
 def image_batches(
@@ -232,146 +236,235 @@ def _points(data: sources.Source) -> np.ndarray:
   return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images
 
 
-def _about(config: ConfigDict, keys: Collection[str], emas: Collection[str]) -> metrics.About:
-  """What cards say of samplers, averages and seeds."""
-  plain = lambda section: section.to_dict() if isinstance(section, ConfigDict) else dict(section)
-  drawn = {
-    key: {
-      "key": key,
-      **plain(config.samplers[key]),
-      "times": parts(config, key)[1].tolist(),
-      "nfe": sampler_nfe(config, key),
-    }
-    for key in keys
-  }
-  averages = {ema: {"key": ema, **plain(config.ema.get(ema, {}))} for ema in emas}
-  num_classes = config.net.get("num_classes", 0)
-  seeds = {"seed": config.seed, "labels": "in turn" if num_classes else None}
-  return metrics.About(drawn, averages, seeds, num_classes)
+# --- the evaluators of a config: each is checked once, when it is parsed, and opened once ---
 
 
-class Scheduled(NamedTuple):
-  """An evaluator, and when it runs in training beside the last step."""
-
-  every_steps: int
-  at_start: bool  # at step 0 too
-  evaluate: metrics.Evaluator
-
-  def due(self, step: int) -> bool:
-    """Whether it runs at this step."""
-    return step % self.every_steps == 0 and (step > 0 or self.at_start)
+def _open_samples(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
+  decoding = decoder(setting.samples, setting.mesh)
+  drawn = {key: _decoded(sample, decoding) for key, sample in setting.samplers.items()}
+  return metrics.samples(drawn, sharding.everyone, emas=setting.emas, **kwargs)
 
 
-def evaluators(
-  config: ConfigDict,
-  net: Network,
-  mesh: Mesh,
-  guides: Mapping[str, Model] | None = None,
-  *,
-  emas: Collection[str] | None = None,
-) -> dict[str, Scheduled]:
-  """{name: an evaluator and its schedule} of `config.evals`.
+def _open_wasserstein(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
+  train, held_out = (_points(setting.source(split)) for split in sources.SPLITS)
+  return metrics.sliced_wasserstein(
+    setting.samplers, train, held_out, sharding.everyone, emas=setting.emas, **kwargs
+  )
+
+
+def _open_throughput(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
+  return metrics.throughput(setting.samplers, emas=setting.emas, **kwargs)
+
+
+def _open_frechet(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
+  mine = {key: value for key, value in kwargs.items() if key in IMAGE_SCORES}
+  judge, to_images = _scorer({k: v for k, v in kwargs.items() if k not in mine}, what, setting)
+  if judge.per_class and not setting.about.num_classes:
+    raise ValueError(f"{what}.per_class=True needs a network with net.num_classes.")
+  scoring.check_numbers(mine["num_samples"], judge.scores, judge.options, f"{what} (frechet)")
+  return metrics.image_scores(
+    setting.samplers, judge, setting.about, to_images, emas=setting.emas, **mine
+  )
+
+
+IMAGE_SCORES = ("num_samples", "batch_size", "best_of")
+SCORER = (
+  *("scores", "per_class", "features", "weights", "variant", "rounding", "reference", "floor"),
+  *scoring.Options._fields,
+)
+
+
+class Row(NamedTuple):
+  """A kind of evaluator: what opens it, and the function whose arguments a section may have."""
+
+  open: Callable[[Mapping[str, Any], str, Setting], metrics.Evaluator]
+  arguments_of: Callable[..., metrics.Evaluator]
+  others: tuple[str, ...] = ()
+
+
+EVALUATORS = {
+  "samples": Row(_open_samples, metrics.samples),
+  "frechet": Row(_open_frechet, metrics.image_scores, SCORER),
+  "sliced_wasserstein": Row(_open_wasserstein, metrics.sliced_wasserstein),
+  "throughput": Row(_open_throughput, metrics.throughput),
+}
+
+
+def evaluator(label: str, section: Section, samples: Samples) -> Evaluator:
+  """The evaluator of a section of `config.evals`, checked.
 
   Grids of samples are drawn at step 0 too, unless their section says `at_start=False`: they are
   cheap, and show that sampling works. Scores are not, unless it says True: the score of a network
   that has learned nothing costs as much as any.
 
-  Args:
-    config: of the run.
-    net: its network.
-    mesh: whose devices share the work.
-    guides: the other models, for autoguidance, by the sampler's key.
-    emas: the averages that there are; None: those of config.ema.
+  One of your own is a marked factory: called with the `Setting` and the section's other keys, it
+  gives the evaluator.
   """
-  guides, known = guides or {}, dict.fromkeys(config.ema if emas is None else emas)
-  made = {}
-  by_name = functools.cache(lambda key: sampler(config, key, net, mesh, guides.get(key)))
-  for label, section in config.evals.items():
-    name, every, keys, own_emas, kwargs = read(
-      section, f"evals.{label}", "every_steps", "samplers", "emas"
-    )
-    pick(EVALUATORS, name, f"evaluator (evals.{label}.name)")
-    at_start = kwargs.pop("at_start", name == "samples")
-    if absent := _absent(config, label, section):
-      logger.info("evals.%s is off, since %s is None: name a file to have it.", label, absent)
-      continue
-    drawn, kwargs = {key: by_name(key) for key in keys}, kwargs | {"emas": own_emas}
-    for key in own_emas:
-      pick(known, key, f"average (evals.{label}.emas)")
-    what = f"evals.{label} ({name})"
-    if name == "throughput":
-      evaluate = call(metrics.throughput, what, drawn, **kwargs)
-    elif name == "samples":
-      drawn = {key: _decoded(sample, decoder(config, mesh)) for key, sample in drawn.items()}
-      evaluate = call(metrics.samples, what, drawn, sharding.everyone, **kwargs)
-    elif name == "frechet":
-      evaluate = _image_scores(config, label, drawn, kwargs, mesh)
-    else:
-      given = (*(_points(source(config, split)) for split in sources.SPLITS), sharding.everyone)
-      evaluate = call(metrics.sliced_wasserstein, what, drawn, *given, **kwargs)
-    made[label] = Scheduled(every, at_start, evaluate)
-  return made
+  what = f"evals.{label}"
+  name, every, keys, emas, kwargs = read(section, what, "every_steps", "samplers", "emas")
+  if parts.was_handed_in(name):
+    refuse = parts.missing(name, "evaluators", f"evaluator {label}")
+    return Evaluator(refuse, tuple(keys), tuple(emas), every, kwargs.get("at_start", False))
+  row = pick_part(EVALUATORS, name, f"evaluator ({what}.name)")
+  at_start = kwargs.pop("at_start", name == "samples")
+  scorer = None
+  if name in EVALUATORS:
+    if name == "frechet":
+      _check_features(kwargs.get("features", ""), what)
+    _check_arguments(row, f"{what} ({name})", kwargs)
+    open_it = functools.partial(row.open, kwargs, what)
+    if name == "frechet":
+      scoring.check_scores(tuple(kwargs.get("scores", ("frechet",))))
+      judging = {key: value for key, value in kwargs.items() if key not in IMAGE_SCORES}
+      scorer = lambda setting, **changes: _scorer({**judging, **changes}, what, setting)
+  else:
+    open_it = lambda setting: call(row, f"{what} ({name})", setting, **kwargs)
+  return Evaluator(
+    open=open_it,
+    samplers=tuple(keys),
+    emas=tuple(emas),
+    every_steps=every,
+    at_start=at_start,
+    scorer=scorer,
+    scores=tuple(kwargs.get("scores", ("frechet",))) if scorer else (),
+    batch_size=kwargs.get("batch_size"),
+    measures_speed=name == "throughput",
+    absent=_absent(what, name, section, samples),
+  )
 
 
-def _absent(config: ConfigDict, label: str, section: Section) -> str | None:
+def _check_arguments(row: Row, what: str, kwargs: Mapping[str, Any]) -> None:
+  """As `call`, for the arguments that are the section's; the others are handed in."""
+  named = [p for p in arguments(row.arguments_of) if p.kind is p.KEYWORD_ONLY]
+  accepted = [p.name for p in named]
+  required = [p.name for p in named if p.default is p.empty and p.name != "emas"]
+  if unknown := sorted(set(kwargs) - set(accepted) - set(row.others)):
+    raise ValueError(f"{what} takes no {', '.join(unknown)}. It takes: {', '.join(accepted)}.")
+  if missing := sorted(set(required) - set(kwargs)):
+    raise ValueError(f"{what} needs {', '.join(missing)}. It takes: {', '.join(accepted)}.")
+  counts = {key: value for key, value in kwargs.items() if key in IMAGE_SCORES}
+  metrics.check_counts(**counts)
+
+
+def _absent(what: str, name: str, section: Section, samples: Samples) -> str | None:
   """The key of the file without which there is nothing to evaluate; pages say None for it."""
   if "weights" in section and section["weights"] is None:
-    return f"evals.{label}.weights"
-  shows_images = section["name"] == "samples" and latent_convention(config)
-  return "data.records.vae" if shows_images and not decoder_file(config) else None
+    return f"{what}.weights"
+  return "data.records.vae" if name == "samples" and samples.latents and not samples.vae else None
 
 
-def _decoded(sample: metrics.Sampler, decoding: Decoder | None) -> metrics.Sampler:
-  """A sampler whose samples are images."""
-  if decoding is None:
-    return sample
+def open_evaluators(
+  experiment: Experiment, mesh: Mesh, guides: Mapping[str, Model] | None = None,
+  *, emas: Collection[str] | None = None,
+) -> dict[str, metrics.Evaluator]:  # fmt: skip
+  """{label: evaluator} of an experiment, each opened; without those whose file is not named.
 
-  def images(params, key, numbers):
-    own, drawn = sample(params, key, numbers)
-    return own, decoding.decode(drawn)
+  Args:
+    experiment: whose evaluators.
+    mesh: whose devices share the work.
+    guides: the weaker models of autoguidance, by the sampler's key.
+    emas: the averages that there are; None: those of the experiment.
+  """
+  guides, opened_all = guides or {}, {}
+  by_name = functools.cache(
+    lambda key: sampling.compiled_sampler(experiment, key, mesh, guides.get(key))
+  )
+  known = dict.fromkeys(experiment.averages if emas is None else emas)
+  for label, one in experiment.evaluators.items():
+    if one.absent:
+      logger.info("evals.%s is off, since %s is None: name a file to have it.", label, one.absent)
+      continue
+    for key in one.emas:
+      pick(known, key, f"average (evals.{label}.emas)")
+    drawn = {key: by_name(key) for key in one.samplers}
+    opened_all[label] = one.open(setting(experiment, one, mesh, drawn))
+  return opened_all
 
-  return images
 
-
-def _image_scores(
-  config: ConfigDict,
-  label: str,
-  drawn: Mapping[str, metrics.Sampler],
-  kwargs: dict[str, Any],
+def setting(
+  experiment: Experiment,
+  one: Evaluator,
   mesh: Mesh,
-) -> metrics.Evaluator:
-  judge, to_images = _scorer(config, f"evals.{label}", kwargs, mesh)
-  about = _about(config, drawn, kwargs["emas"])
-  if judge.per_class and not about.num_classes:
-    raise ValueError(f"evals.{label}.per_class=True needs a network with net.num_classes.")
-  what = f"evals.{label} (frechet)"
-  if "num_samples" in kwargs:
-    scoring.check_numbers(kwargs["num_samples"], judge.scores, judge.options, what)
-  return call(metrics.image_scores, what, drawn, judge, about, to_images, **kwargs)
+  drawn: Mapping[str, metrics.Sampler] | None = None,
+) -> Setting:
+  """What an evaluator of an experiment is told when it is opened."""
+  record = experiment.record
+  data = record.get("data", {})
+  name = data.get("name", "")
+  return Setting(
+    samplers=drawn or {},
+    emas=one.emas,
+    source=functools.cache(functools.partial(opened, experiment)),
+    samples=experiment.samples,
+    mesh=mesh,
+    about=_about(experiment, one),
+    data={"name": name, "split": "train", **dict(data.get(name, {}))},
+  )
+
+
+def _about(experiment: Experiment, one: Evaluator) -> metrics.About:
+  """What cards say of samplers, averages and seeds."""
+  drawn = {}
+  for key in one.samplers:
+    sampler = experiment.samplers.get(key)
+    if sampler is not None:
+      facts = {"times": np.asarray(sampler.times).tolist(), "nfe": sampler.nfe}
+      drawn[key] = {"key": key, **plain(sampler.record), **facts}
+  sections = experiment.record.get("ema", {})
+  averages = {ema: {"key": ema, **dict(sections.get(ema, {}))} for ema in one.emas}
+  num_classes = experiment.samples.num_classes
+  seeds = {"seed": experiment.run.seed, "labels": "in turn" if num_classes else None}
+  return metrics.About(drawn, averages, seeds, num_classes)
+
+
+def due(one: Evaluator, step: int) -> bool:
+  """Whether an evaluator runs at this step of a training."""
+  return step % one.every_steps == 0 and (step > 0 or one.at_start)
+
+
+# --- scores for other programs: references, searches, sweeps ---
+
+
+def scorer(experiment: Experiment, label: str, mesh: Mesh) -> tuple[metrics.Scorer, ToImages]:
+  """How the evaluator `label` scores images, and how samples become images for it."""
+  one = experiment.evaluators[label]
+  assert one.scorer is not None, "asked of evaluators of images only"
+  return one.scorer(setting(experiment, one, mesh))
+
+
+def scorers(experiment: Experiment) -> list[str]:
+  """The labels of the evaluators that score images."""
+  return [label for label, one in experiment.evaluators.items() if one.scorer]
+
+
+def reference(experiment: Experiment, label: str | None, mesh: Mesh) -> Reference:
+  """What the Frechet evaluator `label`, or the first, has of the training split: to be written.
+
+  With the labels only where its per_class asks for them.
+  """
+  label = first_frechet(experiment, "A reference") if label is None else label
+  one = experiment.evaluators[label]
+  assert one.scorer is not None, "asked of evaluators of images only"
+  judge, _ = one.scorer(setting(experiment, one, mesh), reference="train", floor=False)
+  return judge.reference()
 
 
 def search_score(
-  config: ConfigDict,
-  key: str,
-  net: Network,
-  mesh: Mesh,
-  params: Params,
-  noise_key: Array,
-  num_samples: int,
+  experiment: Experiment, key: str, mesh: Mesh, params: Params, noise_key: Array, num_samples: int
 ) -> tuple[int, Callable[[tuple[float, ...]], float]]:
-  """How many steps the sampler `config.samplers[key]` has, and the score of intermediate times.
+  """How many steps a sampler has, and the score of intermediate times.
 
   The score is the Frechet distance of `num_samples` samples, from the same noise each time, in the
-  features of the first Frechet evaluator of the config, drawn in batches as large as its.
+  features of the first Frechet evaluator, drawn in batches as large as its.
   """
-  num_steps, at = timed_sampler(config, key, net, mesh)
-  label = _first_frechet(config, "A search of times")
+  num_steps, at = sampling.timed_sampler(experiment, key, mesh)
+  label = first_frechet(experiment, "A search of times")
   if num_samples < 2:
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
-  judge, to_images = scorer(config, label, mesh)
+  judge, to_images = scorer(experiment, label, mesh)
   reference = judge.reference().features.moments
   assert reference is not None, "a Frechet evaluator's reference has moments"
-  batch_size = min(num_samples, config.evals[label].get("batch_size", num_samples))
+  batch_size = min(num_samples, experiment.evaluators[label].batch_size or num_samples)
   metrics.check_counts(batch_size=batch_size)
 
   def score(times):
@@ -386,28 +479,46 @@ def search_score(
 
 
 def frechet_scores(
-  config: ConfigDict, net: Network, mesh: Mesh, guides: Mapping[str, Model] | None = None
+  experiment: Experiment, mesh: Mesh, guides: Mapping[str, Model] | None = None
 ) -> tuple[str, Callable[[Params, Array], dict[str, float]]]:
-  """The first Frechet evaluator of the config, for any parameters: its label, and the scores.
+  """The first Frechet evaluator, for any parameters: its label, and the scores.
 
   The scores are (params, key) -> {sampler: distance}, from the same noise for the same key.
   """
-  label = _first_frechet(config, "A sweep of averages")
-  only = ConfigDict(config.to_dict())
-  only.evals = {label: only.evals[label].to_dict() | {"emas": ("posthoc",)}}
-  evaluate = evaluators(only, net, mesh, guides, emas=("posthoc",))[label].evaluate
+  label = first_frechet(experiment, "A sweep of averages")
+  one = experiment.evaluators[label]._replace(emas=("posthoc",))
+  only = experiment._replace(evaluators={label: one})
+  evaluate = open_evaluators(only, mesh, guides, emas=("posthoc",))[label]
 
   def scores(params, key):
     values = dict(evaluate({"posthoc": params}, key))
-    return {name: float(values[f"{name}/posthoc"]) for name in only.evals[label].samplers}
+    return {name: float(values[f"{name}/posthoc"]) for name in one.samplers}
 
   return label, scores
 
 
-def _first_frechet(config: ConfigDict, what: str) -> str:
-  label = next((k for k, e in config.evals.items() if e.name == "frechet"), None)
+def first_frechet(experiment: Experiment, what: str) -> str:
+  """The label of the first Frechet evaluator, which `what` needs."""
+  label = next(iter(scorers(experiment)), None)
   if label is None:
     raise ValueError(f"{what} needs a 'frechet' evaluator in config.evals: its features.")
-  if "frechet" not in config.evals[label].get("scores", ("frechet",)):
+  if "frechet" not in experiment.evaluators[label].scores:
     raise ValueError(f"{what} needs 'frechet' among evals.{label}.scores.")
   return label
+
+
+def plain(section: Any) -> dict[str, Any]:
+  """A section as a dict of dicts."""
+  return {k: plain(v) if isinstance(v, Mapping) else v for k, v in dict(section).items()}
+
+
+def _decoded(sample: metrics.Sampler, decoding: Decoder | None) -> metrics.Sampler:
+  """A sampler whose samples are images."""
+  if decoding is None:
+    return sample
+
+  def images(params, key, numbers):
+    own, drawn = sample(params, key, numbers)
+    return own, decoding.decode(drawn)
+
+  return images

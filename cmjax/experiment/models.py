@@ -1,25 +1,18 @@
-"""The network and the data of a config."""
+"""The network and the data of a config, and the batches of an experiment."""
 
 import contextlib
-from collections.abc import Generator
+import functools
+from collections.abc import Callable, Generator
 from typing import Any
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cmjax import edm, latents, networks
-from cmjax.base import sharding
+from cmjax.base import parts, sharding
 from cmjax.data import mirror, pipeline, records, sources
 from cmjax.experiment import decoding
-from cmjax.experiment.sections import (
-  Section,
-  arguments,
-  call,
-  latent_convention,
-  pick,
-  read,
-  sample_shape,
-)
+from cmjax.experiment.fields import Experiment, Samples
+from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
 from cmjax.types import Batch, Network
 
 
@@ -60,39 +53,51 @@ NETWORKS = {
 }
 # What a tangent can have of its own.
 PRECISION = ("dtype", "matmul_precision")
+# What a section says of samples and inputs; a network of the user's own need not take it.
+DESCRIBES = ("resolution", "in_channels", "dim", "shape", "num_classes", "guidance", "segment")
 PRECONDITIONINGS = ("trigflow", "edm")
 
 
-def network(config: ConfigDict, precision: Section | None = None) -> Network:
+def network(section: Section, sigma_data: float) -> Network:
   """The network of `config.net`; `dtype` and `matmul_precision` are those of its body.
-
-  `precision` has other ones, where the same network is wanted at another precision.
 
   Whatever `preconditioning` says, the network that comes back takes and gives TrigFlow's units;
   with "edm" the module inside embeds ln(sigma) / 4 and its output is EDM's F (`edm.as_trigflow`).
+
+  Its `at` gives the same network at another precision, or with `remat` where it has that.
   """
-  section = dict(config.net) | dict(precision or {})
+  if parts.was_handed_in(section.get("name")):
+    refuse = parts.missing(section["name"], "network")
+    return Network(refuse, refuse, inputs=_inputs(section), name=section["name"])
   name, dtype, kwargs = read(section, "net", "dtype")
   matmul_precision = kwargs.pop("matmul_precision", None)
   kind = pick(PRECONDITIONINGS, kwargs.pop("preconditioning", "trigflow"), "net.preconditioning")
-  module = pick(NETWORKS, name, "network (net.name)")
-  make = lambda rngs: call(module, f"net ({name})", rngs=rngs, **kwargs)
-  net = networks.as_network(make, dtype=dtype, matmul_precision=matmul_precision)
-  if kind == "edm":
-    return Network(net.init, edm.as_trigflow(net.apply, sigma_data=config.sigma_data))
-  return net
+  module = pick_part(NETWORKS, name, "network (net.name)")
+  accepted = [p.name for p in arguments(module)]
+  made = networks.from_part(
+    module,
+    functools.partial(call, module, f"net ({name})"),
+    {k: v for k, v in kwargs.items() if k in accepted or k not in DESCRIBES or name in NETWORKS},
+    shape=sample_shape(section),
+    num_classes=section.get("num_classes", 0),
+    dtype=dtype,
+    matmul_precision=matmul_precision,
+  )
+  apply = edm.as_trigflow(made.apply, sigma_data=sigma_data) if kind == "edm" else made.apply
+  options = {"dtype": dtype, "matmul_precision": matmul_precision}
+  if "remat" in accepted:
+    options["remat"] = kwargs.get("remat", False)
+  return made._replace(
+    apply=apply,
+    at=lambda **changes: network({**section, **changes}, sigma_data),
+    options=options,
+    inputs=_inputs(section) or made.inputs,
+    name=name,
+  )
 
 
-def can_remat(config: ConfigDict) -> bool:
-  """Whether the network of `config.net` can compute activations again instead of keeping them."""
-  module = pick(NETWORKS, config.net.name, "network (net.name)")
-  return "remat" in [p.name for p in arguments(module)]
-
-
-def tangent_network(config: ConfigDict) -> Network | None:
-  """The network at the precision of `config.loss.tangent`; None where that is its own."""
-  wanted = precision(config.loss.get("tangent") or {})
-  return None if wanted.items() <= precision(config.net).items() else network(config, wanted)
+def _inputs(section: Section) -> tuple[str, ...]:
+  return tuple(key for key in ("guidance", "segment") if section.get(key))
 
 
 def precision(section: Section) -> dict[str, Any]:
@@ -100,26 +105,60 @@ def precision(section: Section) -> dict[str, Any]:
   return {key: section[key] for key in PRECISION if section.get(key, None) is not None}
 
 
-def source(config: ConfigDict, split: str = "train") -> sources.Source:
-  """A split of the data that `config.data` names, checked against the network.
+def samples(net: Section, data: Section) -> Samples:
+  """What one sample is, by the sections of the network and of the data."""
+  own = data.get(data.get("name", "")) or {}
+  return Samples(
+    shape=sample_shape(net),
+    num_classes=net.get("num_classes", 0),
+    latents=own.get("latents") or None,
+    vae=own.get("vae"),
+  )
+
+
+def sample_shape(net: Section) -> tuple[int, ...]:
+  """The shape of one sample, as the network takes it."""
+  if "shape" in net:
+    return tuple(net["shape"])
+  if "resolution" in net and "in_channels" in net:
+    return (net["resolution"], net["resolution"], net["in_channels"])
+  if "dim" not in net:
+    raise ValueError(
+      "config.net needs the shape of one sample: net.dim for points, net.resolution and "
+      "net.in_channels for images, or net.shape=(h, w, c)."
+    )
+  return (net["dim"],)
+
+
+def source(section: Section) -> Callable[[str], sources.Source]:
+  """split -> the data that `config.data` names, opened at the first call.
 
   `config.data[name]`, where it is there, holds the arguments of that source: a config can have
   several ready, to be chosen by `--config.data.name`.
   """
-  name, _, sections = read(config.data, "data", "flip")
-  factory = pick(SOURCES, name, "data set (data.name)")
-  data = call(factory, f"data.{name}", split=split, **dict(sections.get(name, {})))
-  expected = sample_shape(config)
-  if tuple(data.shape) != expected:
+  if parts.was_handed_in(section.get("name")):
+    return parts.missing(section["name"], "source")
+  name, flip, sections = read(section, "data", "flip")
+  factory = pick_part(SOURCES, name, "data set (data.name)")
+  kwargs = dict(sections.get(name, {}))
+  if flip and kwargs.get("latents"):
+    raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
+  return functools.cache(lambda split: call(factory, f"data.{name}", split=split, **kwargs))
+
+
+def opened(experiment: Experiment, split: str = "train") -> sources.Source:
+  """A split of an experiment's data, checked against what its network takes."""
+  data, samples = experiment.source(split), experiment.samples
+  name = experiment.record.get("data", {}).get("name", "")
+  if tuple(data.shape) != samples.shape:
     raise ValueError(
-      f"data {name!r} has samples of shape {tuple(data.shape)}, but net takes {expected}. Set "
+      f"data {name!r} has samples of shape {tuple(data.shape)}, but net takes {samples.shape}. Set "
       "net.resolution and net.in_channels (net.dim for points) to those of the data."
     )
-  num_classes = config.net.get("num_classes", 0)
-  if num_classes and data.num_classes != num_classes:
+  if samples.num_classes and data.num_classes != samples.num_classes:
     raise ValueError(
-      f"net.num_classes={num_classes} but data {name!r} has {data.num_classes or 'no'} classes. "
-      f"Set net.num_classes={data.num_classes}, or take data with labels."
+      f"net.num_classes={samples.num_classes} but data {name!r} has {data.num_classes or 'no'} "
+      f"classes. Set net.num_classes={data.num_classes}, or take data with labels."
     )
   return data
 
@@ -146,24 +185,23 @@ def _check_latents(recorded: dict[str, Any] | None, wanted: str | None, path: st
 
 
 def batches(
-  config: ConfigDict, mesh: Mesh, start: int, data: sources.Source | None = None
+  experiment: Experiment, mesh: Mesh, start: int, data: sources.Source | None = None
 ) -> Generator[Batch]:
   """The global batches from step `start` on, laid out on the mesh; close it when done.
 
   `data` is the training split, where it is open already.
   """
-  sharding.check_batch_size(config.batch_size, mesh)
-  if config.data.flip and latent_convention(config):
-    raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
+  run, samples = experiment.run, experiment.samples
+  sharding.check_batch_size(run.batch_size, mesh)
   dataset = pipeline.dataset(
-    source(config) if data is None else data,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    flip=config.data.flip,
-    rows=sharding.local_rows(mesh, config.batch_size),
+    opened(experiment) if data is None else data,
+    batch_size=run.batch_size,
+    seed=run.seed,
+    flip=run.flip,
+    rows=sharding.local_rows(mesh, run.batch_size),
   )
-  keys = ("image", *(["label"] if config.net.get("num_classes", 0) else []))
-  keys += ("image_std",) if latent_convention(config) else ()
+  keys = ("image", *(["label"] if samples.num_classes else []))
+  keys += ("image_std",) if samples.latents else ()
   host_batches = pipeline.batches(dataset, start=start)
 
   def to_mesh():

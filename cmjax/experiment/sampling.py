@@ -1,21 +1,22 @@
-"""Samplers of a config."""
+"""Samplers of a config, and how they are shared by the devices of a mesh."""
 
+import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from cmjax import edm, guidance, samplers, times
-from cmjax.base import sharding
-from cmjax.experiment.sections import Section, call, pick, read, sample_shape
+from cmjax import guidance, samplers, times
+from cmjax.base import parts, sharding
+from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
+from cmjax.experiment.sections import Section, call, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
 from cmjax.samplers import conventions
-from cmjax.types import Array, Cond, Model, NetFn, Network
+from cmjax.types import Array, Cond, Model, NetFn
 
 SAMPLERS = {
   "consistency": samplers.consistency,
@@ -25,29 +26,70 @@ SAMPLERS = {
   "dpmpp_2m": samplers.dpmpp_2m,
   "stochastic": samplers.stochastic,
 }
+# steps of the grid of times -> network evaluations.
+NFE: dict[str, Callable[[int], int]] = {
+  "consistency": lambda steps: steps + 1,
+  "heun": lambda steps: 2 * steps - 1,
+  "stochastic": lambda steps: 2 * steps - 1,
+}
 GUIDANCE = {  # name -> its arguments
   "input": ("scale",),
   "classifier_free": ("scale", "interval"),
   "autoguidance": ("scale", "interval", "workdir", "ema"),
 }
-
-
-def sampling_net(config: ConfigDict, net: Network) -> NetFn:
-  """The network as samplers take it: CM's shifted boundary, where the loss has one, is inside."""
-  if sigma_min := config.loss.get("sigma_min", 0.0):
-    return edm.shifted(net.apply, sigma_data=config.sigma_data, sigma_min=sigma_min)
-  return net.apply
-
-
 FEW_STEPS = ("mid_times", "mid_sigmas", "sigma_max")
 GRID = ("num_steps", "sigma_min", "sigma_max", "rho")
 
 
-def parts(config: ConfigDict, key: str) -> tuple[Any, np.ndarray, dict[str, Any], Section | None]:
-  """The sampler `config.samplers[key]`, its times, its own arguments and its guidance."""
-  name, kwargs = read(pick(dict(config.samplers), key, "sampler"), f"samplers.{key}")
-  factory = pick(SAMPLERS, name, f"sampler (samplers.{key}.name)")
-  grid = {"consistency": FEW_STEPS, "segments": ()}.get(name, GRID)
+class Trained(NamedTuple):
+  """What samplers are told of the network that they sample.
+
+  Attributes:
+    sigma_data: std of data and noise.
+    samples: what one sample is.
+    inputs: what the network reads beside the label.
+    method: how it was trained.
+    sigma_min: where a consistency function is the identity.
+    num_segments: of multistep sCD.
+  """
+
+  sigma_data: float
+  samples: Samples
+  inputs: tuple[str, ...]
+  method: Method
+  sigma_min: float = 0.0
+  num_segments: int = 1
+
+
+def sampler(trained: Trained, key: str, section: Section) -> Sampler:
+  """The sampler of a section of `config.samplers`, checked.
+
+  One of your own is a factory of a `Sampler`, marked with `cmjax.base.parts.part`: it is called
+  with the section's other keys, and with `sigma_data` if it takes that.
+  """
+  if parts.was_handed_in(section.get("name")):
+    refuse = parts.missing(section["name"], "samplers", f"sampler {key}")
+    return Sampler(refuse, 0, record=dict(section))
+  name, kwargs = read(section, f"samplers.{key}")
+  guided_by, searched = kwargs.get("guidance"), kwargs.pop("searched", True)
+  factory = pick_part(SAMPLERS, name, f"sampler (samplers.{key}.name)")
+  if name in SAMPLERS:
+    made = _of_ours(trained, name, kwargs)
+  else:
+    kwargs.pop("guidance", None)
+    if "sigma_data" in inspect.signature(factory).parameters:
+      kwargs["sigma_data"] = trained.sigma_data
+    made = call(factory, f"sampler ({name})", **kwargs)
+  made = made._replace(searched=searched, record=dict(section))
+  if made.draw_at:
+    base = {k: v for k, v in dict(section).items() if k != "mid_sigmas"}
+    with_times = lambda mid: sampler(trained, key, base | {"mid_times": tuple(mid)})
+    made = made._replace(with_times=with_times)
+  return _under_guidance(trained, key, guided_by, made) if guided_by else made
+
+
+def _of_ours(trained: Trained, name: str, kwargs: dict[str, Any]) -> Sampler:
+  factory, grid = SAMPLERS[name], {"consistency": FEW_STEPS, "segments": ()}.get(name, GRID)
   own = [p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.KEYWORD_ONLY]
   own = [key for key in own if key not in ("sigma_data", "cond", *grid)]
   allowed = (*grid, *own, "guidance", "searched")
@@ -55,19 +97,33 @@ def parts(config: ConfigDict, key: str) -> tuple[Any, np.ndarray, dict[str, Any]
     raise ValueError(
       f"sampler ({name}) takes no {', '.join(unknown)}. It takes: {', '.join(allowed)}."
     )
-  times_of = {key: kwargs[key] for key in grid if key in kwargs}
   options = {key: kwargs[key] for key in own if key in kwargs}
   if name == "consistency":
-    options.setdefault("sigma_min", config.loss.get("sigma_min", 0.0))
-  return factory, _sampler_times(config, name, times_of), options, kwargs.get("guidance")
+    options.setdefault("sigma_min", trained.sigma_min)
+  options["sigma_data"] = trained.sigma_data
+  angles = _times(trained, name, {key: kwargs[key] for key in grid if key in kwargs})
+  steps = len(angles) - 1
+
+  def draw(net, params, keys, shape, cond):
+    return factory(net, params, keys, shape, angles, cond=cond, **options)
+
+  def draw_at(net, params, keys, shape, cond, angles):
+    return samplers.alternate(net, params, keys, jnp.zeros(shape), angles, cond=cond, **options)
+
+  return Sampler(
+    draw,
+    NFE.get(name, lambda steps: steps)(steps),
+    times=angles,
+    draw_at=draw_at if name == "consistency" else None,
+  )
 
 
-def _sampler_times(config: ConfigDict, name: str, grid: dict[str, Any]) -> np.ndarray:
-  what, sigma_data = f"sampler ({name})", config.sigma_data
+def _times(trained: Trained, name: str, grid: dict[str, Any]) -> np.ndarray:
+  what, sigma_data = f"sampler ({name})", trained.sigma_data
   if name == "segments":
-    if not config.net.get("segment", False):
+    if "segment" not in trained.inputs:
       raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
-    return times.segment_times(config.loss.get("num_segments", 1), sigma_data=sigma_data)
+    return times.segment_times(trained.num_segments, sigma_data=sigma_data)
   if name == "consistency":
     mid, sigmas = grid.pop("mid_times", ()), grid.pop("mid_sigmas", ())
     if mid and sigmas:
@@ -81,10 +137,11 @@ def _sampler_times(config: ConfigDict, name: str, grid: dict[str, Any]) -> np.nd
   return call(make, what, **grid)
 
 
-def _guided(
-  config: ConfigDict, key: str, section: Section, net: NetFn, guide: Model | None
-) -> NetFn:
-  """The network of a sampler under the guidance of its section."""
+def _under_guidance(trained: Trained, key: str, section: Section, made: Sampler) -> Sampler:
+  """A sampler whose network is under the guidance of a section.
+
+  Guidance by a second evaluation counts twice, also outside the interval it is limited to.
+  """
   name, scale, kwargs = read(section, f"samplers.{key}.guidance", "scale")
   allowed = pick(GUIDANCE, name, f"guidance (samplers.{key}.guidance.name)")
   if unknown := sorted(set(kwargs) - set(allowed)):
@@ -92,81 +149,99 @@ def _guided(
       f"samplers.{key}.guidance ({name}) takes no {', '.join(unknown)}. It takes: name, "
       f"{', '.join(allowed)}."
     )
-  low_high = kwargs.get("interval")
+  _check_guidance(trained, key, name, kwargs)
+  guided = functools.partial(_guided, name, scale, kwargs.get("interval"))
+  guided(lambda *args: jnp.zeros(()), (None, None))  # a wrong scale or interval is found here
+  guide = Stored(kwargs["workdir"], kwargs.get("ema", "main")) if name == "autoguidance" else None
+  nfe = made.nfe * (1 if name == "input" else 2)
+  return made._replace(guided=guided, guide=guide, nfe=nfe)
+
+
+def _check_guidance(trained: Trained, key: str, name: str, kwargs: Mapping[str, Any]) -> None:
+  if name == "input" and "guidance" not in trained.inputs:
+    raise ValueError(f"samplers.{key}: guidance 'input' needs a net with net.guidance=True.")
+  if name == "classifier_free" and not trained.samples.num_classes:
+    raise ValueError(f"samplers.{key}: guidance 'classifier_free' needs net.num_classes.")
+  if name == "classifier_free" and not trained.method.label_dropout:
+    raise ValueError(
+      f"samplers.{key}: classifier-free guidance needs a network that also knows 'no class', but "
+      "loss.label_dropout is 0: train with label_dropout=0.1, or drop the guidance."
+    )
+  if name == "autoguidance" and not kwargs.get("workdir"):
+    raise ValueError(f"samplers.{key}: 'autoguidance' needs guidance.workdir, a weaker model's.")
+
+
+def _guided(
+  name: str,
+  scale: float,
+  low_high: tuple[float, float] | None,
+  net: NetFn,
+  guide: tuple[Any, Any] | None,
+) -> NetFn:
+  """The network under guidance; `guide` is the weaker network's apply function and weights."""
   if name == "input":
-    if not config.net.get("guidance", False):
-      raise ValueError(f"samplers.{key}: guidance 'input' needs a net with net.guidance=True.")
     return lambda params, x, t, cond, key: net(
       params, x, t, cond | {"guidance": jnp.full(len(x), scale, jnp.float32)}, key
     )
   if name == "classifier_free":
-    if not config.net.get("num_classes", 0):
-      raise ValueError(f"samplers.{key}: guidance 'classifier_free' needs net.num_classes.")
-    if not config.loss.get("label_dropout", 0.0):
-      raise ValueError(
-        f"samplers.{key}: classifier-free guidance needs a network that also knows 'no class', but "
-        "loss.label_dropout is 0: train with label_dropout=0.1, or drop the guidance."
-      )
     guided = guidance.classifier_free(net, scale)
   else:
-    if guide is None:
-      raise ValueError(f"samplers.{key}: 'autoguidance' needs guidance.workdir, a weaker model's.")
-    guided = guidance.autoguidance(net, guide[0].apply, guide[1], scale)
+    assert guide is not None, "autoguidance is given its weaker model"
+    guided = guidance.autoguidance(net, *guide, scale)
   return guidance.interval(guided, net, *low_high) if low_high else guided
 
 
-def conditions(config: ConfigDict, numbers: Array) -> Cond:
+def conditions(samples: Samples, inputs: tuple[str, ...], numbers: Array) -> Cond:
   """What the samples of these numbers [n] are drawn under: the classes in turn, no guidance."""
-  num_classes = config.net.get("num_classes", 0)
-  cond = {"label": numbers % num_classes} if num_classes else {}
-  return cond | ({"guidance": jnp.ones(len(numbers))} if config.net.get("guidance", False) else {})
+  cond = {"label": numbers % samples.num_classes} if samples.num_classes else {}
+  return cond | ({"guidance": jnp.ones(len(numbers))} if "guidance" in inputs else {})
 
 
-def sampler(
-  config: ConfigDict, key: str, net: Network, mesh: Mesh, guide: Model | None = None
+def compiled_sampler(
+  experiment: Experiment, key: str, mesh: Mesh, guide: Model | None = None
 ) -> metrics.Sampler:
-  """The sampler `config.samplers[key]`, compiled once per number of samples.
+  """The sampler `experiment.samplers[key]`, compiled once per number of samples.
 
   The noise of sample i is a function of the key and of i: of no batch, device or process.
 
   Args:
-    config: of the run.
+    experiment: whose network and sampler.
     key: which of its samplers.
-    net: the run's network.
     mesh: whose devices share the work.
-    guide: the other model, for autoguidance.
+    guide: the weaker model, for autoguidance.
   """
-  factory, grid, options, guided_by = parts(config, key)
-  shape, own = sample_shape(config), sampling_net(config, net)
-  if guided_by:  # once for nothing, so that what is wrong with it is found at the door
-    _guided(config, key, guided_by, own, guide)
+  chosen = pick(experiment.samplers, key, "sampler")
+  net, samples = experiment.network, experiment.samples
+  own = experiment.method.sampled(net.apply)
 
   def draw(numbers, keys, params, guide_params):
-    model = (guide[0], guide_params) if guide else None
-    net_fn = _guided(config, key, guided_by, own, model) if guided_by else own
-    given = dict(sigma_data=config.sigma_data, cond=conditions(config, numbers), **options)
-    return factory(net_fn, params, keys, (len(numbers), *shape), grid, **given)
+    weaker = (guide[0].apply, guide_params) if guide else None
+    net_fn = chosen.guided(own, weaker) if chosen.guided else own
+    cond = conditions(samples, net.inputs, numbers)
+    return chosen.draw(net_fn, params, keys, (len(numbers), *samples.shape), cond)
 
   drawn = _shared(draw, mesh)
   return lambda params, key, numbers: drawn(numbers, key, params, guide[1] if guide else None)
 
 
 def timed_sampler(
-  config: ConfigDict, key: str, net: Network, mesh: Mesh
+  experiment: Experiment, key: str, mesh: Mesh
 ) -> tuple[int, Callable[[tuple[float, ...]], metrics.Sampler]]:
-  """How many steps `config.samplers[key]` has, and: intermediate times -> its sampler with those.
+  """How many steps a sampler has, and: intermediate times -> the sampler with those.
 
   The times are an argument of the compiled program, so that it is compiled once for all of them.
-  The noise is that of `sampler`.
+  The noise is that of `compiled_sampler`.
   """
-  factory, (t_max, *mid), options, guided_by = parts(config, key)
-  if factory is not samplers.consistency or guided_by:
+  chosen = pick(experiment.samplers, key, "sampler")
+  if chosen.draw_at is None or chosen.guided:
     raise ValueError(f"samplers.{key}: times are searched for an unguided 'consistency' sampler.")
-  shape, own = sample_shape(config), sampling_net(config, net)
+  (t_max, *mid), draw_at = chosen.times, chosen.draw_at
+  net, samples = experiment.network, experiment.samples
+  own = experiment.method.sampled(net.apply)
 
   def draw(numbers, keys, params, angles):
-    given = dict(sigma_data=config.sigma_data, cond=conditions(config, numbers), **options)
-    return samplers.alternate(own, params, keys, jnp.zeros((len(numbers), *shape)), angles, **given)
+    cond = conditions(samples, net.inputs, numbers)
+    return draw_at(own, params, keys, (len(numbers), *samples.shape), cond, angles)
 
   drawn = _shared(draw, mesh)
 
@@ -182,7 +257,7 @@ def _shared(draw: Callable[..., Array], mesh: Mesh) -> Callable[..., tuple[np.nd
   split = sharding.batch_sharding(mesh)
 
   @jax.jit
-  def compiled(numbers, key, *given):
+  def program(numbers, key, *given):
     numbers = jax.lax.with_sharding_constraint(numbers, split)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     return jax.lax.with_sharding_constraint(draw(numbers, keys, *given), split)
@@ -191,21 +266,9 @@ def _shared(draw: Callable[..., Array], mesh: Mesh) -> Callable[..., tuple[np.nd
     # As many as the devices divide; what is too much is drawn and left out.
     padded = np.pad(numbers.astype(np.int32), (0, -len(numbers) % mesh.size), mode="edge")
     with jax.set_mesh(mesh):  # kernels of attention have to know what to be split over
-      drawn = compiled(padded, key, *given)
+      drawn = program(padded, key, *given)
     rows, values = sharding.local_values(drawn)
     wanted = rows < len(numbers)
     return numbers[rows[wanted]], values[wanted]
 
   return own
-
-
-def sampler_nfe(config: ConfigDict, key: str) -> int:
-  """Network evaluations per sample of the sampler `config.samplers[key]`.
-
-  Guidance by a second evaluation counts twice, also outside the interval it is limited to.
-  """
-  _, grid, _, guided_by = parts(config, key)
-  name, steps = config.samplers[key].name, len(grid) - 1
-  twice = (guided_by or {"name": "input"})["name"] != "input"
-  counts = {"consistency": steps + 1, "heun": 2 * steps - 1, "stochastic": 2 * steps - 1}
-  return counts.get(name, steps) * (2 if twice else 1)

@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cmjax.base import parts
+
 # A part of a config; a plain dict where it was read from a file, or is a default.
 Section = ConfigDict | Mapping[str, Any]
 
@@ -18,12 +20,17 @@ def pick(table: Any, name: str, what: str) -> Any:
   return table[name] if isinstance(table, Mapping) else name
 
 
+def pick_part(table: Mapping[str, Any], name: str, what: str) -> Any:
+  """table[name], or the user's own part of that name (`cmjax.base.parts`)."""
+  return parts.named(name, what) if parts.is_outside(name) else pick(table, name, what)
+
+
 def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
   """factory(*args, **kwargs), or an error that lists the arguments it takes."""
   named = arguments(factory)[len(args) :]
   accepted = [p.name for p in named]
   required = [p.name for p in named if p.default is p.empty]
-  if unknown := sorted(set(kwargs) - set(accepted)):
+  if (unknown := sorted(set(kwargs) - set(accepted))) and not takes_any(factory):
     raise ValueError(f"{what} takes no {', '.join(unknown)}. It takes: {', '.join(accepted)}.")
   if missing := sorted(set(required) - set(kwargs)):
     raise ValueError(f"{what} needs {', '.join(missing)}. It takes: {', '.join(accepted)}.")
@@ -32,11 +39,20 @@ def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> A
 
 def arguments(factory: Callable[..., Any]) -> list[inspect.Parameter]:
   """The named arguments of a function, or of what makes an object of a class."""
-  # Of a class, the signature that its metaclass hides.
-  parameters = inspect.signature(
-    functools.partial(factory.__init__, None) if inspect.isclass(factory) else factory
-  ).parameters.values()
+  parameters = _signature(factory).parameters.values()
   return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def takes_any(factory: Callable[..., Any]) -> bool:
+  """Whether a function takes keyword arguments of any name, and checks them itself."""
+  return any(p.kind is p.VAR_KEYWORD for p in _signature(factory).parameters.values())
+
+
+def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+  # Of a class, the signature that its metaclass hides.
+  return inspect.signature(
+    functools.partial(factory.__init__, None) if inspect.isclass(factory) else factory
+  )
 
 
 def read(config: Section, what: str, *own: str) -> list[Any]:
@@ -47,15 +63,3 @@ def read(config: Section, what: str, *own: str) -> list[Any]:
   if missing := [key for key in own if key not in kwargs]:
     raise ValueError(f"config.{what} needs {', '.join(own)}; not there: {', '.join(missing)}.")
   return [*map(kwargs.pop, own), kwargs]
-
-
-def latent_convention(config: ConfigDict) -> str | None:
-  """The name of the convention of the latents that the config is for; None: pixels, or points."""
-  section = config.data.get(config.data.name) or {}
-  return section.get("latents") or None
-
-
-def sample_shape(config: ConfigDict) -> tuple[int, ...]:
-  """The shape of one sample, as the network takes it."""
-  net = config.net
-  return (net.resolution, net.resolution, net.in_channels) if "resolution" in net else (net.dim,)

@@ -65,7 +65,7 @@ def check(weights: Mapping[str, Array | np.ndarray]) -> None:
   if errors:
     raise ValueError(
       f"These are not the weights of LPIPS with VGG16 ({len(errors)} of {len(expected)} arrays): "
-      f"{'; '.join(errors)}. The docstring of cmjax.lpips says how to make them."
+      f"{'; '.join(errors)}. The docstring of cmjax.losses.lpips says how to make them."
     )
 
 

@@ -1,6 +1,9 @@
-"""Flax NNX modules, the adapter which turns one into a `cmjax.types.Network`, and warm starts."""
+"""Networks in Flax NNX, adapters from modules to `cmjax.types.Network`, and warm starts."""
 
-from cmjax.networks.adapter import as_network as as_network
+from cmjax.networks.adapters import from_equinox as from_equinox
+from cmjax.networks.adapters import from_linen as from_linen
+from cmjax.networks.adapters import from_nnx as from_nnx
+from cmjax.networks.adapters import from_part as from_part
 from cmjax.networks.adm import ADM as ADM
 from cmjax.networks.autoencoder import autoencoder_kl as autoencoder_kl
 from cmjax.networks.ddpmpp import DDPMpp as DDPMpp

@@ -18,7 +18,6 @@ from cmjax.networks.layers import Conv, GroupNorm, Linear, Module, label_rows
 from cmjax.networks.run_blocks import concatenate, decode, encode
 from cmjax.networks.unet import (
   Style,
-  UNetBlock,
   add_conditions,
   check_input,
   check_options,
@@ -26,6 +25,7 @@ from cmjax.networks.unet import (
   embed_time,
   encoder_specs,
   level_resolutions,
+  make_blocks,
   make_conditions,
 )
 from cmjax.types import Cond, Time
@@ -64,7 +64,7 @@ class ADM(Module):
     qk_norm: "none" or "rms", of the attention; see `unet.rms_norm_qk`.
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether a gradient computes the inside of each block again instead of storing it.
-    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
+    scan: whether neighbouring blocks that are equal are compiled once; see `run_blocks`.
     guidance: whether the network is told the scale of its guidance (sCM).
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.
@@ -113,33 +113,34 @@ class ADM(Module):
     self.image_shape = (resolution, resolution, in_channels)
     self.channels, self.num_classes, self.augment_dim = channels, num_classes, augment_dim
     self.remat, self.scan, embed = remat, scan, embed_mult * channels
-    kaiming: dict[str, Any] = dict(init="kaiming", gain=GAIN, rngs=rngs)
-    if augment_dim:
-      self.map_augment = Linear(augment_dim, channels, use_bias=False, gain=0.0, rngs=rngs)
-    self.map_layer0 = Linear(channels, embed, **kaiming)
-    self.map_layer1 = Linear(embed, embed, **kaiming)
-    if num_classes:
-      self.map_label = Linear(num_classes, embed, use_bias=False, init="normal", rngs=rngs)
-
+    self._make_maps(embed, rngs=rngs)
     widths = tuple(channels * m for m in (channel_mult[0], *channel_mult))
     plan = (resolutions, widths, num_blocks, tuple(attn_resolutions))
-
-    def block(spec):
-      rate = spec.dropout(dropout, dropout_resolution)
-      return UNetBlock(spec, embed, style, dropout=rate, rngs=rngs)
-
+    rates: dict[str, Any] = dict(dropout=dropout, dropout_resolution=dropout_resolution)
     self.enc_specs = tuple(encoder_specs(*plan))
     self.dec_specs = tuple(decoder_specs(*plan, attend_in_all=True))
     self.first = f"{resolution}x{resolution}_conv"
-    self.enc: Any = nnx.Dict({s.name: block(s) for s in self.enc_specs})
-    self.enc[self.first] = Conv(in_channels, widths[0], 3, **kaiming)
-    self.dec: Any = nnx.Dict({s.name: block(s) for s in self.dec_specs})
+    self.enc: Any = make_blocks(self.enc_specs, embed, style, **rates, rngs=rngs)
+    self.enc[self.first] = Conv(in_channels, widths[0], 3, init="kaiming", gain=GAIN, rngs=rngs)
+    self.dec: Any = make_blocks(self.dec_specs, embed, style, **rates, rngs=rngs)
     self.out_norm = GroupNorm(widths[1], eps=style.eps)
     self.out_conv = Conv(widths[1], in_channels, 3, gain=0.0, rngs=rngs)
 
     # Last, so that all other initial weights are those of a network without them.
     self.embedding, self.guidance, self.segment = embedding, guidance, segment
     make_conditions(self, channels, fourier_scale, rngs=rngs)
+
+  def _make_maps(self, embed: int, *, rngs: nnx.Rngs) -> None:
+    """The layers that map time, augmentation and label to the embedding, `embed` wide."""
+    kaiming: dict[str, Any] = dict(init="kaiming", gain=GAIN, rngs=rngs)
+    if self.augment_dim:
+      self.map_augment = Linear(
+        self.augment_dim, self.channels, use_bias=False, gain=0.0, rngs=rngs
+      )
+    self.map_layer0 = Linear(self.channels, embed, **kaiming)
+    self.map_layer1 = Linear(embed, embed, **kaiming)
+    if self.num_classes:
+      self.map_label = Linear(self.num_classes, embed, use_bias=False, init="normal", rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b h w c"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None

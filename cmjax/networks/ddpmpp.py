@@ -20,7 +20,6 @@ from cmjax.networks.layers import BOX, Conv, GroupNorm, Linear, Module, label_ro
 from cmjax.networks.run_blocks import concatenate, decode, encode
 from cmjax.networks.unet import (
   Style,
-  UNetBlock,
   add_conditions,
   check_choice,
   check_input,
@@ -29,6 +28,7 @@ from cmjax.networks.unet import (
   embed_time,
   encoder_specs,
   level_resolutions,
+  make_blocks,
   make_conditions,
 )
 from cmjax.types import Cond, Time
@@ -77,7 +77,7 @@ class DDPMpp(Module):
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether a gradient computes the inside of each block again instead of storing it: less
       memory, about a third more time.
-    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
+    scan: whether neighbouring blocks that are equal are compiled once; see `run_blocks`.
     guidance: whether the network is told the scale of its guidance (sCM).
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     rngs: where the initial values come from.
@@ -131,25 +131,15 @@ class DDPMpp(Module):
     self.remat, self.scan = remat, scan
     self.noise_channels = noise = noise_mult * channels
     embed = embed_mult * channels
-    if num_classes:
-      self.map_label = Linear(num_classes, noise, rngs=rngs)
-    if augment_dim:
-      self.map_augment = Linear(augment_dim, noise, use_bias=False, rngs=rngs)
-    self.map_layer0 = Linear(noise, embed, rngs=rngs)
-    self.map_layer1 = Linear(embed, embed, rngs=rngs)
-
+    self._make_maps(embed, rngs=rngs)
     widths = (channels, *(channels * m for m in channel_mult))
     plan = (resolutions, widths, num_blocks, tuple(attn_resolutions))
-
-    def block(spec):
-      rate = spec.dropout(dropout, dropout_resolution)
-      return UNetBlock(spec, embed, style, dropout=rate, rngs=rngs)
-
+    rates: dict[str, Any] = dict(dropout=dropout, dropout_resolution=dropout_resolution)
     self.first = f"{resolution}x{resolution}_conv"
     self.enc_specs, self.dec_specs = tuple(encoder_specs(*plan)), tuple(decoder_specs(*plan))
-    self.enc: Any = nnx.Dict({s.name: block(s) for s in self.enc_specs})
+    self.enc: Any = make_blocks(self.enc_specs, embed, style, **rates, rngs=rngs)
     self.enc[self.first] = Conv(in_channels, channels, 3, rngs=rngs)
-    self.dec: Any = nnx.Dict({s.name: block(s) for s in self.dec_specs})
+    self.dec: Any = make_blocks(self.dec_specs, embed, style, **rates, rngs=rngs)
     self.last = f"{resolution}x{resolution}_aux"
     self.dec[f"{self.last}_norm"] = GroupNorm(widths[1])
     self.dec[f"{self.last}_conv"] = Conv(widths[1], in_channels, 3, gain=0.0, rngs=rngs)
@@ -159,11 +149,25 @@ class DDPMpp(Module):
     make_conditions(self, noise, fourier_scale, rngs=rngs)
     self.residual = encoder == "residual"
     if self.residual:
-      c = in_channels
-      for spec in self.enc_specs:
-        if spec.resample == "down":
-          conv = Conv(c, spec.cout, 3, resample="fused_down", fir=style.fir, rngs=rngs)
-          self.enc[_residual(spec)], c = conv, spec.cout
+      self._make_second_path(style.fir, rngs=rngs)
+
+  def _make_maps(self, embed: int, *, rngs: nnx.Rngs) -> None:
+    """The layers that map time, augmentation and label to the embedding, `embed` wide."""
+    noise = self.noise_channels
+    if self.num_classes:
+      self.map_label = Linear(self.num_classes, noise, rngs=rngs)
+    if self.augment_dim:
+      self.map_augment = Linear(self.augment_dim, noise, use_bias=False, rngs=rngs)
+    self.map_layer0 = Linear(noise, embed, rngs=rngs)
+    self.map_layer1 = Linear(embed, embed, rngs=rngs)
+
+  def _make_second_path(self, fir: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+    """The convolutions of NCSN++'s path down from the image, one where the resolution changes."""
+    c = self.image_shape[-1]
+    for spec in self.enc_specs:
+      if spec.resample == "down":
+        conv = Conv(c, spec.cout, 3, resample="fused_down", fir=fir, rngs=rngs)
+        self.enc[_residual(spec)], c = conv, spec.cout
 
   def __call__(
     self, x: Float[Array, "b h w c"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None

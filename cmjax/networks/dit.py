@@ -180,11 +180,7 @@ class DiT(Module):
     rngs: nnx.Rngs,
   ):
     depth, width, num_heads = dimensions(size, depth, width, num_heads)
-    if patch < 1 or resolution < patch or resolution % patch:
-      raise ValueError(
-        f"resolution={resolution} is not filled by patches of side patch={patch}. Nearest: "
-        f"{max(1, round(resolution / max(1, patch))) * max(1, patch)}."
-      )
+    check_patch(resolution, patch)
     check_choice("modulation", modulation, sorted(MODULATIONS))
     check_choice("embedding", embedding, EMBEDDINGS)
     check_choice("qk_norm", qk_norm, QK_NORMS)
@@ -205,13 +201,8 @@ class DiT(Module):
       modulation=modulation, qk_norm=qk_norm, attention=attention, dropout=dropout, rngs=rngs
     )
     blocks = [DiTBlock(width, num_heads, mlp_mult * width, **options) for _ in range(depth)]
-    if scan:
-      graphdef = nnx.graphdef(blocks[0])
-      states = [nnx.state(block, nnx.Param) for block in blocks]
-      stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
-      self.blocks: Any = nnx.merge(graphdef, stacked)
-    else:
-      self.blocks = nnx.Dict({f"block{i}": block for i, block in enumerate(blocks)})
+    by_name = {f"block{i}": block for i, block in enumerate(blocks)}
+    self.blocks: Any = stacked(blocks) if scan else nnx.Dict(by_name)
     out_channels = in_channels * (2 if learn_sigma else 1)
     self.last = DiTLast(width, patch**2 * out_channels, modulation=modulation, rngs=rngs)
 
@@ -257,6 +248,25 @@ class DiT(Module):
       none = 1 - rows.sum(-1, keepdims=True)
       e = e + self.map_label(jnp.concatenate([rows, none], axis=-1))
     return jax.nn.silu(e)
+
+
+def stacked(blocks: Sequence[DiTBlock]) -> DiTBlock:
+  """Blocks that are equal but for their parameters as one, whose parameters [depth, ...] are all.
+
+  It is what `scan_blocks` runs.
+  """
+  states = [nnx.state(block, nnx.Param) for block in blocks]
+  arrays = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+  return nnx.merge(nnx.graphdef(blocks[0]), arrays)
+
+
+def check_patch(resolution: int, patch: int) -> None:
+  """Raises ValueError if patches do not fill an image."""
+  if patch < 1 or resolution < patch or resolution % patch:
+    raise ValueError(
+      f"resolution={resolution} is not filled by patches of side patch={patch}. Nearest: "
+      f"{max(1, round(resolution / max(1, patch))) * max(1, patch)}."
+    )
 
 
 def affine(

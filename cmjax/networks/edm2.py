@@ -169,7 +169,7 @@ class EDM2(Module):
     segment: whether it is told the angle at which its segment starts (multistep sCD).
     attention: how it is computed, an implementation of `attention.attention`.
     remat: whether the backward pass computes each block again instead of keeping its activations.
-    scan: whether neighbouring blocks that are equal are compiled once; see `walk`.
+    scan: whether neighbouring blocks that are equal are compiled once; see `run_blocks`.
     rngs: where the initial values come from.
 
   Raises:
@@ -225,18 +225,13 @@ class EDM2(Module):
     self.emb_noise = MPLinear(channels, embed, rngs=rngs)
     if num_classes:
       self.emb_label = MPLinear(num_classes, embed, rngs=rngs)
+    options: dict[str, Any] = dict(
+      modulation=modulation, channels_per_head=channels_per_head, attention=attention, rngs=rngs
+    )
 
     def block(spec, encoder):
-      return EDM2Block(
-        spec,
-        embed,
-        encoder=encoder,
-        modulation=modulation,
-        dropout=spec.dropout(dropout, dropout_resolution),
-        channels_per_head=channels_per_head,
-        attention=attention,
-        rngs=rngs,
-      )
+      rate = spec.dropout(dropout, dropout_resolution)
+      return EDM2Block(spec, embed, encoder=encoder, dropout=rate, **options)
 
     self.first = f"{resolution}x{resolution}_conv"
     self.enc: Any = nnx.Dict({s.name: block(s, True) for s in self.enc_specs})
@@ -247,12 +242,16 @@ class EDM2(Module):
 
     # Last, so that all other initial weights are those of a network without them.
     self.embedding, self.guidance, self.segment = embedding, guidance, segment
-    if embedding == "mp_fourier":
-      self.emb_fourier = MPFourier(channels, fourier_scale, rngs=rngs)
-    if guidance:
-      self.map_guidance = MPCondition(channels, embed, rngs=rngs)
-    if segment:
-      self.map_segment = MPCondition(channels, embed, rngs=rngs)
+    self._make_conditions(embed, fourier_scale, rngs=rngs)
+
+  def _make_conditions(self, embed: int, fourier_scale: float, *, rngs: nnx.Rngs) -> None:
+    """The layers that `embedding`, `guidance` and `segment` ask for."""
+    if self.embedding == "mp_fourier":
+      self.emb_fourier = MPFourier(self.channels, fourier_scale, rngs=rngs)
+    if self.guidance:
+      self.map_guidance = MPCondition(self.channels, embed, rngs=rngs)
+    if self.segment:
+      self.map_segment = MPCondition(self.channels, embed, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b h w c"], t: Time, cond: Cond, *, rngs: nnx.Rngs | None = None

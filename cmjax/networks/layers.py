@@ -1,7 +1,7 @@
 """What the networks are built of: linear maps, convolutions, norms, dropout.
 
 Images are [b, h, w, c] and kernels HWIO. Every layer works in the dtype of what it is given: which
-dtype that is, `adapter.as_network` decides.
+dtype that is, `adapters.border` decides.
 """
 
 import functools
@@ -27,6 +27,11 @@ class Module(nnx.Module):
   """
 
   scope = ""
+
+  @property
+  def inputs(self) -> tuple[str, ...]:
+    """What a network reads of cond beside the label: what it was built with."""
+    return tuple(name for name in ("guidance", "segment") if getattr(self, name, False))
 
   def __init_subclass__(cls, **kwargs: Any):
     super().__init_subclass__(**kwargs)

@@ -5,6 +5,7 @@
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -186,6 +187,26 @@ class UNetBlock(Module):
     bounded = self.style.modulation != "scale_shift"
     scale, *shift = jnp.split(a, MODULATIONS[self.style.modulation], axis=-1)
     return modulate(self.norm1(h), scale, shift[0] if shift else None, bounded=bounded)
+
+
+def make_blocks(
+  specs: Iterable[BlockSpec],
+  embed: int,
+  style: Style,
+  *,
+  dropout: float,
+  dropout_resolution: int | None,
+  rngs: nnx.Rngs,
+) -> Any:
+  """Name -> block, made in the order of the specs; see `BlockSpec.dropout` for the rates."""
+  return nnx.Dict(
+    {
+      spec.name: UNetBlock(
+        spec, embed, style, dropout=spec.dropout(dropout, dropout_resolution), rngs=rngs
+      )
+      for spec in specs
+    }
+  )
 
 
 def rms_norm_qk(qkv: Float[Array, "b p n c 3"], *, eps: float = 1e-6) -> Float[Array, "b p n c 3"]:

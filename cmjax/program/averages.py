@@ -153,14 +153,14 @@ def write(
     step: that they end at, one with a snapshot; None: the last.
 
   Returns:
-    For each its name (as `runs.load_average` takes it), and how well the snapshots could make it.
+    For each its name (as `stored_runs.load_average` takes it), and how well the snapshots make it.
 
   Raises:
     ValueError: as `reconstruct`, or one that is there was made of other snapshots.
   """
   with stored_runs.open_snapshots(workdir, mesh) as snapshots:
     step = end_step(snapshots, step)
-    lines, config = {}, snapshots.config.to_dict()
+    lines, config = {}, dict(snapshots.run.record)
     plan = recipe(snapshots, sigma_rels, step)
     for sigma_rel, fit in plan.fits.items():
       line = f"posthoc_{stored_runs.length(sigma_rel)}: step {step}, residual {fit.residual:.2g}"

@@ -1,4 +1,4 @@
-"""The train step of a config as a program: put together, traced and compiled for a mesh."""
+"""The train step of an experiment as a program: put together, traced and compiled for a mesh."""
 
 import logging
 import time
@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cmjax import experiment
+from cmjax.experiment import Experiment, Frozen
 from cmjax.program import costs
 from cmjax.training import microbatch
 from cmjax.training.step import make_train_step, several
@@ -19,35 +20,40 @@ logger = logging.getLogger("cmjax")
 
 
 def make_step_fn(
-  config: ConfigDict, net: Network, teacher: Network | None, frozen: Params
+  given: Experiment,
+  tx: optax.GradientTransformation,
+  teacher: Network | None = None,
 ) -> Callable[..., Any]:
   """(state, batch, key, frozen) -> (state, metrics); with steps_per_dispatch n, of n batches.
 
   `frozen` are the weights that are used and not trained: {teacher: ..., lpips: ...}, None where
   there is none. They are an argument: closed over, they would be constants of the program, kept
   twice and compiled for minutes.
+
+  Args:
+    given: the experiment.
+    tx: its `experiment.transformation`.
+    teacher: the network of the frozen teacher.
   """
-  tx, decays, target = (
-    experiment.optimizer(config),
-    experiment.ema_decays(config),
-    experiment.target_name(config),
-  )
-  options = {"target": target, "loss_scale": experiment.loss_scale(config)}
-  # On how many devices is asked where they are known.
-  options["num_parts"] = microbatch.check(config.batch_size, config.get("microbatch"), 1)
+  run = given.run
+  step_options: dict[str, Any] = {
+    "target": experiment.target_name(given),
+    "loss_scale": run.loss_scale,
+    "num_parts": microbatch.check(run.batch_size, run.microbatch, 1),
+  }
+  decays = experiment.decays(given)
 
   def step_fn(state, batch, key, frozen):
-    loss_fn = make_loss(config, net, teacher, frozen)
-    return make_train_step(loss_fn, tx, decays, **options)(state, batch, key)
+    loss_fn = make_loss(given, teacher, frozen)
+    return make_train_step(loss_fn, tx, decays, **step_options)(state, batch, key)
 
-  make_loss(config, net, teacher, frozen)  # a wrong section of the config is found at the door
-  return several(step_fn) if config.get("steps_per_dispatch", 1) > 1 else step_fn
+  return several(step_fn) if run.steps_per_dispatch > 1 else step_fn
 
 
-def make_loss(config: ConfigDict, net: Network, teacher: Network | None, frozen: Params) -> LossFn:
-  """The loss of a config; `frozen` as in `make_step_fn`."""
+def make_loss(given: Experiment, teacher: Network | None, frozen: Params) -> LossFn:
+  """The loss of an experiment; `frozen` as in `make_step_fn`."""
   model = (teacher, frozen["teacher"]) if teacher else None
-  return experiment.loss(config, net, model, frozen["lpips"])
+  return given.method.loss(given.network, Frozen(model, frozen["lpips"]))
 
 
 def trace(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:

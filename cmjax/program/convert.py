@@ -1,6 +1,8 @@
 """From a foreign file to a run that cmjax can sample from, distil and go on with; and back out."""
 
+import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
-from cmjax import edm, experiment
+from cmjax import edm, experiment, weighting
 from cmjax.base import sharding
 from cmjax.convert import detect, files, names
 from cmjax.convert.tensors import as_float32
-from cmjax.experiment import sections
+from cmjax.experiment import Experiment
 from cmjax.networks import dit
 from cmjax.program import stored_runs
 from cmjax.run import checkpoint
 from cmjax.training.step import TrainState
-from cmjax.types import Params
+from cmjax.types import Network, Params
 
 PROVENANCE = "provenance.json"
 LICENCE = (
@@ -52,8 +54,9 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
   try:
     key = files.choose(foreign.networks, ema)
     found = detect.detect(foreign.networks[key])
-    config = run_config(found)
-    params = _params(config, found)
+    record = run_record(found)
+    made = experiment.parse(record)
+    params = _params(made, found)
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from None
   provenance = {
@@ -64,8 +67,8 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
     "class_name": foreign.networks[key].class_name,
     "licence": LICENCE,
   }
-  _save(workdir, config, params, provenance)
-  for name, value in ((PROVENANCE, provenance), ("config.json", config.to_dict())):
+  _save(workdir, made, params, provenance)
+  for name, value in ((PROVENANCE, provenance), ("config.json", record)):
     (workdir / name).write_text(json.dumps(value, indent=2) + "\n")
   size = sum(a.size for a in jax.tree.leaves(params["net"]))
   lines = [
@@ -77,51 +80,59 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
   return "\n".join(lines)
 
 
-def run_config(found: detect.Found) -> ConfigDict:
+def run_record(found: detect.Found) -> dict[str, Any]:
   """The config of a run with this network, complete enough to be sampled, distilled, gone on with.
 
   Its loss is EDM's; where the file has EDM2's logvar head, that is the weighting.
   """
   logvar = all(name in found.tensors for name in LOGVAR)
-  c = ConfigDict()
-  c.seed, c.total_steps, c.batch_size, c.microbatch = 0, 0, 8, None
-  c.sigma_data = found.sigma_data
-  c.data = dict(name="folder", flip=False, folder=dict(path="", held_out=0.0))
   theirs = {"name": "edm2", "in_channels": 4, "preconditioning": "edm"}
+  data = dict(name="folder", flip=False, folder=dict(path="", held_out=0.0))
   if theirs.items() <= found.net.items():
     # The file does not say it, but EDM2's have no other latents.
-    c.data = dict(name="records", flip=False, records=dict(path="", latents="edm2"))
-  c.net = dict(found.net)
-  c.loss = dict(
-    name="diffusion", P_mean=-1.2, P_std=1.2, weighting="edm2" if logvar else "constant"
+    data = dict(name="records", flip=False, records=dict(path="", latents="edm2"))
+  return dict(
+    seed=0,
+    total_steps=0,
+    batch_size=8,
+    microbatch=None,
+    sigma_data=found.sigma_data,
+    data=data,
+    net=dict(found.net),
+    loss=dict(name="diffusion", P_mean=-1.2, P_std=1.2, weighting="edm2" if logvar else "constant"),
+    optim=dict(
+      name="adam",
+      lr=1e-4,
+      b1=0.9,
+      b2=0.99,
+      eps=1e-8,
+      clip_norm=None,
+      schedule=dict(name="constant", warmup_steps=0),
+    ),
+    ema=dict(main=dict(name="half_life", half_life_images=500_000, rampup_ratio=0.05)),
+    init_from=dict(workdir="", ema="main"),
+    teacher=dict(workdir="", ema="main"),
+    samplers=dict(heun=dict(name="heun", num_steps=18)),
+    evals={},
+    log_every_steps=100,
+    checkpoint=dict(every_steps=5_000, keep=2, asynchronous=True),
+    mesh=dict(data=-1, fsdp=1),
+    nonfinite="stop",
   )
-  c.optim = dict(
-    name="adam", lr=1e-4, b1=0.9, b2=0.99, eps=1e-8, clip_norm=None,
-    schedule=dict(name="constant", warmup_steps=0),
-  )  # fmt: skip
-  c.ema = dict(main=dict(name="half_life", half_life_images=500_000, rampup_ratio=0.05))
-  c.init_from = dict(workdir="", ema="main")
-  c.teacher = dict(workdir="", ema="main")
-  c.samplers = dict(heun=dict(name="heun", num_steps=18))
-  c.evals = {}
-  c.log_every_steps = 100
-  c.checkpoint = dict(every_steps=5_000, keep=2, asynchronous=True)
-  c.mesh = dict(data=-1, fsdp=1)
-  c.nonfinite = "stop"
-  return c
 
 
-def _params(config: ConfigDict, found: detect.Found) -> Params:
+def _params(made: Experiment, found: detect.Found) -> Params:
   """{net, weighting} of the run."""
   state = {name: as_float32(name, array) for name, array in found.tensors.items()}
-  stacked, init = _is_stacked(config), experiment.network(config).init
+  stacked, init = _is_stacked(made.record), made.network.init
   in_file = (lambda key: dit.unstack(init(key))) if stacked else init
   shapes = jax.eval_shape(in_file, jax.random.key(0))
   net = names.from_torch(state, shapes, found.family, fir=found.fir)
   if stacked:
     net = jax.tree.map(np.asarray, dit.stack(net))
   params = {"net": net, "weighting": {}}
-  if config.loss.weighting == "edm2":
+  beside = jax.eval_shape(made.method.init, jax.random.key(0), net, None)["weighting"]
+  if "logvar_linear" in beside:
     freqs, phases, weight = (state[name] for name in LOGVAR)
     params["weighting"] = {
       "logvar_fourier": {"freqs": freqs, "phases": phases},
@@ -130,15 +141,14 @@ def _params(config: ConfigDict, found: detect.Found) -> Params:
   return params
 
 
-def _is_stacked(config: ConfigDict) -> bool:
+def _is_stacked(record: Mapping[str, Any]) -> bool:
   """Whether the weights of the blocks are one array: a DiT's are with `scan`, a U-Net's never."""
-  return config.net.name == "dit" and config.net.get("scan", False)
+  return record["net"]["name"] == "dit" and record["net"].get("scan", False)
 
 
-def _save(workdir: Path, config: ConfigDict, params: Params, provenance: dict[str, Any]) -> None:
+def _save(workdir: Path, made: Experiment, params: Params, provenance: dict[str, Any]) -> None:
   """A checkpoint of step 0: parameters and average are the weights, the optimizer's state is 0."""
-  init = experiment.state_init(config, experiment.network(config))
-  abstract = jax.eval_shape(init, jax.random.key(0))
+  abstract = jax.eval_shape(experiment.state_init(made), jax.random.key(0))
   zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract)
   # By the tree of the state, so that a head of another shape is an error here and not later.
   state = TrainState(
@@ -150,7 +160,7 @@ def _save(workdir: Path, config: ConfigDict, params: Params, provenance: dict[st
   checkpoint.check_writable(workdir, checkpoint.num_bytes(state))
   checkpoints = checkpoint.Checkpoints(workdir)
   try:
-    checkpoints.save(0, state, config.to_dict(), provenance=provenance)
+    checkpoints.save(0, state, made.record, provenance=provenance)
   finally:
     checkpoints.close()
 
@@ -168,6 +178,22 @@ def _logvar(head: Params) -> dict[str, np.ndarray]:
   return dict(zip(LOGVAR, arrays, strict=True))
 
 
+def _logvar_head(
+  workdir: Path, record: Mapping[str, Any], mesh: Mesh
+) -> tuple[dict[str, Any], Params | None]:
+  """What is beside the newest checkpoint, and the weights of EDM2's logvar head, if it has one."""
+  wanted = record["loss"].get("weighting")
+  section = wanted if isinstance(wanted, Mapping) else {"name": wanted}
+  if section["name"] != "edm2":
+    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as stored:
+      return stored.meta(stored.steps()[0]), None
+  channels = {key: section[key] for key in ("channels",) if key in section}
+  head = jax.eval_shape(weighting.edm2(sigma_data=1.0, **channels).init, jax.random.key(0))
+  layout = lambda meta: {"params": {"weighting": stored_runs.sharded(head, mesh)}}
+  restored = checkpoint.read(workdir, layout, partial=True)
+  return restored.meta, restored.state["params"]["weighting"]
+
+
 def check(workdir: str | Path, expected: Params) -> str:
   """Reads a converted run back, compares its weights bit for bit, and runs it.
 
@@ -177,17 +203,17 @@ def check(workdir: str | Path, expected: Params) -> str:
   Raises:
     ValueError: if a weight came back different, or the network's output is not finite.
   """
-  config, net, averages, _ = stored_runs.load_network(workdir, sharding.make_mesh())
-  params = averages["main"]
+  described, params, _ = stored_runs.load_average(workdir, "main", sharding.make_mesh())
+  samples, net = described.samples, described.network
   same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), b), params, expected)
   if not jax.tree.all(same):
     raise ValueError(f"{workdir} does not give back the weights that were written to it.")
   sigmas = jnp.array([0.02, 0.5, 20.0])
-  shape = (len(sigmas), *sections.sample_shape(config))
+  shape = (len(sigmas), *samples.shape)
   noise = jax.random.normal(jax.random.key(0), (int(np.prod(shape)),)).reshape(shape)
-  cond = {"label": jnp.zeros(len(sigmas), jnp.int32)} if config.net.get("num_classes") else {}
-  cond |= {k: jnp.ones(len(sigmas)) for k in ("guidance", "segment") if config.net.get(k)}
-  denoiser = jax.jit(edm.as_edm(net.apply, sigma_data=config.sigma_data), static_argnums=4)
+  cond = {"label": jnp.zeros(len(sigmas), jnp.int32)} if samples.num_classes else {}
+  cond |= {k: jnp.ones(len(sigmas)) for k in net.inputs}
+  denoiser = jax.jit(edm.as_edm(net.apply, sigma_data=described.run.sigma_data), static_argnums=4)
   x = noise * sigmas.reshape(-1, *[1] * (len(shape) - 1))
   D = np.asarray(denoiser(params, x, sigmas, cond, None), np.float64)
   sizes = np.sqrt(np.mean(D.reshape(len(sigmas), -1) ** 2, axis=-1))
@@ -197,7 +223,13 @@ def check(workdir: str | Path, expected: Params) -> str:
   return f"weights read back bit for bit; the size of what it makes of pure noise: {said}"
 
 
-def export(workdir: str | Path, target: str | Path, *, ema: str | None = None) -> str:
+def export(
+  workdir: str | Path,
+  target: str | Path,
+  *,
+  ema: str | None = None,
+  network: Network | None = None,
+) -> str:
   """Writes an average of a run as safetensors, under the names that PyTorch modules have.
 
   The metadata holds config.net and sigma_data, so that `convert` reads the file back as it was. A
@@ -208,9 +240,10 @@ def export(workdir: str | Path, target: str | Path, *, ema: str | None = None) -
     workdir: of the run.
     target: the .safetensors file to write.
     ema: which average, also one made by `python -m cmjax.ema`; default: the first.
+    network: the run's own, where it was handed in from Python.
 
   Raises:
-    ValueError: for a network that has no such names, an unknown average, a file that exists.
+    ValueError: for an unknown average, or a file that exists.
   """
   workdir, target = Path(workdir).expanduser(), Path(target).expanduser()
   if target.suffix != ".safetensors":
@@ -218,22 +251,19 @@ def export(workdir: str | Path, target: str | Path, *, ema: str | None = None) -
   if target.exists():
     raise ValueError(f"{target} exists: choose another name, or remove it.")
   mesh = sharding.make_mesh()
-  restored = stored_runs.load_state(workdir, mesh)
-  config, averages = ConfigDict(restored.meta["config"]), restored.state.ema
-  family = experiment.pick(
-    names.OF_NETWORK, config.net.name, "network with PyTorch names (net.name)"
-  )
-  trained = stored_runs.Trained(config, experiment.network(config), averages, restored.step)
-  name = next(iter(config.ema)) if ema is None else ema
-  params, step = stored_runs.load_average(trained, workdir, name, mesh)
-  if _is_stacked(config):
+  name = stored_runs.averages_of(workdir)[0] if ema is None else ema
+  described, params, step = stored_runs.load_average(workdir, name, mesh, network)
+  record = described.record
+  if _is_stacked(record):
     params = dit.unstack(params)  # a file has the same names with and without
-  state = names.to_torch(params, family, fir=tuple(config.net.get("fir", (1, 1))))
-  if config.loss.get("weighting") == "edm2":
-    state |= _logvar(restored.state.params["weighting"])
-  own = {"net": config.net.to_dict(), "sigma_data": config.sigma_data, "ema": name, "step": step}
+  # A network of the user's own keeps the names that it has here.
+  family = names.OF_NETWORK.get(record["net"]["name"], "cmjax")
+  state = names.to_torch(params, family, fir=tuple(record["net"].get("fir", (1, 1))))
+  meta, head = _logvar_head(workdir, record, mesh)
+  state |= _logvar(head) if head else {}
+  own = {"net": record["net"], "sigma_data": described.run.sigma_data, "ema": name, "step": step}
   metadata = {"format": "pt", detect.METADATA: json.dumps(own)}
-  if provenance := restored.meta.get("provenance"):
+  if provenance := meta.get("provenance"):
     metadata["provenance"] = json.dumps(provenance)
   # The library writes memory as it lies: views have to be laid out first.
   arrays = {key: np.array(array, order="C") for key, array in state.items()}

@@ -20,19 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from cmjax import experiment
 from cmjax.base import sharding
+from cmjax.experiment import Run, Samples
 from cmjax.losses import means
 from cmjax.program import first_nonfinite, jvp_check
 from cmjax.training.step import TrainState
-from cmjax.types import Array, Batch, LossFn, Metrics, Params
+from cmjax.types import Array, Batch, LossFn, Metrics, Network, Params
 
 logger = logging.getLogger("cmjax")
-
-NONFINITE = ("stop", "skip", "roll_back")
-ON_SPIKE = ("warn", "stop", "roll_back")
 
 # A median of fewer steps is none; older steps say nothing of the next.
 LEAST, WINDOW = 20, 200
@@ -47,29 +43,6 @@ class RollBack(Exception):
   def __init__(self, step: int, why: str):
     super().__init__(why)
     self.step = step  # whose update is the reason
-
-
-def check(config: ConfigDict) -> None:
-  """Raises ValueError for a policy or a number in `config.nonfinite` and `config.doctor`."""
-  experiment.pick(NONFINITE, config.nonfinite, "policy (nonfinite)")
-  section = options(config)
-  experiment.pick(ON_SPIKE, section["on_spike"], "policy (doctor.on_spike)")
-  if section["spike_factor"] is not None and not section["spike_factor"] > 1:
-    raise ValueError(
-      f"doctor.spike_factor={section['spike_factor']} must be above 1, or None to look for none."
-    )
-  every = section["probe_every_steps"]
-  if every is not None and every < 1:
-    raise ValueError(f"doctor.probe_every_steps={every} must be at least 1, or None for never.")
-
-
-def options(config: ConfigDict) -> dict[str, Any]:
-  """`config.doctor` with what it leaves out: spikes at 10 times the median are warned of."""
-  default = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
-  section = dict(config.get("doctor") or {})
-  if unknown := sorted(set(section) - set(default)):
-    raise ValueError(f"config.doctor has {', '.join(unknown)}. It knows: {', '.join(default)}.")
-  return default | section
 
 
 class Spikes:
@@ -121,12 +94,18 @@ class Probe:
   does, in the precision of its tangent.
   """
 
-  def __init__(self, config: ConfigDict):
-    self._config = config
-    _, self._policy = jvp_check.policies(config)
-    self._inputs = jvp_check.inputs(config)
-    self._run = jax.jit(jvp_check.F_and_slope(experiment.network(config, self._policy).apply))
-    self._wide = experiment.network(config, {"dtype": "float64"}).apply
+  def __init__(self, network: Network, samples: Samples, tangent: Mapping[str, Any]):
+    if network.at is None:
+      raise ValueError(
+        "doctor.probe_every_steps compares the network with itself in float64, and this network "
+        "has no `at` to make that: use an adapter of cmjax.networks, or set it to None."
+      )
+    self._network = network
+    _, self._policy = jvp_check.policies(network, tangent)
+    self._samples = samples
+    self._inputs = jvp_check.inputs(samples, network.inputs)
+    self._run = jax.jit(jvp_check.F_and_slope(network.at(**self._policy).apply))
+    self._wide = network.at(dtype="float64").apply
     self._truth = jax.jit(jvp_check.central_difference(self._wide))
 
   def __call__(self, params: Params) -> tuple[dict[str, float], str]:
@@ -156,7 +135,7 @@ class Probe:
     )
     if wrong:
       return metrics, f"{text}: its derivative is not that of its function from {wrong} on."
-    culprit, share = jvp_check.most_sensitive(self._config, params)
+    culprit, share = jvp_check.most_sensitive(self._network, self._samples, params)
     return metrics, (
       f"{text}: rounding, to which the weights of {culprit} are most sensitive (bfloat16 there "
       f"alone makes {share:.2g}). Set loss.tangent.dtype='float32', or keep them in float32."
@@ -166,15 +145,14 @@ class Probe:
 class Window:
   """The metrics of the steps since the last record; those of the newest are not waited for."""
 
-  def __init__(self, config: ConfigDict, explain: Callable[[int, Batch], str], skipped: int = 0):
+  def __init__(self, run: Run, explain: Callable[[int, Batch], str], skipped: int = 0):
     self.latest: dict[str, float] = {}  # of the last record, for the live line
     self.skipped = skipped  # in the whole run
     self._in_a_row = 0
-    section = options(config)
-    self._policy, self._on_spike = config.nonfinite, section["on_spike"]
+    self._policy, self._on_spike = run.nonfinite, run.on_spike
     self._explain = explain
-    self._spikes = Spikes(section["spike_factor"])
-    self._num_steps = config.get("steps_per_dispatch", 1)
+    self._spikes = Spikes(run.spike_factor)
+    self._num_steps = run.steps_per_dispatch
     self._pending: tuple[int, Metrics, tuple[Batch, ...]] | None = None
     self._metrics: list[dict[str, Any]] = []
     self._steps = 0  # since the last record, skipped ones among them

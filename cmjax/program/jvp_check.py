@@ -1,25 +1,24 @@
-"""dF/dt of a config's network along a trajectory: by jvp, by differences, in several precisions.
+"""dF/dt of a network along a trajectory: by jvp, by differences, in several precisions.
 
 What the tangent of a continuous-time loss stands on. `verify` makes a table of it, and the doctor
 asks for it while a run trains.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from cmjax import experiment
 from cmjax.base import param_names
-from cmjax.experiment import models, sections
+from cmjax.experiment import Samples
 from cmjax.losses import means
 from cmjax.program import first_nonfinite
-from cmjax.types import NetFn, Params
+from cmjax.types import NetFn, Network, Params
 
+KEYS = ("dtype", "matmul_precision")
 # Largest relative error per time bin, of F and of dF/dt along the trajectory, against float64.
 PRECISION = {
   "float64": (1e-12, 1e-10),
@@ -31,23 +30,24 @@ PRECISION = {
 DIFFERENCE = 1e-6
 
 
-def policies(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
-  """The precision of the network, and that of its tangent."""
-  own = {"matmul_precision": "default"} | models.precision(config.net)
+def policies(network: Network, tangent: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+  """The precision of a network, and that of its tangent."""
+  said = lambda options: {k: options[k] for k in KEYS if options.get(k) is not None}
+  own = {"dtype": "float32", "matmul_precision": "default"} | said(network.options)
   own["dtype"] = jnp.dtype(own["dtype"]).name
-  return own, own | models.precision(config.loss.get("tangent") or {})
+  return own, own | said(tangent)
 
 
-def inputs(config: ConfigDict) -> tuple[Any, ...]:
+def inputs(samples: Samples, names: Collection[str]) -> tuple[Any, ...]:
   """x, dx/dt (both over sigma_data), t in the middle of each bin, cond; float32 on the host."""
-  net, shape = config.net, sections.sample_shape(config)
+  shape = samples.shape
   x0, z = np.random.default_rng(1).standard_normal((2, means.NUM_BINS, *shape))
   t = (means.EDGES[:-1] + means.EDGES[1:]) / 2
   c, s = (f(t).reshape(-1, *(1,) * len(shape)) for f in (np.cos, np.sin))
   scales = {"guidance": np.full(len(t), 1.5), "segment": t / 2}
-  cond = {name: a for name, a in scales.items() if net.get(name, False)}
-  if num_classes := net.get("num_classes", 0):
-    cond["label"] = np.arange(len(t), dtype=np.int32) % num_classes
+  cond = {name: a for name, a in scales.items() if name in names}
+  if samples.num_classes:
+    cond["label"] = np.arange(len(t), dtype=np.int32) % samples.num_classes
   narrow = lambda a: a.astype(np.float32) if a.dtype == np.float64 else a
   return jax.tree.map(narrow, (c * x0 + s * z, c * z - s * x0, t, cond))
 
@@ -85,7 +85,7 @@ def relative_errors(value: Any, truth: Any) -> np.ndarray:
   return np.where(norm > 0, error / np.where(norm > 0, norm, 1), np.where(error > 0, np.inf, 0.0))
 
 
-def most_sensitive(config: ConfigDict, params: Params) -> tuple[str, float]:
+def most_sensitive(network: Network, samples: Samples, params: Params) -> tuple[str, float]:
   """The module whose weights, rounded to bfloat16 while all else is exact, disturb dF/dt most.
 
   Goes down from the whole network, two levels deep. What `float32_paths` keeps is no candidate.
@@ -93,10 +93,11 @@ def most_sensitive(config: ConfigDict, params: Params) -> tuple[str, float]:
   Returns:
     Its path, and the relative error of dF/dt that it makes.
   """
-  run = jax.jit(F_and_slope(experiment.network(config, {"dtype": "float32"}).apply))
-  given = in_dtype(inputs(config), np.float32)
+  assert network.at is not None, "asked of a network that has other precisions"
+  run = jax.jit(F_and_slope(network.at(dtype="float32").apply))
+  given = in_dtype(inputs(samples, network.inputs), np.float32)
   slope = lambda params: np.asarray(run(params, *given)[1], np.float64)
-  exact, kept = slope(params), getattr(models.NETWORKS[config.net.name], "float32_paths", ())
+  exact, kept = slope(params), network.float32_paths
   paths = [
     path
     for path in param_names.by_name(params)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,10 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cmjax import experiment
 from cmjax.base import sharding
-from cmjax.experiment import sections
+from cmjax.experiment import Experiment, Stored
 from cmjax.program import compiled_step, costs
 from cmjax.types import Network
 
@@ -72,15 +71,15 @@ class Attempt(NamedTuple):
   seconds: float
 
 
-def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
-  """What the run of a config needs on a topology, as JSON can hold it.
+def plan(given: Experiment, topology: str) -> dict[str, Any]:
+  """What the run of an experiment needs on a topology, as JSON can hold it.
 
   Where the step does not fit it is tried with `net.remat`, then with `microbatch` halved again and
   again (where the config has that key), then with `mesh.fsdp` doubled, until it fits; what is
   reported is the first that fits, or else the last that compiled.
 
   Args:
-    config: as in `configs/`; its data is not looked at.
+    given: the experiment; its data is not looked at.
     topology: local, or TPUs as v5p:4x4x4, or GPUs as h100:8.
 
   Raises:
@@ -89,10 +88,11 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
   """
   aim = target(topology)
   # What is said is of one step, however many are sent off at once.
-  config = changed(config, {"steps_per_dispatch": 1} if "steps_per_dispatch" in config else {})
+  experiment.check(given)
+  given = given._replace(run=given.run._replace(steps_per_dispatch=1))
   attempts, best = [], None
-  for changes in candidates(config, aim):
-    wanted = changed(config, changes)
+  for changes in candidates(given, aim):
+    wanted = changed(given, changes)
     logger.info("Compiling for %s%s ...", topology, _flags(changes, " with "))
     attempt, compiled = _attempt(wanted, changes, aim)
     attempts.append(attempt)
@@ -160,109 +160,110 @@ def local_chip(devices: list[Any]) -> costs.Chip:
   return chip._replace(memory=float(memory))
 
 
-def candidates(config: ConfigDict, aim: Target) -> Iterator[dict[str, Any]]:
+def candidates(given: Experiment, aim: Target) -> Iterator[dict[str, Any]]:
   """The changes to try, one after the other, from none on: {key of the config: value}."""
   changes, num_chips = {}, len(aim.devices)
   yield changes
-  if experiment.can_remat(config) and not config.net.get("remat", False):
+  if given.network.options.get("remat") is False:
     changes = {"net.remat": True}
     yield changes
-  if "microbatch" in config and argument_bytes(config, aim) <= aim.chip.memory:
+  if "microbatch" in given.record and argument_bytes(given, aim) <= aim.chip.memory:
     # Accumulation leaves the arguments as they are, so that it is no help where they do not fit.
-    size = config.microbatch or config.batch_size
+    size = given.run.microbatch or given.run.batch_size
     while size % (2 * num_chips) == 0:
       size //= 2
       changes = changes | {"microbatch": size}
       yield changes
-  fsdp = _mesh(config, aim).shape["fsdp"]
+  fsdp = _mesh(given, aim).shape["fsdp"]
   while num_chips % (2 * fsdp) == 0:
     fsdp *= 2
     changes = changes | {"mesh.data": -1, "mesh.fsdp": fsdp}
     yield changes
 
 
-def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-  """A copy of the config with other values, {key: value}."""
-  config = config.copy_and_resolve_references().unlock()
-  for key, value in changes.items():
-    *path, last = key.split(".")
-    section = config
-    for part in path:
-      section = section[part]
-    section[last] = value
-  return config.lock()
+def changed(given: Experiment, changes: Mapping[str, Any]) -> Experiment:
+  """The experiment with the changes of a candidate."""
+  run, network = given.run, given.network
+  if "net.remat" in changes and network.at is not None:
+    network = network.at(remat=changes["net.remat"])
+  if "microbatch" in changes:
+    run = run._replace(microbatch=changes["microbatch"])
+  mesh = {key.removeprefix("mesh."): v for key, v in changes.items() if key.startswith("mesh.")}
+  return given._replace(network=network, run=run._replace(mesh={**run.mesh, **mesh}))
 
 
-def _mesh(config: ConfigDict, aim: Target) -> Mesh:
-  mesh = experiment.call(sharding.make_mesh, "mesh", **config.mesh, devices=aim.devices)
-  sharding.check_batch_size(config.batch_size, mesh)
+def _mesh(given: Experiment, aim: Target) -> Mesh:
+  mesh = experiment.make_mesh(given.run, aim.devices)
+  sharding.check_batch_size(given.run.batch_size, mesh)
   return mesh
 
 
-def teacher_network(config: ConfigDict) -> Network | None:
+def teacher_network(given: Experiment) -> Network | None:
   """The network that a method distils, where no run is read; None if it has no teacher.
 
   It is the student's, without the inputs that only a student has.
   """
-  if not config.teacher.workdir:
+  if given.teacher is None:
     return None
-  own = [key for key in ("guidance", "segment") if config.net.get(key)]
-  return experiment.network(changed(config, {f"net.{key}": False for key in own}))
+  if not isinstance(given.teacher, Stored):
+    return given.teacher[0]
+  network = given.network
+  if not network.inputs or network.at is None:
+    return network
+  return network.at(**dict.fromkeys(network.inputs, False))
 
 
-def abstract_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
+def abstract_arguments(given: Experiment, mesh: Mesh) -> tuple[Any, ...]:
   """(state, batch, key, frozen) of the train step: shapes and shardings, no arrays."""
-  net, teacher, key = experiment.network(config), teacher_network(config), jax.random.key(0)
+  teacher, key = teacher_network(given), jax.random.key(0)
   placed = lambda tree, shardings: jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
   split = lambda tree: placed(tree, sharding.shard_params(tree, mesh))
-  state = split(jax.eval_shape(experiment.state_init(config, net), key))
+  state = split(jax.eval_shape(experiment.state_init(given), key))
   weights = split(jax.eval_shape(teacher.init, key)) if teacher else None
-  shape = (config.batch_size, *sections.sample_shape(config))
+  shape = (given.run.batch_size, *given.samples.shape)
   batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
-  if config.net.get("num_classes", 0):
+  if given.samples.num_classes:
     batch["label"] = jax.ShapeDtypeStruct(shape[:1], np.int32)
-  if experiment.latent_convention(config):
+  if given.samples.latents:
     batch["image_std"] = batch["image"]
   batch = placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
   key = placed(jax.eval_shape(lambda: key), sharding.replicated(mesh))
   return state, batch, key, {"teacher": weights, "lpips": None}
 
 
-def argument_bytes(config: ConfigDict, aim: Target) -> int:
+def argument_bytes(given: Experiment, aim: Target) -> int:
   """Bytes of a chip for the arguments of the step, from their shapes alone."""
-  leaves = jax.tree.leaves(abstract_arguments(config, _mesh(config, aim)))
+  leaves = jax.tree.leaves(abstract_arguments(given, _mesh(given, aim)))
   shards = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in leaves]
   return sum(int(np.prod(shape)) * itemsize for shape, itemsize in shards)
 
 
-def trace_step(config: ConfigDict, mesh: Mesh) -> Any:
-  """The train step of a config, traced for the devices of `mesh`; donates the state, as in use."""
-  net, teacher = experiment.network(config), teacher_network(config)
-  arguments = abstract_arguments(config, mesh)
-  step = compiled_step.make_step_fn(config, net, teacher, arguments[-1])
-  return compiled_step.trace(step, mesh, arguments)
+def trace_step(given: Experiment, mesh: Mesh) -> Any:
+  """The train step, traced for the devices of `mesh`; donates the state, as in use."""
+  step = compiled_step.make_step_fn(given, experiment.transformation(given), teacher_network(given))
+  return compiled_step.trace(step, mesh, abstract_arguments(given, mesh))
 
 
-def compile_step(config: ConfigDict, mesh: Mesh) -> Any:
-  """The train step of a config, compiled for the devices of `mesh`.
+def compile_step(given: Experiment, mesh: Mesh) -> Any:
+  """The train step of an experiment, compiled for the devices of `mesh`.
 
   Ask its `memory_analysis()` and `cost_analysis()`: both are of one device.
   """
-  return compiled_step.compile_traced(trace_step(config, mesh), mesh)
+  return compiled_step.compile_traced(trace_step(given, mesh), mesh)
 
 
 def _attempt(
-  config: ConfigDict, changes: dict[str, Any], aim: Target
+  given: Experiment, changes: dict[str, Any], aim: Target
 ) -> tuple[Attempt, tuple[Any, Any] | None]:
   """The step compiled, and whether it fits; (traced, compiled) where it did compile."""
-  limit, arguments = aim.chip.memory, argument_bytes(config, aim)
+  limit, arguments = aim.chip.memory, argument_bytes(given, aim)
   if limit and arguments > limit:  # no need to ask the compiler
     return Attempt(changes, arguments, None, False, 0.0), None
-  start, mesh = time.perf_counter(), _mesh(config, aim)
+  start, mesh = time.perf_counter(), _mesh(given, aim)
   try:
-    traced = trace_step(config, mesh)
+    traced = trace_step(given, mesh)
     compiled = compiled_step.compile_traced(traced, mesh, aim.options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -285,11 +286,11 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 def _describe(
-  config: ConfigDict, attempt: Attempt, programs: tuple[Any, Any], aim: Target
+  given: Experiment, attempt: Attempt, programs: tuple[Any, Any], aim: Target
 ) -> dict[str, Any]:
   """The numbers of a step that compiled."""
   (traced, compiled), num_chips = programs, len(aim.devices)
-  params = abstract_arguments(config, _mesh(config, aim))
+  params = abstract_arguments(given, _mesh(given, aim))
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   cost = compiled.cost_analysis() or {}
   flops = costs.count_flops(traced.jaxpr.jaxpr)
@@ -305,16 +306,16 @@ def _describe(
   if aim.chip.flops:
     parts = costs.seconds(aim.chip, flops=flops, moved=moved, sent=sent, num_chips=num_chips)
     step |= {"roofline": parts, "xla_seconds": by_xla} | _estimate(parts, by_xla)
-  steps, images = config.total_steps, config.total_steps * config.batch_size
-  run = {"steps": steps, "batch_size": config.batch_size, "images": images}
+  steps, images = given.run.total_steps, given.run.total_steps * given.run.batch_size
+  run = {"steps": steps, "batch_size": given.run.batch_size, "images": images}
   if aim.chip.flops:
     hours = step["seconds"] * steps / 3600
     run |= {"hours": hours, "chip_hours": hours * num_chips}
   return {
-    "method": config.loss.name,
-    "network": config.net.name,
+    "method": given.method.name,
+    "network": given.network.name,
     "changes": attempt.changes,
-    "mesh": dict(_mesh(config, aim).shape),
+    "mesh": dict(_mesh(given, aim).shape),
     "parameters": {"network": count(params[0].params["net"]), "teacher": count(params[3])},
     "memory": memory(compiled),
     "step": step,

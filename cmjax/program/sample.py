@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.data import image_sets, proposal, sources
+from cmjax.experiment import Described, Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
-from cmjax.program import score_files, stored_runs, train
+from cmjax.program import score_files, stored_runs
+from cmjax.program.course import key_for
 from cmjax.run import writer
 from cmjax.samplers.search_times import search
 
@@ -24,7 +25,7 @@ logger = logging.getLogger("cmjax")
 
 
 def sample(
-  config: ConfigDict,
+  given: Experiment,
   workdir: str | Path,
   *,
   num_samples: int,
@@ -35,7 +36,7 @@ def sample(
   """Draws samples from an average of the newest good checkpoint, or from a post-hoc one.
 
   Args:
-    config: its samplers are used.
+    given: the experiment; its samplers are used.
     workdir: of the run.
     num_samples: how many of each sampler.
     name: one of config.samplers; None: each of them.
@@ -49,22 +50,18 @@ def sample(
   """
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
-  mesh = sharding.make_mesh(**config.mesh)
-  trained = stored_runs.load_network(workdir, mesh)
-  config, guides = (
-    stored_runs.with_searched_times(config, workdir),
-    stored_runs.load_guides(config, mesh),
-  )
-  decoding = experiment.decoder(config, mesh)
-  if latents := experiment.latent_convention(config) and not decoding:
+  mesh = experiment.make_mesh(given.run)
+  ema = ema or stored_runs.averages_of(workdir)[0]
+  trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
+  given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
+  guides, decoding = stored_runs.load_guides(given, mesh), experiment.decoder(given.samples, mesh)
+  if latents := given.samples.latents and not decoding:
     logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
-  ema = ema or next(iter(trained.config.ema))
-  params, step = stored_runs.load_average(trained, workdir, ema, mesh)
   folder = Path(workdir).absolute() / "samples"
   folder.mkdir(exist_ok=True)
   paths = []
-  for key in [name] if name else list(config.samplers):
-    sampler = experiment.sampler(config, key, trained.net, mesh, guides.get(key))
+  for key in [name] if name else list(given.samplers):
+    sampler = experiment.compiled_sampler(given, key, mesh, guides.get(key))
     x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
@@ -81,43 +78,53 @@ def sample(
   return paths
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> str:
+def _as_trained(given: Experiment, trained: Described) -> Experiment:
+  """The experiment with the network as it was trained: the config may have changed since."""
+  return given._replace(
+    network=trained.network,
+    record={**given.record, "net": trained.record["net"]},
+    parsed={**given.parsed, "network": trained.network},
+  )
+
+
+def evaluate(given: Experiment, workdir: str | Path) -> str:
   """Runs config.evals on the newest good checkpoint, rewrites scores.json, cards and the report.
 
   Returns:
     The scores, one a line, then the cards, each with its numbers and their floors.
   """
-  mesh = sharding.make_mesh(**config.mesh)
-  trained = stored_runs.load_network(workdir, mesh)
-  averages = stored_runs.load_averages(config, trained, workdir, mesh)
-  config = stored_runs.with_searched_times(config, workdir)
-  scores, told, primary = {}, [], sharding.process()[0] == 0
-  guides = stored_runs.load_guides(config, mesh)
-  for label, evaluator in experiment.evaluators(
-    config, trained.net, mesh, guides, emas=averages
-  ).items():
-    for name, value in evaluator.evaluate(averages, train.eval_key(config)):
+  mesh = experiment.make_mesh(given.run)
+  named = {name for one in given.evaluators.values() for name in one.emas}
+  names = dict.fromkeys([*stored_runs.averages_of(workdir), *sorted(named)])
+  trained, averages, step = stored_runs.load_averages(workdir, names, mesh, given.network)
+  given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
+  scores, cards_written, primary = {}, [], sharding.process()[0] == 0
+  guides, workdir = stored_runs.load_guides(given, mesh), Path(workdir).absolute()
+  opened = experiment.open_evaluators(given, mesh, guides, emas=averages)
+  for label, evaluate in opened.items():
+    for name, value in evaluate(averages, key_for(given.run.seed, "evaluate")):
       if isinstance(value, Mapping):
         if primary:
-          where = (trained.config, Path(workdir).absolute(), trained.step)
-          told.append(_told(score_files.write_card(*where, f"{label}_{name}", value), value))
+          card = f"{label}_{name}"
+          path = score_files.write_card(trained.record, workdir, step, card, value)
+          cards_written.append(_told(path, value))
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    score_files.finish(config, Path(workdir).absolute(), scores)
+    score_files.finish(given, experiment.stored_record(given), workdir, scores)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
-  return "\n".join([f"step {trained.step}", *lines, *told])
+  return "\n".join([f"step {step}", *lines, *cards_written])
 
 
 def _told(path: Path, card: Mapping[str, Any]) -> str:
   return f"{path}: {', '.join(cards.lines(card))}"
 
 
-def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path) -> str:
+def evaluate_images(given: Experiment, workdir: str | Path, images: str | Path) -> str:
   """Scores images that are there already with the Frechet evaluators of config.evals.
 
   Args:
-    config: its data and evaluators; samplers and averages do not matter.
+    given: its data and evaluators; samplers and averages do not matter.
     workdir: the cards go to its folder `cards`; made if it is not there.
     images: a folder or an .npz, see `image_sets.read`.
 
@@ -125,13 +132,13 @@ def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path)
     The cards, each with its numbers and their floors.
   """
   data, workdir, told = image_sets.read(images), Path(workdir).absolute(), []
-  mesh = sharding.make_mesh(**config.mesh)
-  labels = [label for label, section in config.evals.items() if section.name == "frechet"]
+  mesh = experiment.make_mesh(given.run)
+  labels = experiment.scorers(given)
   if not labels:
     raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
-  _check_shape(config, data, mesh, images)
+  _check_shape(given, data, mesh, images)
   for label in labels:
-    scorer, to_images = experiment.scorer(config, label, mesh)
+    scorer, to_images = experiment.scorer(given, label, mesh)
     card = evaluators.image_card(scorer, experiment.image_batches(data, to_images))
     card["images"] |= {"kind": "given", "name": Path(images).name}
     if data[0]["image"].dtype == np.uint8:
@@ -143,8 +150,11 @@ def evaluate_images(config: ConfigDict, workdir: str | Path, images: str | Path)
   return "\n".join(told)
 
 
-def _check_shape(config: ConfigDict, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
-  expected, decoding = tuple(experiment.source(config).shape), experiment.decoder(config, mesh)
+def _check_shape(given: Experiment, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
+  expected, decoding = (
+    tuple(experiment.opened(given).shape),
+    experiment.decoder(given.samples, mesh),
+  )
   if decoding and data[0]["image"].dtype == np.uint8:
     expected = decoding.shape
   if tuple(data.shape) != expected:
@@ -154,23 +164,23 @@ def _check_shape(config: ConfigDict, data: sources.Source, mesh: Mesh, images: s
     )
 
 
-def make_reference(config: ConfigDict, to: str | Path) -> str:
+def make_reference(given: Experiment, to: str | Path) -> str:
   """Writes what the first Frechet evaluator of config.evals needs of the training split.
 
   evals.{label}.reference=FILE then takes the place of looking at all images anew.
 
   Args:
-    config: its data, and the features and scores of the evaluator.
+    given: its data, and the features and scores of the evaluator.
     to: the .npz, or .pkl as EDM2 has it.
   """
-  found = experiment.reference(config, None, sharding.make_mesh(**config.mesh))
+  found = experiment.reference(given, None, experiment.make_mesh(given.run))
   if sharding.process()[0] == 0:
     references.write(to, found)
   return f"{to}: {found.record['num']:,} images, {found.record['detector']['name']}"
 
 
 def search_times(
-  config: ConfigDict,
+  given: Experiment,
   workdir: str | Path,
   *,
   name: str | None,
@@ -184,7 +194,7 @@ def search_times(
   them from there, unless samplers.{name}.searched is False.
 
   Args:
-    config: its samplers, and its Frechet evaluator for the features.
+    given: its samplers, and its Frechet evaluator for the features.
     workdir: of the run.
     name: one of config.samplers; None: all that have intermediate times.
     num_samples: of each probe: a cheap proxy for the full evaluation.
@@ -198,18 +208,19 @@ def search_times(
     raise ValueError(
       f"--num_probes={num_probes} must be at least 5: three to bracket, two to refine"
     )
-  mesh = sharding.make_mesh(**config.mesh)
-  stored, net, averages, step = stored_runs.load_network(workdir, mesh)
-  ema = next(iter(stored.ema))
-  keys = [name] if name else [k for k, s in config.samplers.items() if _has_times(s)]
+  mesh = experiment.make_mesh(given.run)
+  ema = stored_runs.averages_of(workdir)[0]
+  trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
+  given = _as_trained(given, trained)
+  keys = [name] if name else [k for k, s in given.samplers.items() if s.draw_at and s.nfe > 1]
   if not keys:
     raise ValueError("No sampler of this config has intermediate times to search.")
   lines, found = [], {}
   for key in keys:
     num_steps, score = experiment.search_score(
-      config, key, net, mesh, averages[ema], jax.random.key(seed), num_samples
+      given, key, mesh, params, jax.random.key(seed), num_samples
     )
-    low, high = (float(np.arctan2(sigma, config.sigma_data)) for sigma in (0.02, 20.0))
+    low, high = (float(np.arctan2(sigma, given.run.sigma_data)) for sigma in (0.02, 20.0))
     best = search(score, num_steps, low=low, high=high, num_probes=num_probes)
     found[key] = {
       "mid_times": best.times,
@@ -219,24 +230,20 @@ def search_times(
       "probes": [{"mid_times": times, "score": value} for times, value in best.history],
     }
     angles = ", ".join(f"{t:.4f}" for t in best.times)
-    sigmas = ", ".join(f"{config.sigma_data * np.tan(t):.4g}" for t in best.times)
+    sigmas = ", ".join(f"{given.run.sigma_data * np.tan(t):.4g}" for t in best.times)
     lines.append(f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}")
   stored_runs.write_times(workdir, found)
   return "\n".join(lines)
 
 
-def _has_times(section: ConfigDict) -> bool:
-  return section.name == "consistency" and bool(
-    section.get("mid_times") or section.get("mid_sigmas")
-  )
-
-
-def measure(config: ConfigDict) -> str:
+def measure(given: Experiment) -> str:
   """What to set sigma_data, P_mean and P_std to: a line of JSON, then the same in words."""
-  source = experiment.source(config)
+  source = experiment.opened(given)
   found = sources.statistics(source, max_items=50_000)
   found["shape"] = list(found["shape"])
-  words = [f"config.sigma_data is {config.sigma_data}; the std of the data is {found['std']:.4f}."]
+  words = [
+    f"config.sigma_data is {given.run.sigma_data}; the std of the data is {found['std']:.4f}."
+  ]
   try:
     gain = proposal.measure(sources.as_array(source, limit=20_000)[0])
     teacher = proposal.teacher(gain)

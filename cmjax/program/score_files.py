@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.base.atomic_files import write_json
+from cmjax.experiment import Experiment
 from cmjax.metrics import cards
 from cmjax.program import stored_runs
 from cmjax.run import checkpoint, page, writer
@@ -25,18 +25,18 @@ logger = logging.getLogger("cmjax")
 
 
 def write_card(
-  config: ConfigDict, workdir: Path, step: int, name: str, card: Mapping[str, Any]
+  record: Mapping[str, Any], workdir: Path, step: int, name: str, card: Mapping[str, Any]
 ) -> Path:
   """Completes the card of a score with what made it, and writes it to workdir/cards.
 
   Args:
-    config: of the run that the samples are of.
+    record: of the run that the samples are of.
     workdir: where the folder of cards is.
     step: of the weights.
     name: of the score.
     card: what an evaluator said.
   """
-  known = {"step": step, "config_sha256": stored_runs.digest(config)}
+  known = {"step": step, "config_sha256": stored_runs.digest(record)}
   return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **known, **_where()})
 
 
@@ -81,7 +81,7 @@ def _seconds(label: str) -> str:
 
 
 def done(
-  config: ConfigDict, workdir: Path, restored: checkpoint.Restored
+  record: Mapping[str, Any], workdir: Path, restored: checkpoint.Restored
 ) -> dict[str, dict[str, float]]:
   """The evaluators that came to their end at this step in an earlier sitting, with their scalars.
 
@@ -95,7 +95,7 @@ def done(
       for name, (steps, values) in writer.read_metrics(workdir).items()
       if restored.step in steps
     }
-    now, then = stored_runs.plain(config), restored.meta["config"]
+    now, then = experiment.as_json(record), restored.meta["config"]
     same = all(now[key] == then.get(key) for key in ("samplers", "data"))
     for label, section in now["evals"].items():
       if same and section == then["evals"].get(label) and _seconds(label) in at:
@@ -108,30 +108,29 @@ def done(
   return found
 
 
-def finish(config: ConfigDict, workdir: Path, scores: Mapping[str, float]) -> None:
+def finish(
+  given: Experiment, record: Mapping[str, Any], workdir: Path, scores: Mapping[str, float]
+) -> None:
   """Writes scores.json and the run's page."""
   write_json(workdir / "scores.json", dict(scores))
-  title = f"{workdir.name}: {config.loss.name} on {config.data.name}"
-  writer.report(workdir, title=title, config=config.to_dict(), scores=rows(config, scores))
+  data = record.get("data", {}).get("name", "")
+  title = f"{workdir.name}: {given.method.name} on {data}"
+  writer.report(workdir, title=title, config=dict(record), scores=rows(given, scores))
 
 
-def rows(config: ConfigDict, scores: Mapping[str, float]) -> list[dict[str, Any]]:
+def rows(given: Experiment, scores: Mapping[str, float]) -> list[dict[str, Any]]:
   """The scores as a table: a row for each sampler and average, its price and the floor beside."""
   table = []
+  speed = next((key for key, e in given.evaluators.items() if e.measures_speed), None)
   for name, value in scores.items():
     label, _, member = name.partition("/")
     sampler, _, rest = member.partition("/")
     ema, _, what = rest.partition("/")
-    if not ema or sampler == "floor":
+    if not ema or sampler not in given.samplers:
       continue
     what = f"/{what}" if what else ""
     row = {"score": f"{label}{what}", "sampler": sampler, "average": ema}
-    row |= {"NFE": experiment.sampler_nfe(config, sampler), "value": value}
+    row |= {"NFE": given.samplers[sampler].nfe, "value": value}
     row |= {"floor": scores.get(f"{label}/floor{what}")}
-    speeds = [
-      scores[f"{other}/{sampler}"]
-      for other, section in config.evals.items()
-      if section.name == "throughput" and f"{other}/{sampler}" in scores
-    ]
-    table.append(row | {"images/s": speeds[0] if speeds else None})
+    table.append(row | {"images/s": scores.get(f"{speed}/{sampler}")})
   return table

@@ -9,18 +9,18 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cmjax import experiment
 from cmjax.base import param_names, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.base.flat_dicts import flat
+from cmjax.experiment import Described, Experiment, Samples, Stored
 from cmjax.run import checkpoint, snapshots
 from cmjax.training.step import TrainState
 from cmjax.types import Array, Model, Network, Params
@@ -46,86 +46,152 @@ _POSTHOC = re.compile(r"posthoc_(\d*\.?\d+)(?:_step(\d+))?")
 class Snapshots(NamedTuple):
   """The stored copies of a run's averages."""
 
-  config: ConfigDict
+  run: Described
   emas: dict[int, dict[str, float]]  # {step: {ema name: sigma_rel}}, by rising step
   read: Callable[[int], dict[str, Params]]  # step -> {ema name: params}, as they were stored
 
 
 class Trained(NamedTuple):
-  """What another run left: its config, network and averages, at the step of its checkpoint."""
+  """What another run left: what it says of its network, averages of it, and their step."""
 
-  config: ConfigDict
-  net: Network
+  run: Described
   averages: dict[str, Params]  # {ema name: params of the network}
   step: int
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
-  """The config that a run had when it last started."""
+def read_record(workdir: str | Path) -> dict[str, Any]:
+  """The config that a run had when it last started, as plain data."""
   path = Path(workdir).expanduser() / "config.json"
   if not path.is_file():
     raise ValueError(f"No config.json in {workdir}: train first, or correct the path of the run.")
-  return ConfigDict(json.loads(path.read_text()))
+  return json.loads(path.read_text())
 
 
-def load_state(workdir: str | Path, mesh: Mesh) -> checkpoint.Restored:
-  """The newest good checkpoint of a run, laid out on `mesh`; the run is not changed by it."""
+def read_experiment(workdir: str | Path) -> Experiment:
+  """The experiment of a run, of the config that it had when it last started."""
+  return experiment.parse(read_record(workdir))
+
+
+def load_state(
+  workdir: str | Path, mesh: Mesh, given: Experiment | None = None
+) -> checkpoint.Restored:
+  """The newest good checkpoint of a run, laid out on `mesh`; the run is not changed by it.
+
+  Args:
+    workdir: of the run.
+    mesh: where its arrays go.
+    given: the run's experiment, where parts of it were handed in from Python.
+  """
 
   def layout(meta):
-    config = ConfigDict(meta["config"])
-    init = experiment.state_init(config, experiment.network(config))
+    init = experiment.state_init(given or experiment.parse(meta["config"]))
     return sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
 
   return checkpoint.read(Path(workdir).expanduser(), layout)
 
 
-def load_network(workdir: str | Path, mesh: Mesh) -> Trained:
-  """The networks of a run, from its newest good checkpoint; the run is not changed by it."""
-  restored = load_state(workdir, mesh)
-  config = ConfigDict(restored.meta["config"])
-  return Trained(config, experiment.network(config), restored.state.ema, restored.step)
+def average_names(record: Mapping[str, Any]) -> list[str]:
+  """The averages that a run's checkpoints have."""
+  target = (record["loss"].get("target") or {"name": "current"})["name"]
+  return [*record["ema"], *(["target"] if target != "current" else [])]
 
 
-def load_model(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Model:
-  """The network and the average of `section` (workdir, ema), which must fit this run's data."""
-  trained = load_network(section.workdir, mesh)
-  return trained.net, _average(config, trained, section, mesh)
+def averages_of(workdir: str | Path) -> list[str]:
+  """The averages of a run's config, in its order, by its newest checkpoint that says so."""
+  stored = checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True)
+  with contextlib.closing(stored):
+    for step in stored.steps():
+      with contextlib.suppress(Exception):  # damaged, which is told where it is read
+        return list(stored.meta(step)["config"]["ema"])
+  raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
 
 
-def _average(config: ConfigDict, trained: Trained, section: ConfigDict, mesh: Mesh) -> Params:
-  _check_relative(config, trained.config, section.workdir)
-  return load_average(trained, section.workdir, section.ema, mesh)[0]
+def load_network(
+  workdir: str | Path,
+  mesh: Mesh,
+  *,
+  emas: Sequence[str] | None = None,
+  network: Network | None = None,
+) -> Trained:
+  """A run's network with some of its averages, from its newest good checkpoint.
+
+  Nothing else of the checkpoint is read: no optimizer's moments, no other average.
+
+  Args:
+    workdir: of the run, which is not changed by it.
+    mesh: where the weights go.
+    emas: names of averages, post-hoc ones among them; None: all of the checkpoint.
+    network: the run's own, where it was handed in from Python.
+  """
+  described = None
+
+  def layout(meta):
+    nonlocal described
+    described = experiment.describe(meta["config"], network)
+    there = average_names(meta["config"])
+    if emas is None:
+      stored = there
+    else:
+      stored = [name for name in emas if name in there or not _POSTHOC.fullmatch(name)]
+    for name in stored:
+      experiment.pick(there, name, f"average (ema) of {workdir}")
+    shapes = jax.eval_shape(described.network.init, jax.random.key(0))
+    # One average at least: a partial read of nothing is none.
+    names = list(dict.fromkeys(stored)) or there[:1]
+    return {"ema": {name: sharded(shapes, mesh) for name in names}}
+
+  restored = checkpoint.read(Path(workdir).expanduser(), layout, partial=True)
+  assert described is not None, "a checkpoint that was read had a layout"
+  return Trained(described, restored.state["ema"], restored.step)
+
+
+class Loaded(NamedTuple):
+  """A model of another run, and what that run says of it; None where it was handed in."""
+
+  model: Model
+  run: Described | None
+
+
+def load_model(fits: Experiment, stored: Stored, mesh: Mesh) -> Loaded:
+  """The network and the average of another run, which must fit this run's data."""
+  described, params, _ = load_average(stored.workdir, stored.ema, mesh)
+  _check_relative(fits, described, stored.workdir)
+  return Loaded((described.network, params), described)
 
 
 def load_average(
-  trained: Trained, workdir: str | Path, name: str, mesh: Mesh
-) -> tuple[Params, int]:
+  workdir: str | Path, name: str, mesh: Mesh, network: Network | None = None
+) -> tuple[Described, Params, int]:
   """An average of a run by its name, of its checkpoint or a post-hoc one, and the step it is of."""
-  wanted = None if name in trained.averages else _POSTHOC.fullmatch(name)
-  if wanted is None:
-    return experiment.pick(trained.averages, name, f"average (ema) of {workdir}"), trained.step
+  wanted = _POSTHOC.fullmatch(name)
+  trained = load_network(workdir, mesh, emas=(name,), network=network)
+  if name in trained.averages or wanted is None:
+    return trained.run, trained.averages[name], trained.step
   folder = posthoc_folder(workdir, float(wanted[1]))
   if not folder.is_dir():
     raise ValueError(
       f"There is no average {name!r} in {workdir}. To make it: "
       f"python -m cmjax.ema --workdir={workdir} --sigma_rel={wanted[1]}"
     )
-  shapes = jax.eval_shape(trained.net.init, jax.random.key(0))
+  shapes = jax.eval_shape(trained.run.network.init, jax.random.key(0))
   stored = checkpoint.Checkpoints(folder, read_only=True)
   with contextlib.closing(stored):
     step = int(wanted[2]) if wanted[2] else max(stored.steps(), default=0)
-    return stored.load(step, lambda meta: {"params": sharded(shapes, mesh)}).state["params"], step
+    layout = lambda meta: {"params": sharded(shapes, mesh)}
+    return trained.run, stored.load(step, layout).state["params"], step
 
 
 def load_averages(
-  config: ConfigDict, trained: Trained, workdir: str | Path, mesh: Mesh
-) -> dict[str, Params]:
-  """The averages of a run, and those post-hoc ones that config.evals names."""
-  named = {name for section in config.evals.values() for name in section.get("emas", ())}
-  missing = sorted(named - set(trained.averages))
-  return trained.averages | {
-    name: load_average(trained, workdir, name, mesh)[0] for name in missing
+  workdir: str | Path, names: Collection[str], mesh: Mesh, network: Network | None = None
+) -> Trained:
+  """A run's network with the averages of these names, post-hoc ones among them."""
+  trained = load_network(workdir, mesh, emas=tuple(dict.fromkeys(names)), network=network)
+  others = {
+    name: load_average(workdir, name, mesh, network)[1]
+    for name in dict.fromkeys(names)
+    if name not in trained.averages
   }
+  return trained._replace(averages=trained.averages | others)
 
 
 def length(sigma_rel: float) -> str:
@@ -140,7 +206,9 @@ def posthoc_folder(workdir: str | Path, sigma_rel: float) -> Path:
 
 
 @contextlib.contextmanager
-def open_snapshots(workdir: str | Path, mesh: Mesh) -> Iterator[Snapshots]:
+def open_snapshots(
+  workdir: str | Path, mesh: Mesh, network: Network | None = None
+) -> Iterator[Snapshots]:
   """The stored copies of a run's averages, laid out on `mesh` when they are read."""
   path = Path(workdir).expanduser()
   if not (path / snapshots.FOLDER).is_dir():
@@ -153,15 +221,15 @@ def open_snapshots(workdir: str | Path, mesh: Mesh) -> Iterator[Snapshots]:
     metas = {step: stored.meta(step) for step in sorted(stored.steps())}
     if not metas:
       raise ValueError(f"No snapshot in {workdir} is complete yet: train that run first.")
-    config = ConfigDict(metas[max(metas)]["config"])
-    shapes = jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+    described = experiment.describe(metas[max(metas)]["config"], network)
+    shapes = jax.eval_shape(described.network.init, jax.random.key(0))
 
     def layout(meta):
       copy = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, meta["dtype"]), shapes)
       return sharded({name: copy for name in meta["emas"]}, mesh)
 
     emas = {step: dict(meta["emas"]) for step, meta in metas.items()}
-    yield Snapshots(config, emas, lambda step: stored.load(step, layout).state)
+    yield Snapshots(described, emas, lambda step: stored.load(step, layout).state)
 
 
 def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
@@ -171,90 +239,101 @@ def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   write_json(path, before | dict(found))
 
 
-def with_searched_times(config: ConfigDict, workdir: str | Path) -> ConfigDict:
-  """The config with the intermediate times that were searched for this run, where there are any."""
+def with_searched_times(given: Experiment, workdir: str | Path) -> Experiment:
+  """The experiment with the intermediate times that were searched for this run, where there are."""
   path = Path(workdir) / TIMES
   if not path.is_file():
-    return config
-  config = config.copy_and_resolve_references()
+    return given
+  samplers = dict(given.samplers)
   for key, found in json.loads(path.read_text()).items():
-    section = config.samplers.get(key)
-    if section is not None and section.get("searched", True):
-      with config.unlocked():
-        config.samplers[key] = {k: v for k, v in section.items() if k != "mid_sigmas"}
-        config.samplers[key].mid_times = tuple(found["mid_times"])
+    sampler = samplers.get(key)
+    if sampler is not None and sampler.searched and sampler.with_times:
+      samplers[key] = sampler.with_times(tuple(found["mid_times"]))
       logger.info("samplers.%s: mid_times=%s, from %s.", key, found["mid_times"], path)
-  return config
+  return given._replace(samplers=samplers)
 
 
-def load_teacher(config: ConfigDict, mesh: Mesh) -> Model | None:
-  """The frozen network of `config.teacher`, or None where its workdir is empty."""
-  if not config.teacher.workdir:
-    return None
-  trained = load_network(config.teacher.workdir, mesh)
-  if config.loss.get("guidance") and not trained.config.loss.get("label_dropout", 0.0):
+def load_teacher(given: Experiment, mesh: Mesh) -> Loaded | None:
+  """The frozen model that a method distils: read once, that average alone; None without."""
+  teacher = given.teacher
+  if not isinstance(teacher, Stored):
+    return None if teacher is None else Loaded(teacher, None)
+  loaded = load_model(given, teacher, mesh)
+  assert loaded.run is not None, "it was just read"
+  if given.method.teacher_needs_no_class and not loaded.run.label_dropout:
     raise ValueError(
-      f"loss.guidance asks the teacher in {config.teacher.workdir} for its prediction without a "
+      f"loss.guidance asks the teacher in {teacher.workdir} for its prediction without a "
       "class, but it was trained with loss.label_dropout=0: train one with 0.1, or drop guidance."
     )
-  return trained.net, _average(config, trained, config.teacher, mesh)
+  return loaded
 
 
-def load_guides(config: ConfigDict, mesh: Mesh) -> dict[str, Model]:
+def load_guides(given: Experiment, mesh: Mesh) -> dict[str, Model]:
   """The weaker models of the samplers under autoguidance, by the sampler's key."""
-  guided = {key: section.get("guidance") for key, section in config.samplers.items()}
-  return {
-    key: load_model(config, section, mesh)
-    for key, section in guided.items()
-    if section and section.name == "autoguidance"
-  }
+  guides = {key: s.guide for key, s in given.samplers.items() if s.guide is not None}
+  return {key: load_model(given, guide, mesh).model for key, guide in guides.items()}
 
 
-def _check_relative(config: ConfigDict, other: ConfigDict, workdir: str) -> None:
+def _check_relative(given: Experiment, other: Described, workdir: str) -> None:
   """Raises if a teacher's data scale or shape are others than this run's."""
-  for key in ("resolution", "in_channels", "dim", "num_classes"):
-    if config.net.get(key) != other.net.get(key):
+  ours, theirs = given.samples, other.samples
+  sizes, others = _sizes(ours), _sizes(theirs)
+  for key in sizes:
+    if sizes[key] != others[key]:
       raise ValueError(
-        f"The network in {workdir} has net.{key}={other.net.get(key)}, this run has "
-        f"{config.net.get(key)}. Take one that was trained on the same data."
+        f"The network in {workdir} has net.{key}={others[key]}, this run has "
+        f"{sizes[key]}. Take one that was trained on the same data."
       )
-  ours, theirs = experiment.latent_convention(config), experiment.latent_convention(other)
-  if ours != theirs:
+  if ours.latents != theirs.latents:
     raise ValueError(
-      f"The network in {workdir} was trained on {_latents(theirs)}, this run is for "
-      f"{_latents(ours)}: samples of either would be wrong to the other. Take a network of the "
-      "same convention, or data and data.records.latents of the network's."
+      f"The network in {workdir} was trained on {_latents(theirs.latents)}, this run is for "
+      f"{_latents(ours.latents)}: samples of either would be wrong to the other. Take a network of "
+      "the same convention, or data and data.records.latents of the network's."
     )
-  if config.sigma_data != other.sigma_data:
+  if given.run.sigma_data != other.run.sigma_data:
     raise ValueError(
-      f"The network in {workdir} was trained with sigma_data={other.sigma_data}, this run has "
-      f"{config.sigma_data}. Set sigma_data={other.sigma_data}."
+      f"The network in {workdir} was trained with sigma_data={other.run.sigma_data}, this run has "
+      f"{given.run.sigma_data}. Set sigma_data={other.run.sigma_data}."
     )
+
+
+def _sizes(samples: Samples) -> dict[str, int | None]:
+  """What one sample is, by the keys that a config has for it."""
+  shape = samples.shape
+  image, points = (shape, (None,)) if len(shape) == 3 else ((None,) * 3, shape)
+  sizes = dict(resolution=image[0], in_channels=image[2], dim=points[0])
+  return sizes | {"num_classes": samples.num_classes}
 
 
 def _latents(convention: str | None) -> str:
   return f"latents of the convention {convention!r}" if convention else "no latents"
 
 
-def first_weights(config: ConfigDict, net: Network, key: Array, mesh: Mesh) -> Params | None:
-  """The weights that `config.init_from` names, grown to this network; None: random ones.
+def first_weights(
+  given: Experiment, key: Array, mesh: Mesh, teacher: Loaded | None = None
+) -> Params | None:
+  """The weights that `init_from` names, grown to this network; None: random ones.
 
   A part that this network has beside (guidance, segment) starts at zero, so that the network starts
-  as the one that it comes from.
+  as the one that it comes from. Where they are the teacher's, they are not read again.
   """
-  if not config.init_from.workdir:
+  wanted = given.init_from
+  if wanted is None:
     return None
-  trained = load_network(config.init_from.workdir, mesh)
+  if not isinstance(wanted, Stored):
+    return grow(given.network, wanted[1], key, "init_from: the model that was handed in")
+  same = teacher is not None and wanted == given.teacher
+  (_, params), described = teacher if teacher and same else load_model(given, wanted, mesh)
+  theirs_record = described.record if described else given.record
   # With the same shapes: nothing but the samples would show it.
   for name, default in (("preconditioning", "trigflow"), ("embedding", "positional")):
-    ours, theirs = (c.net.get(name, default) for c in (config, trained.config))
+    ours, theirs = (r["net"].get(name, default) for r in (given.record, theirs_record))
     if ours != theirs:
       raise ValueError(
-        f"init_from: the network in {config.init_from.workdir} has net.{name}={theirs!r}, this run "
+        f"init_from: the network in {wanted.workdir} has net.{name}={theirs!r}, this run "
         f"has {ours!r}: its weights would mean something else. Set net.{name}={theirs!r}."
       )
-  params = _average(config, trained, config.init_from, mesh)
-  return grow(net, params, key, f"init_from: {config.init_from.workdir}")
+  return grow(given.network, params, key, f"init_from: {wanted.workdir}")
 
 
 def grow(net: Network, params: Params, key: Array, what: str) -> Params:
@@ -282,7 +361,7 @@ def sharded(abstract: Any, mesh: Mesh) -> Any:
 
 
 def layout(
-  config: ConfigDict,
+  given: Experiment,
   abstract: TrainState,
   mesh: Mesh,
   meta: dict[str, Any],
@@ -295,9 +374,9 @@ def layout(
   With `allow_change` it may be another, as long as it makes a state of the same shapes.
   """
   options: dict[str, Any] = dict(num_examples=num_examples, allow_change=allow_change)
-  if check_same_run(config, meta, "checkpoints", **options):
-    stored = ConfigDict(meta["config"])
-    init = experiment.state_init(stored, experiment.network(stored))
+  changes = check_same_run(experiment.stored_record(given), meta, "checkpoints", **options)
+  if changes:
+    init = experiment.state_init(experiment.parse(meta["config"]))
     _check_same_shapes(abstract, jax.eval_shape(init, jax.random.key(0)))
   return sharded(abstract, mesh)
 
@@ -320,7 +399,7 @@ def _check_same_shapes(ours: TrainState, theirs: TrainState) -> None:
 
 
 def check_same_run(
-  config: ConfigDict,
+  record: Mapping[str, Any],
   meta: dict[str, Any],
   what: str = "snapshots",
   *,
@@ -330,7 +409,7 @@ def check_same_run(
   """Raises if what is in the workdir was made with other values than this run's.
 
   Args:
-    config: of this run.
+    record: of this run.
     meta: what is beside the stored state.
     what: is stored, in the plural.
     num_examples: of this run's data: where a file is missing, batches are not those of before.
@@ -339,7 +418,7 @@ def check_same_run(
   Returns:
     {key: (stored, now)} of what is another value now.
   """
-  changes = _changes(config, meta, num_examples)
+  changes = _changes(record, meta, num_examples)
   if changes and not allow_change:
     raise ValueError(
       f"The config does not fit the {what} in the workdir:\n  "
@@ -350,10 +429,10 @@ def check_same_run(
 
 
 def record_changes(
-  workdir: Path, config: ConfigDict, restored: checkpoint.Restored, num_examples: int
+  workdir: Path, record: Mapping[str, Any], restored: checkpoint.Restored, num_examples: int
 ) -> None:
   """Logs what is other than when the checkpoint was made, and adds a line for it to CHANGES."""
-  if not (changes := _changes(config, restored.meta, num_examples)):
+  if not (changes := _changes(record, restored.meta, num_examples)):
     return
   for key, values in changes.items():
     logger.warning("Goes on with a changed config: %s.", _sentence(key, *values, "checkpoints"))
@@ -364,10 +443,10 @@ def record_changes(
 
 
 def _changes(
-  config: ConfigDict, meta: dict[str, Any], num_examples: int
+  record: Mapping[str, Any], meta: dict[str, Any], num_examples: int
 ) -> dict[str, tuple[Any, Any]]:
   """{key: (stored, now)} of what may not differ between two sittings of one run, and does."""
-  ours, theirs = flat(plain(config)), flat(meta["config"])
+  ours, theirs = flat(experiment.as_json(record)), flat(meta["config"])
   if "num_examples" in meta:  # not beside snapshots, nor older checkpoints
     ours["data (number of examples)"] = num_examples
     theirs["data (number of examples)"] = meta["num_examples"]
@@ -378,14 +457,9 @@ def _changes(
   }
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
-  """The config as it comes back from a checkpoint: a tuple is a list."""
-  return json.loads(json.dumps(config.to_dict()))
-
-
-def digest(config: ConfigDict) -> str:
-  """The sha256 of what makes a run what it is: of a config without the keys in `FREE`."""
-  values = flat(plain(config))
+def digest(record: Mapping[str, Any]) -> str:
+  """The sha256 of what makes a run what it is: of its record without the keys in `FREE`."""
+  values = flat(experiment.as_json(record))
   kept = {key: value for key, value in values.items() if not {key, key.split(".")[0]} & set(FREE)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -11,7 +11,9 @@ import numpy as np
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.base.atomic_files import replacing
-from cmjax.program import averages, stored_runs, train
+from cmjax.experiment import Experiment
+from cmjax.program import averages, stored_runs
+from cmjax.program.course import key_for
 from cmjax.run import charts, page
 
 logger = logging.getLogger("cmjax")
@@ -19,7 +21,13 @@ logger = logging.getLogger("cmjax")
 IRRELEVANT = ("every_steps", "at_start", "emas")
 
 
-def sweep(workdir: str | Path, sigma_rels: Sequence[float], *, step: int | None = None) -> str:
+def sweep(
+  workdir: str | Path,
+  sigma_rels: Sequence[float],
+  *,
+  step: int | None = None,
+  given: Experiment | None = None,
+) -> str:
   """Scores averages of these lengths with the run's first Frechet evaluator.
 
   The scores go to posthoc/sweep_{evaluator}_step{step}.json in the workdir, one at a time, and
@@ -29,6 +37,7 @@ def sweep(workdir: str | Path, sigma_rels: Sequence[float], *, step: int | None 
     workdir: of a run with snapshots.
     sigma_rels: the lengths.
     step: that they end at, one with a snapshot; None: the last.
+    given: the run's experiment, where parts of it were handed in from Python; None: by its record.
 
   Returns:
     A table, and the best length of each sampler.
@@ -36,20 +45,20 @@ def sweep(workdir: str | Path, sigma_rels: Sequence[float], *, step: int | None 
   Raises:
     ValueError: the run has no Frechet evaluator; scores of other samplers or snapshots are there.
   """
-  config = stored_runs.read_config(workdir)
-  mesh = sharding.make_mesh(**config.mesh)
-  config = stored_runs.with_searched_times(config, workdir)
-  net, key = experiment.network(config), train.eval_key(config)
-  label, score = experiment.frechet_scores(config, net, mesh, stored_runs.load_guides(config, mesh))
-  with stored_runs.open_snapshots(workdir, mesh) as snapshots:
+  given = given or stored_runs.read_experiment(workdir)
+  mesh, key = experiment.make_mesh(given.run), key_for(given.run.seed, "evaluate")
+  given = stored_runs.with_searched_times(given, workdir)
+  label, score = experiment.frechet_scores(given, mesh, stored_runs.load_guides(given, mesh))
+  with stored_runs.open_snapshots(workdir, mesh, given.network) as snapshots:
     step = averages.end_step(snapshots, step)
     recipe = averages.recipe(snapshots, sigma_rels, step)
     path = Path(workdir).expanduser() / "posthoc" / f"sweep_{label}_step{step}.json"
-    samplers = config.evals[label].samplers
+    samplers = given.evaluators[label].samplers
+    evaluator = given.record["evals"][label]
     conditions = {
-      "evaluator": {k: v for k, v in config.evals[label].items() if k not in IRRELEVANT},
-      "samplers": {name: config.samplers[name].to_dict() for name in samplers},
-      "seed": config.seed,
+      "evaluator": {k: v for k, v in evaluator.items() if k not in IRRELEVANT},
+      "samplers": {name: _section(given, name) for name in samplers},
+      "seed": given.run.seed,
       "copies": recipe.copies,
     }
     scores = _stored(path, conditions)
@@ -68,6 +77,11 @@ def sweep(workdir: str | Path, sigma_rels: Sequence[float], *, step: int | None 
   best = _best(workdir, rows, samplers, step)
   _write(path.with_suffix(".html"), _page(Path(workdir).absolute().name, label, rows, best, step))
   return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
+
+
+def _section(given: Experiment, sampler: str) -> dict[str, Any]:
+  """What the conditions of a score say of a sampler."""
+  return dict(given.samplers[sampler].record)
 
 
 def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -109,7 +123,8 @@ def _best(
     sigma_rel = rows[i]["sigma_rel"]
     at_end = "; it is at an end of the list, look beyond" * (i in (0, len(rows) - 1))
     lines.append(
-      f"Best of {sampler}: sigma_rel {stored_runs.length(sigma_rel)}, {rows[i][sampler]:.5g}{at_end}. "
+      f"Best of {sampler}: sigma_rel {stored_runs.length(sigma_rel)}, "
+      f"{rows[i][sampler]:.5g}{at_end}. "
       f"To keep it: python -m cmjax.ema --workdir={workdir} --sigma_rel={sigma_rel} --step={step}"
     )
   return lines

@@ -1,1 +1,1 @@
-"""What is in a workdir, and how it is written and read: checkpoints, snapshots, metrics, the page."""
+"""What is in a workdir, and how it is written: checkpoints, snapshots, metrics, the page."""

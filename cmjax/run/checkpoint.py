@@ -103,6 +103,7 @@ class Checkpoints:
     read_only: for another run's directory: nothing in it is moved, removed or written.
     folder: where they are in the directory; a plural, its singular names one in messages.
     agree: whether all processes of the run say True; each asks at the same moments.
+    partial: read only what a layout names of a state; else a layout names all of it.
   """
 
   def __init__(
@@ -114,7 +115,9 @@ class Checkpoints:
     read_only: bool = False,
     folder: str = "checkpoints",
     agree: Callable[[bool], bool] = bool,
+    partial: bool = False,
   ):
+    self._partial = partial
     self.workdir = Path(directory).absolute()
     self.directory = self.workdir / folder
     self._noun = folder.removesuffix("s")
@@ -254,7 +257,7 @@ class Checkpoints:
         continue
       abstract_state = layout(meta)
       try:
-        state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
+        state = self._read_state(step, abstract_state)
       except Exception as error:
         if whole:
           raise ValueError(
@@ -291,12 +294,20 @@ class Checkpoints:
     try:
       self._verify(step)
       meta = self.meta(step)
-      return Restored(step, self._read(step, state=ocp.args.StandardRestore(layout(meta))), meta)
+      return Restored(step, self._read_state(step, layout(meta)), meta)
     except Exception as error:  # orbax has no type for damage: tensorstore's is bare
       raise ValueError(
         f"The {self._noun} of step {step} in {self.directory} cannot be read: {error}. Move it "
         "away to go on without it."
       ) from error
+
+  def _read_state(self, step: int, layout: Any) -> Any:
+    """The state of a step, or of a partial reader what the layout names of it."""
+    if not self._partial:
+      return self._read(step, state=ocp.args.StandardRestore(layout))
+    how = ocp.checkpoint_utils.construct_restore_args(layout)
+    part = ocp.args.PyTreeRestore(item=layout, restore_args=how, partial_restore=True)
+    return self._read(step, state=part)
 
   def _read(self, step: int, **item: Any) -> Any:
     """One item of a checkpoint: `state=...` or `meta=...`."""
@@ -358,9 +369,15 @@ def _digests(folder: Path) -> dict[str, str]:
   return digests
 
 
-def read(workdir: str | Path, layout: Callable[[dict[str, Any]], Any]) -> Restored:
-  """The newest good checkpoint of another run, which is not changed by it; `layout` as above."""
-  checkpoints = Checkpoints(workdir, read_only=True)
+def read(
+  workdir: str | Path, layout: Callable[[dict[str, Any]], Any], *, partial: bool = False
+) -> Restored:
+  """The newest good checkpoint of another run, which is not changed by it; `layout` as above.
+
+  With `partial` a layout may name a part of the state: {"ema": {"main": ...}} reads one average,
+  and neither the optimizer's moments nor a second copy of the weights.
+  """
+  checkpoints = Checkpoints(workdir, read_only=True, partial=partial)
   try:
     restored = checkpoints.restore(layout)
   finally:

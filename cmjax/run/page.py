@@ -1,7 +1,7 @@
 """A run read back: its history, and one HTML page that shows it (curves, scores, samples, config).
 
 The page is one file with inline CSS, SVG and pictures: no script, no network, light and dark.
-`reporting` writes what is read here.
+`writer` writes what is read here.
 """
 
 import base64

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class Reporter:
     batch_size: images (or points) in the global batch of one step.
     start_step: the step of the checkpoint the run goes on from, 0 for a fresh run.
     enabled: True on one host only.
+    loggers: get what is written here as well, from the same host: objects with
+      write(step, {name: number}), images(step, name, pixels uint8 [h, w, 3]) and close().
     stream: a text file for the live line; default stderr. A terminal has one line that is
       rewritten, anything else one every `log_every_sec` seconds, and one for the last step.
     log_every_sec: see `stream`.
@@ -82,6 +84,7 @@ class Reporter:
     batch_size: int,
     start_step: int = 0,
     enabled: bool = True,
+    loggers: Sequence[Any] = (),
     stream: Any = None,
     log_every_sec: int | float = 30,
     clock: Callable[[], float] = time.monotonic,
@@ -93,7 +96,7 @@ class Reporter:
     ):
       if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
-    self._enabled, self._clock = enabled, clock
+    self._enabled, self._clock, self._loggers = enabled, clock, tuple(loggers)
     self._total_steps, self._batch_size = total_steps, batch_size
     self._stream = stream or sys.stderr
     self._draw_every_sec = 0.1 if self._stream.isatty() else log_every_sec
@@ -145,6 +148,8 @@ class Reporter:
     pairs = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
     assert self._tensorboard.file_writer is not None, "the writer is open until close()"
     self._tensorboard.file_writer.add_summary(Summary(value=pairs), int(step))
+    for logger in self._loggers:
+      logger.write(int(step), values)
 
   def images(self, step: int, name: str, samples: Any) -> None:
     """Draws samples into samples/{name}_{step:08d}.png and TensorBoard.
@@ -168,6 +173,8 @@ class Reporter:
       pixels = picture(samples)
       save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", pixels)
       self._tensorboard.add_image(name, pixels, int(step), dataformats="HWC")
+      for logger in self._loggers:
+        logger.images(int(step), name, pixels)
       # An empty record: the report leaves out pictures of steps that the history has not reached,
       # which are those of a run that was killed and went back to a checkpoint.
       self._append(step, {})
@@ -224,6 +231,8 @@ class Reporter:
       self._history.close()
     finally:
       self._tensorboard.close()
+      for logger in self._loggers:
+        logger.close()
 
   def _append(self, step: int, values: Mapping[str, float]) -> None:
     line = {"step": int(step), "time": round(time.time(), 3)}

@@ -2,16 +2,16 @@
 
 Closed forms for Gaussian data and mixtures (`oracle`), definitions evaluated in float64 with NumPy,
 finite differences, and golden values of the papers' tables. The library's side runs on the default
-device in its default precision, which is what a user trains with. With a config, that network's
-forward pass and derivative at its precision are measured against float64 as well.
+device in its default precision, which is what a user trains with. With an experiment, its network's
+forward pass and derivative at its precision are measured against float64 as well,
+and its loss's gradient too.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from cmjax.experiment import Experiment
 from cmjax.verify import formulas, losses, sampling
 from cmjax.verify.precision import network as network
 from cmjax.verify.table import Row as Row
@@ -44,14 +44,14 @@ def _caught(check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 
 
 def verify(
-  config: ConfigDict | None = None,
+  given: Experiment | None = None,
   workdir: str | Path | None = None,
   groups: Iterable[str] | None = None,
 ) -> tuple[str, bool]:
-  """The table of all checks, with those of one network where a config is given.
+  """The table of all checks, with those of one network and loss where an experiment is given.
 
   Args:
-    config: of the network to check; None: the mathematics alone.
+    given: whose network and loss are measured; None: the mathematics alone.
     workdir: of its run; the weights are those of its newest checkpoint, if there is one.
     groups: names in `CHECKS`; None: all.
 
@@ -59,6 +59,6 @@ def verify(
     The table, one row a line, and whether every row passed.
   """
   found = rows(groups)
-  if config is not None:
-    found += network(config, workdir)
+  if given is not None:
+    found += network(given, workdir)
   return table(found), all(r.passed for r in found)

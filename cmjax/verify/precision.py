@@ -1,21 +1,26 @@
-"""Rows of one network by precision: its derivative, its rounding, and where that comes from."""
+"""Rows of one experiment by precision: its derivative, its rounding, and where that comes from."""
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.experiment import Experiment, Frozen
 from cmjax.losses import means
 from cmjax.program import jvp_check, stored_runs
 from cmjax.program.jvp_check import PRECISION
+from cmjax.types import Network
 from cmjax.verify.table import Row
+
+logger = logging.getLogger("cmjax")
+# Largest relative error of a loss's gradient in float32.
+LOSS_GRADIENT = 0.05
 
 # What a config could have instead; on a CPU the products of both float32 are the same.
 POLICIES = (
@@ -26,53 +31,111 @@ POLICIES = (
 )
 
 
-def network(config: ConfigDict, workdir: str | Path | None = None) -> list[Row]:
-  """Rows of the network of a config: its derivative in float64, and its rounding by precision.
+def network(given: Experiment, workdir: str | Path | None = None) -> list[Row]:
+  """Rows of an experiment: its network's derivative and rounding, and its loss's gradient.
 
-  Judged are F in the precision of `config.net`, and dF/dt in that of the tangent, which
-  `config.loss.tangent` can set apart. Below them is dF/dt in every other precision that there is
+  Judged are F in the precision of the network, and dF/dt in that of the tangent, which
+  `loss.tangent` can set apart. Below them is dF/dt in every other precision that there is
   to choose (`POLICIES`), which no result can make fail.
 
-  Its weights are those of the run's first average or, where the run has no checkpoint yet, random
+  The weights are those of the run's first average or, where the run has no checkpoint yet, random
   ones without a zero among them: a layer that starts at 0 would hide all that is before it.
 
-  The last row names the module whose weights, rounded to bfloat16 while all else is exact, disturb
+  Then the module is named whose weights, rounded to bfloat16 while all else is exact, disturb
   dF/dt most: the first to keep in float32. (What `float32_paths` keeps anyway is not a candidate.)
+  The last row is of the loss: its gradient in float32 against float64.
   """
-  params, inputs = _weights(config, workdir), jvp_check.inputs(config)
-  own, of_tangent = jvp_check.policies(config)
-  given = jvp_check.in_dtype(inputs, np.float32)
+  net, params = _weights(given, workdir)
+  if net.at is None:
+    raise ValueError(
+      "verify compares a network with itself in float64, and this network has no `at` to make "
+      "that. Make it with an adapter of cmjax.networks."
+    )
+  at, inputs = net.at, jvp_check.inputs(given.samples, net.inputs)
+  own, of_tangent = jvp_check.policies(net, given.method.tangent)
+  narrow = jvp_check.in_dtype(inputs, np.float32)
   policies = {_label(own): own, _label(of_tangent): of_tangent}
   policies |= {_label(policy): policy for policy in POLICIES}
 
   def run(policy):
-    apply = experiment.network(config, policy).apply
-    return jax.device_get(jax.jit(jvp_check.F_and_slope(apply))(params, *given))
+    apply = at(**policy).apply
+    return jax.device_get(jax.jit(jvp_check.F_and_slope(apply))(params, *narrow))
 
   found = {label: run(policy) for label, policy in policies.items()}
-  culprit, share = jvp_check.most_sensitive(config, params)
+  culprit, share = jvp_check.most_sensitive(net, given.samples, params)
   with jax.enable_x64(True):
-    wide = experiment.network(config, {"dtype": "float64"}).apply
-    params, given = jvp_check.in_dtype((params, inputs), np.float64)
-    F, dF = jax.device_get(jax.jit(jvp_check.F_and_slope(wide))(params, *given))
-    numeric = jax.device_get(jax.jit(jvp_check.central_difference(wide))(params, *given))
-  allowed_F = PRECISION[own["dtype"]][0]
-  allowed_dF = {_label(of_tangent): PRECISION[of_tangent["dtype"]][1]}
+    wide = at(dtype="float64").apply
+    exact, wide_inputs = jvp_check.in_dtype((params, inputs), np.float64)
+    F, dF = jax.device_get(jax.jit(jvp_check.F_and_slope(wide))(exact, *wide_inputs))
+    numeric = jax.device_get(jax.jit(jvp_check.central_difference(wide))(exact, *wide_inputs))
   rows = [
     *_per_bin("dF/dt by jvp and by differences, float64", dF, numeric, jvp_check.DIFFERENCE),
-    *_per_bin(f"F in {_label(own)}", found[_label(own)][0], F, allowed_F),
+    *_per_bin(f"F in {_label(own)}", found[_label(own)][0], F, PRECISION[own["dtype"]][0]),
+    *_by_precision(found, dF, _label(of_tangent), PRECISION[of_tangent["dtype"]][1]),
   ]
-  # Those of the config first.
-  for label in (*allowed_dF, *(label for label in found if label not in allowed_dF)):
-    allowed = allowed_dF.get(label, math.inf)
-    note = "" if label in allowed_dF else "to compare with"
-    for r in _per_bin(f"dF/dt in {label}", found[label][1], dF, allowed):
-      # What overflows is no number, and for a precision that is not in use that is an answer too.
-      lost = math.isinf(allowed) and math.isnan(r.error)
-      rows.append(r._replace(note=note, error=math.inf if lost else r.error))
   name = f"share of {culprit} in the error of dF/dt in bfloat16: the largest"
   rows.append(Row("", name, 0.0, share, share, PRECISION["bfloat16"][1]))
+  rows += _loss(given._replace(network=net), params)
   return [r._replace(group="network") for r in rows]
+
+
+def _by_precision(
+  found: Mapping[str, Any], dF: np.ndarray, judged: str, allowed: float
+) -> Iterator[Row]:
+  """dF/dt in each precision, the one that is in use first, and only that one judged."""
+  for label in (judged, *(label for label in found if label != judged)):
+    limit = allowed if label == judged else math.inf
+    note = "" if label == judged else "to compare with"
+    for r in _per_bin(f"dF/dt in {label}", found[label][1], dF, limit):
+      # What overflows is no number, and for a precision that is not in use that is an answer too.
+      lost = math.isinf(limit) and math.isnan(r.error)
+      yield r._replace(note=note, error=math.inf if lost else r.error)
+
+
+def _loss(given: Experiment, net_params: Any) -> Iterator[Row]:
+  """The gradient of the loss in float32 against float64, with the same noise.
+
+  A loss that distils is given this network as its teacher; one that needs a file is left out.
+  """
+  method = given.method
+  try:
+    lpips = method.lpips()
+  except ValueError as error:
+    logger.info("The loss is not measured: %s", error)
+    return
+  key, num = jax.random.key(0), 8
+  images = given.run.sigma_data * np.random.default_rng(0).standard_normal(
+    (num, *given.samples.shape)
+  )
+  batch: dict[str, Any] = {"image": np.asarray(images, np.float32)}
+  if given.samples.num_classes:
+    batch["label"] = np.arange(num, dtype=np.int32) % given.samples.num_classes
+  params = {"net": net_params, **method.init(key, net_params, net_params)}
+  params |= {} if method.target is None else {"target": net_params}
+
+  def gradient(dtype):
+    at = given.network.at
+    assert at is not None, "asked of networks that have it"
+    net = at(dtype=dtype, matmul_precision="highest")
+    cast = lambda tree: jvp_check.in_dtype(tree, np.dtype(dtype))
+    weights, data = cast(params), cast(batch)
+    loss_fn = method.loss(net, Frozen((net, weights["net"]), cast(lpips)))
+    index = jnp.asarray(given.run.total_steps, jnp.int32)
+    of_loss = jax.grad(lambda weights: loss_fn(weights, data, key, index)[0])
+    return jax.device_get(jax.jit(of_loss)(weights)["net"])
+
+  with jax.threefry_partitionable(True):
+    single = gradient("float32")
+    with jax.enable_x64(True):
+      double = gradient("float64")
+  flat = lambda tree: np.concatenate(
+    [np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(tree)]
+  )
+  g, truth = flat(single), flat(double)
+  norm, error = float(np.linalg.norm(truth)), float(np.linalg.norm(g - truth))
+  relative = error / norm if norm else math.inf
+  name = f"gradient of the loss {method.name} in float32"
+  yield Row("", name, norm, float(np.linalg.norm(g)), relative, LOSS_GRADIENT)
 
 
 def _label(policy: dict[str, str]) -> str:
@@ -80,19 +143,21 @@ def _label(policy: dict[str, str]) -> str:
   return policy["dtype"] + ("" if products == "default" else f" ({products} products)")
 
 
-def _weights(config: ConfigDict, workdir: str | Path | None) -> Any:
+def _weights(given: Experiment, workdir: str | Path | None) -> tuple[Network, Any]:
+  """The network, and weights of it: those of a run, or random ones."""
   if workdir is not None and any((Path(workdir).expanduser() / "checkpoints").glob("*")):
-    averages = stored_runs.load_network(workdir, sharding.make_mesh(**config.mesh)).averages
-    return jax.tree.map(jnp.asarray, jax.device_get(next(iter(averages.values()))))
+    first = stored_runs.averages_of(workdir)[0]
+    mesh = experiment.make_mesh(given.run)
+    described, params, _ = stored_runs.load_average(workdir, first, mesh, given.network)
+    return described.network, jax.tree.map(jnp.asarray, jax.device_get(params))
   generator = np.random.default_rng(0)
 
   def perturbed(a):
     scale = 0.3 / math.sqrt(math.prod(a.shape[:-1]))  # one over the root of the fan-in
     return a + jnp.asarray(scale * generator.standard_normal(a.shape), a.dtype)
 
-  return jax.tree.map(
-    perturbed, jax.jit(experiment.network(config).init)(jax.random.key(config.seed))
-  )
+  params = jax.jit(given.network.init)(jax.random.key(given.run.seed))
+  return given.network, jax.tree.map(perturbed, params)
 
 
 def _per_bin(name: str, value: np.ndarray, truth: np.ndarray, tolerance: float) -> Iterator[Row]:

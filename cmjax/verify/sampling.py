@@ -126,7 +126,7 @@ def _few_steps() -> Iterator[Row]:
   yield row("segments: jumps told their lower end, float64", ours, x, 1e-4)
 
 
-def _step_times() -> Iterator[Row]:
+def _conventions() -> Iterator[Row]:
   golden = {((0, 11, 17), 18): 0.585, ((0, 22, 39), 40): 1.382, ((0, 106, 200), 201): 1.913}
   for (positions, steps), sigma in golden.items():
     angles = conventions.consistency_times_from_positions(positions, steps, sigma_data=SD)
@@ -212,7 +212,7 @@ def _interpolation() -> Iterator[Row]:
 CHECKS = {
   "samplers": (_ode_samplers,),
   "moments": (_stochastic_samplers,),
-  "few_steps": (_few_steps, _step_times),
+  "few_steps": (_few_steps, _conventions),
   "guidance": (_guidance,),
   "editing": (_editing, _interpolation),
 }

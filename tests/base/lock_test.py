@@ -13,7 +13,6 @@ import sys
 import pytest
 
 from cmjax.base import lock
-from cmjax.program import train
 from helpers import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,7 +41,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_writes_nothing(h
   assert {"host": platform.node(), "pid": holder.pid}.items() <= json.loads(before).items()
   message = f"Another run trains in .*run: process {holder.pid} on .*, since 20.* SIGTERM"
   with pytest.raises(ValueError, match=message):
-    train.train(tiny.config(), workdir)
+    tiny.train(tiny.config(), workdir)
   assert [path.name for path in workdir.iterdir()] == ["lock"]
   assert (workdir / "lock").read_text() == before
 

@@ -181,19 +181,19 @@ def test_a_global_batch_keeps_its_order_over_the_devices():
   assert {shard.data.shape for shard in batch["image"].addressable_shards} == {(2, 2)}
 
 
-def run_steps(config, mesh, num_steps):
+def run_steps(given, mesh, num_steps):
   """The state after so many steps from the seed, as `train` makes them."""
-  net = experiment.network(config)
-  init = experiment.state_init(config, net)
-  state, shardings = sharding.create(init, mesh, jax.random.key(config.seed))
+  tx = experiment.transformation(given)
+  init = experiment.state_init(given, tx)
+  state, shardings = sharding.create(init, mesh, jax.random.key(given.run.seed))
   frozen = {"teacher": None, "lpips": None}
   step = jax.jit(
-    compiled_step.make_step_fn(config, net, None, frozen),
+    compiled_step.make_step_fn(given, tx),
     donate_argnums=0,
     out_shardings=(shardings, None),
   )
   key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
-  batches = experiment.batches(config, mesh, 0)
+  batches = experiment.batches(given, mesh, 0)
   for _ in range(num_steps):
     state, _ = step(state, next(batches), key, frozen)
   batches.close()
@@ -201,14 +201,14 @@ def run_steps(config, mesh, num_steps):
 
 
 def test_one_device_and_a_mesh_of_two_by_four_train_the_same_parameters():
-  config = tiny.config(**{"net.width": 128, "batch_size": 64, "optim.lr": 1e-3})
-  one, eight = run_steps(config, ONE, 20), run_steps(config, MESH, 20)
+  given = tiny.experiment_of(**{"net.width": 128, "batch_size": 64, "optim.lr": 1e-3})
+  one, eight = run_steps(given, ONE, 20), run_steps(given, MESH, 20)
 
   kernel = eight.params["net"]["blocks"]["block0"]["fc0"]["kernel"]
   assert kernel.sharding.spec == P(None, "fsdp") and not kernel.sharding.is_fully_replicated
   assert {shard.data.shape for shard in kernel.addressable_shards} == {(128, 32)}
   moments = [x for x in jax.tree.leaves(eight.opt_state) if x.shape == kernel.shape]
-  averages = [eight.ema[name]["blocks"]["block0"]["fc0"]["kernel"] for name in config.ema]
+  averages = [eight.ema[name]["blocks"]["block0"]["fc0"]["kernel"] for name in given.averages]
   assert {x.sharding for x in moments + averages} == {kernel.sharding}
 
   # Tensor by tensor: 7e-7 at most, where the sums over the batch were added in another order.

@@ -73,7 +73,7 @@ def test_the_report_has_the_last_score_of_each_and_its_grid(benchmark, args):
   )  # fmt: skip
   cards.write(args.workdir / "cards", "fd_held_out_1000", card)
   benchmark["report"](args, configs)
-  text = (args.docs / "RESULTS.md").read_text()
+  text = (args.docs / "cifar10.md").read_text()
   assert "| teacher | 9 | 40.0 | 1.00 | 40 | 1,280 |" in text
   assert "| sct | 1 | 90.0 | 2.25 | 30 | 960 |" in text
   assert "| scd | 2 | 60.0 | 1.50 | 20 | 640 |" in text

@@ -208,7 +208,7 @@ def test_rates_change_one_thing_in_each_method(monkeypatch, tmp_path):
 
 
 def test_both_parts_of_the_tangent_are_right_and_add_up_to_df_dt(monkeypatch):
-  """benchmarks/robustness/stability.py: of an F linear in x, each part by hand, and their sum by `tangent`."""
+  """robustness/stability.py: of an F linear in x, each part by hand, their sum by `tangent`."""
   folder = pathlib.Path(__file__).parents[2] / "benchmarks" / "comparison"
   monkeypatch.syspath_prepend(str(folder))
   benchmark = runpy.run_path(

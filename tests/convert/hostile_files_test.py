@@ -518,7 +518,7 @@ for name, says, raw in (
 CONVERT_ALL = """
 import json, resource, signal, sys, time
 from pathlib import Path
-from cmjax.convert import write
+from cmjax.program import convert
 
 page = resource.getpagesize()
 now = int(open("/proc/self/statm").read().split()[0]) * page
@@ -529,7 +529,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
   start = time.process_time()
   signal.alarm(20)
   try:
-    error = ["none", write.convert(path / "weights.pkl", path / "run")]
+    error = ["none", convert.convert(path / "weights.pkl", path / "run")]
   except BaseException as caught:
     error = [type(caught).__name__, str(caught)]
   signal.alarm(0)

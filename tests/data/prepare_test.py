@@ -238,11 +238,11 @@ def assert_error(capsys, message):
 PROGRAM = """
 import sys
 from pathlib import Path
-from cmjax.data import originals, preparation
+from cmjax.data.prepare import originals, writing
 if __name__ == "__main__":
   source, out = map(Path, sys.argv[1:3])
-  preparation.prepare(originals.find(source), out, "train", preparation.Recipe(),
-                      num_workers=2, shard_bytes=1000)
+  writing.prepare(originals.find(source), out, "train", writing.Recipe(),
+                  num_workers=2, shard_bytes=1000)
 """
 
 

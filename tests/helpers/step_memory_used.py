@@ -6,12 +6,11 @@ python tests/helpers/step_memory_used.py CONFIG.py:VARIANT key=value ...
 import ast
 import json
 import pathlib
-import runpy
 import sys
 
 import jax
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import compiled_step, plan
 
@@ -23,15 +22,15 @@ def status(name):
 
 
 def main(path, *settings):
-  path, _, variant = path.partition(":")
   values = dict(setting.split("=") for setting in settings)
-  config = runpy.run_path(path)["get_config"](variant)
-  config = plan.changed(config, {key: ast.literal_eval(v) for key, v in values.items()})
+  config = pages.load(path).unlock()
+  config.update_from_flattened_dict({key: ast.literal_eval(v) for key, v in values.items()})
+  given = experiment.parse(config)
   mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
-  arguments = plan.abstract_arguments(config, mesh)
-  traced = plan.trace_step(config, mesh)
+  arguments = plan.abstract_arguments(given, mesh)
+  traced = plan.trace_step(given, mesh)
   compiled = compiled_step.compile_traced(traced, mesh)
-  init = experiment.state_init(config, experiment.network(config))
+  init = experiment.state_init(given)
   state = sharding.create(init, mesh, jax.random.key(0))[0]
   zeros = lambda x: jax.device_put(jax.numpy.zeros(x.shape, x.dtype), x.sharding)
   batch = jax.tree.map(zeros, arguments[1])

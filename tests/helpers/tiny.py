@@ -4,8 +4,10 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
+from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.program import stored_runs
+from cmjax.program import train as program
 
 
 def get_config(variant: str = "") -> mlc.ConfigDict:
@@ -68,6 +70,16 @@ def config(variant: str = "", **values) -> mlc.ConfigDict:
   c = get_config(variant)
   c.update_from_flattened_dict(values)
   return c
+
+
+def experiment_of(variant: str = "", **values) -> experiment.Experiment:
+  """The experiment of `config(variant, **values)`."""
+  return experiment.parse(config(variant, **values))
+
+
+def train(settings: mlc.ConfigDict, workdir, **options) -> dict[str, float]:
+  """Trains the experiment of a config."""
+  return program.train(experiment.parse(settings), workdir, **options)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:

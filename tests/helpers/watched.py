@@ -10,7 +10,6 @@ import sys
 
 import jax
 import numpy as np
-from absl import app
 
 from cmjax import experiment, main
 from cmjax.base import sharding
@@ -29,10 +28,10 @@ def rows(batch) -> dict[int, str]:
 
 
 def watching(batches, seen):
-  """`build.batches`, which also calls seen(step, rows) for each."""
+  """`experiment.batches`, which also calls seen(step, rows) for each."""
 
-  def watched(config, mesh, start, data):
-    with contextlib.closing(batches(config, mesh, start, data)) as original:
+  def watched(given, mesh, start, data):
+    with contextlib.closing(batches(given, mesh, start, data)) as original:
       for step, batch in enumerate(original, start):
         seen(step, rows(batch))
         yield batch
@@ -55,4 +54,4 @@ if __name__ == "__main__":
     experiment.batches, lambda step, digests: log.write(json.dumps([step, digests]) + "\n")
   )
   sharding.make_mesh = interleaved(sharding.make_mesh)
-  app.run(main.join_and_run, flags_parser=main.parse_flags)
+  main.main()

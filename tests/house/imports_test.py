@@ -1,110 +1,73 @@
 """Who may import whom: the floors and wings of the house, read off the source."""
 
 import ast
+import collections
 import pathlib
+import re
 import sys
 
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[2] / "cmjax"
 
-# Module or folder -> (floor, wing). The longest name that fits counts. A module imports from lower
-# floors; inside its own folder, also from its own. What is not listed has no place yet: add it.
-ROOMS = {
-  "types": (0, "base"),
-  "naming": (0, "base"),
-  "nested": (0, "base"),
-  "writing": (0, "base"),
-  "equations": (1, "machinery"),
-  "embeddings": (0, "base"),
-  "trigflow": (1, "mathematics"),
-  "edm": (2, "mathematics"),
-  "times": (2, "mathematics"),
-  "distances": (1, "mathematics"),
-  "weighting": (1, "mathematics"),
-  "statistics": (1, "mathematics"),
-  "ema": (1, "mathematics"),
-  "ema.snapshots": (2, "program"),
-  "ema.reconstruct": (6, "program"),
-  "ema.sweep": (8, "program"),
-  "ema.__main__": (9, "program"),
-  "microbatch": (1, "mathematics"),
-  "tangent": (2, "mathematics"),
-  "guidance": (2, "mathematics"),
-  "samplers": (2, "mathematics"),
-  "oracle": (2, "mathematics"),
-  "losses": (3, "mathematics"),
-  "editing": (3, "mathematics"),
-  "latents": (1, "mathematics"),
-  "lpips": (1, "mathematics"),
-  "search": (2, "mathematics"),
-  "step_times": (3, "mathematics"),
-  "networks": (2, "networks"),
-  "networks.layers": (1, "networks"),
-  "networks.walk": (2, "networks"),
-  "networks.attention": (1, "networks"),
-  "networks.attention_kernels": (1, "networks"),
-  "networks.blockwise": (1, "networks"),
-  "batching": (0, "base"),
-  "npz": (0, "base"),
-  "sharding": (1, "machinery"),
-  "checkpoint": (1, "machinery"),
-  "lock": (1, "machinery"),
-  "optim": (1, "machinery"),
-  "charts": (0, "machinery"),
-  "costs": (1, "machinery"),
-  "report": (1, "machinery"),
-  "reporting": (1, "machinery"),
-  "data": (1, "machinery"),
-  "data.encoding": (4, "program"),
-  "data.prepare": (5, "program"),
-  "metrics": (1, "machinery"),
-  "metrics.detectors": (2, "machinery"),
-  "metrics.detectors.__main__": (9, "program"),
-  "metrics.scoring": (3, "machinery"),
-  "metrics.evaluators": (3, "machinery"),
-  "convert": (3, "program"),
-  "convert.write": (6, "program"),
-  "convert.__main__": (9, "program"),
-  "train_step": (3, "program"),
-  "build": (4, "program"),
-  "compiled_step": (5, "program"),
-  "runs": (5, "program"),
-  "slopes": (5, "program"),
-  "doctor": (6, "program"),
-  "results": (6, "program"),
-  "train": (7, "program"),
-  "sample": (8, "program"),
-  "verify": (8, "program"),
-  "plan": (8, "program"),
-  "main": (9, "program"),
-}
-# Files that are one room: what runs write, the page made of it, and its curves.
-SAME_FOLDER = {"charts": "reporting", "report": "reporting"}
+# From the top down. A folder is one room, and so is a file that lies in none. A room imports from
+# lower floors only. What is not listed has no place yet: add it.
+FLOORS = (
+  "main __main__",
+  "commands",
+  "verify",
+  "program",
+  "experiment",
+  "editing training",
+  "losses samplers metrics data",
+  "convert",
+  "networks run tangent times guidance edm latents",
+  "trigflow weighting distances ema oracle",
+  "embeddings",
+  "types base pages",
+)
+FLOOR = {room: i for i, rooms in enumerate(reversed(FLOORS)) for room in rooms.split()}
 
-LIBRARIES = {  # wing -> the only libraries it knows, beside the standard one
+WINGS = {
+  "base": "types base embeddings",
+  "pages": "pages",
+  "mathematics": "trigflow edm times distances weighting ema tangent guidance samplers oracle"
+  " losses editing latents",
+  "networks": "networks",
+  "machinery": "run data metrics convert training",
+  "program": "experiment program verify commands main __main__",
+}
+WING = {room: wing for wing, rooms in WINGS.items() for room in rooms.split()}
+# Every wing knows base, the mathematics also itself, the program everything. And beside that:
+ALSO = {
+  "training": {"ema", "losses"},
+  "data": {"convert", "latents"},  # images are stored as latents of a foreign autoencoder
+  "metrics": {"convert"},  # references come in foreign files
+  "convert": {"networks"},
+}
+LIBRARIES = {  # wing or room -> the only libraries it knows, beside the standard one
   "base": {"jax", "numpy", "jaxtyping"},
+  "pages": {"ml_collections"},
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
-  "networks": {"jax", "numpy", "jaxtyping", "flax"},
+  "networks": {"jax", "numpy", "jaxtyping", "flax", "equinox"},  # equinox if it is there
+  "training": {"jax", "numpy", "jaxtyping", "flax", "optax"},
 }
-CONFIGURED = {
-  *("build", "compiled_step", "convert", "runs", "slopes", "doctor", "results", "train", "verify"),
-  *("sample", "plan"),
-}
-OWNERS = {  # what is known in few places -> the rooms that may
+CONFIGURED = {"experiment", "commands", "main", "pages"}
+OWNERS = {  # what is known in few places -> the rooms, or modules, that may
   "nnx": {"networks", "metrics.detectors"},
-  "networks": {"networks", "build", "convert"},  # where mathematics and networks meet
-  "ml_collections": CONFIGURED | {"main"},
-  "ConfigDict": CONFIGURED | {"main"},
-  "absl.flags": {"main"},
-  "orbax": {"checkpoint"},
+  # Where mathematics and networks meet.
+  "networks": {"networks", "experiment", "convert", "program.convert"},
+  "ml_collections": CONFIGURED,
+  "ConfigDict": CONFIGURED,
+  "absl.flags": {"main", "commands"},
+  "orbax": {"run.checkpoint"},
   "grain": {"data"},
   "tensorflow_datasets": {"data"},
-  "tensorboardX": {"reporting"},
+  "tensorboardX": {"run.writer"},
   "tensorflow": set(),
   "torch": set(),
   **{
-    f"jax.{name}": {"sharding", "results", "reporting", "main"}
+    f"jax.{name}": {"base.sharding", "program.score_files", "run.writer", "main"}
     for name in ("devices", "local_devices", "process_index", "process_count")
   },
 }
@@ -123,27 +86,33 @@ BANNED = {  # anywhere
 }
 
 
-def module_name(path):
-  """`losses.continuous` of cmjax/losses/continuous.py, `losses` of its __init__, "" of cmjax's."""
-  parts = path.relative_to(PACKAGE).with_suffix("").parts
-  return ".".join(part for part in parts if part != "__init__")
+def modules(package):
+  """Name -> path: `losses.continuous` of cmjax/losses/continuous.py, `losses` of its __init__."""
+
+  def name(path):
+    parts = path.relative_to(package).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+  return {name(path): path for path in sorted(package.rglob("*.py"))}
 
 
-MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = modules(PACKAGE)
 
 
 def room(name):
-  """(floor, wing) of a module, or of anything in it."""
-  parts = name.split(".")
-  for length in range(len(parts), 0, -1):
-    if ".".join(parts[:length]) in ROOMS:
-      return ROOMS[".".join(parts[:length])]
-  raise AssertionError(f"cmjax.{name} has no floor: give it one in tests/house/imports_test.py.")
+  """Of a module, or of anything in it; "" of cmjax itself."""
+  return name.split(".")[0]
 
 
-def folder(name):
-  first = name.split(".")[0]
-  return SAME_FOLDER.get(first, first)
+def is_door(name):
+  """A `__main__`, which calls a command by an older name and is imported by nobody."""
+  return name.endswith(".__main__")
+
+
+def floor(name):
+  if name and room(name) not in FLOOR:
+    raise AssertionError(f"cmjax.{name} has no floor: give it one in tests/house/imports_test.py.")
+  return FLOOR[room(name)] if name else 0
 
 
 def dotted(node):
@@ -178,7 +147,7 @@ def breaches(name, source):
 
 
 def import_breaches(name, imported):
-  floor, wing = room(name) if name else (0, "base")
+  floor(name)  # it has one
   for full in sorted(imported):
     top, _, rest = full.partition(".")
     parts = full.split(".")
@@ -189,20 +158,34 @@ def import_breaches(name, imported):
     elif any(part.startswith("_") for part in parts if part != "__future__"):
       yield f"private import {full}"
     elif top != "cmjax":
-      allowed = LIBRARIES.get(wing)
-      if allowed is not None and top not in allowed | sys.stdlib_module_names:
-        yield f"{full} in {wing}, which knows only {', '.join(sorted(allowed))}"
-    elif name and folder(rest) == folder(name):
-      if room(rest)[0] > floor:
-        yield f"{full} is on a higher floor"
-    else:
-      other_floor, other_wing = room(rest)
-      if other_floor >= floor:
-        yield f"{full} is not on a lower floor"
-      if wing != "program" and other_wing not in {"base", wing}:
-        yield f"{full}: {wing} may not import {other_wing}"
-      if wing == other_wing == "machinery":
-        yield f"{full}: machinery files do not import each other"
+      yield from library_breaches(name, full)
+    elif is_door(name):
+      if room(rest) != "commands":
+        yield f"{full}: a door leads to a command"
+    elif room(rest) != room(name):
+      yield from room_breaches(name, rest)
+
+
+def library_breaches(name, full):
+  for place in (WING.get(room(name), "base"), room(name)):
+    allowed = LIBRARIES.get(place)
+    if allowed is not None and full.split(".")[0] not in allowed | sys.stdlib_module_names:
+      yield f"{full} in {place}, which knows only {', '.join(sorted(allowed))}"
+
+
+def room_breaches(name, other):
+  """Of an import from another room; of cmjax itself, which is its version, nothing."""
+  if not other:
+    return
+  if floor(other) >= floor(name):
+    yield f"cmjax.{other} is not on a lower floor"
+  wing, other_wing = WING.get(room(name), "base"), WING[room(other)]
+  if wing == "program" or room(other) in ALSO.get(room(name), ()):
+    return
+  if wing == other_wing == "machinery":
+    yield f"cmjax.{other}: machinery rooms do not import each other"
+  elif other_wing != "base" and not wing == other_wing == "mathematics":
+    yield f"cmjax.{other}: {wing} may not import {other_wing}"
 
 
 def use_breaches(name, used):
@@ -210,7 +193,7 @@ def use_breaches(name, used):
     short = full.removeprefix("cmjax.")
     for thing, owners in OWNERS.items():
       known = _starts(short, thing) or thing in {"nnx", "ConfigDict"} & set(full.split("."))
-      if known and folder(name) not in owners and not any(_starts(name, o) for o in owners):
+      if known and not any(_starts(name, owner) for owner in owners):
         yield f"{full}: only in {', '.join(sorted(owners)) or 'tests'}"
     for thing, reason in BANNED.items():
       if _starts(full, thing):
@@ -228,6 +211,49 @@ def _starts(full, thing):
   return full == thing or full.startswith(thing + ".")
 
 
+def file_arrows(package):
+  """(module, module that it imports) of the files of a package, but for its doors."""
+  names = modules(package)
+
+  def module(full):
+    parts = full.split(".")[1:]
+    lengths = range(len(parts), 0, -1)
+    return next((n for k in lengths if (n := ".".join(parts[:k])) in names), "")
+
+  return {
+    (name, module(full))
+    for name, path in names.items()
+    if not is_door(name)
+    for full in imports(ast.parse(path.read_text()))
+    if _starts(full, "cmjax")
+  }
+
+
+def in_circles(arrows):
+  """What is in a circle: a way leads from it back to it."""
+
+  ahead = collections.defaultdict(set)
+  for a, b in arrows:
+    ahead[a].add(b)
+
+  def reached(start):
+    found, todo = set(), [start]
+    while todo:
+      new = ahead.get(todo.pop(), set()) - found
+      found |= new
+      todo += new
+    return found
+
+  return sorted(place for place in ahead if place in reached(place))
+
+
+def rooms_arrows_circles(package):
+  """The rooms of a package, the arrows between them, and the rooms that are in a circle."""
+  rooms = {room(name) for name in modules(package) if name}
+  arrows = {(room(a), room(b)) for a, b in file_arrows(package) if a and room(a) != room(b)}
+  return rooms, arrows, in_circles(arrows)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
   found = breaches(name, MODULES[name].read_text())
@@ -240,37 +266,60 @@ def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
     ("trigflow", "from cmjax import tangent", "lower floor"),
     ("trigflow", "from cmjax.times import proposal", "lower floor"),
     ("types", "import cmjax.trigflow", "lower floor"),
-    ("build", "def f():\n  from cmjax import train", "lower floor"),
-    ("networks.layers", "from cmjax.networks.mlp import MLP", "higher floor"),
-    ("metrics.frechet", "from cmjax.metrics import evaluators", "higher floor"),
+    ("experiment", "def f():\n  from cmjax.program import train", "lower floor"),
+    ("program.train", "from cmjax import main", "lower floor"),
+    ("program.averages", "from cmjax.commands import ema", "lower floor"),
+    ("program.doctor", "from cmjax import verify", "lower floor"),
+    ("ema.posthoc", "from cmjax.program import averages", "lower floor"),
+    ("convert.names", "from cmjax.metrics import references", "lower floor"),
+    ("base.npz", "from cmjax import types", "lower floor"),
+    ("pages", "from cmjax.base import flat_dicts", "lower floor"),
+    ("times", "from cmjax import edm", "lower floor"),
     ("losses.discrete", "from cmjax.networks import mlp", "may not import networks"),
     ("networks.edm2", "from cmjax import trigflow", "may not import mathematics"),
     ("metrics.evaluators", "from cmjax import samplers", "may not import mathematics"),
-    ("losses.discrete", "from cmjax.optim import chain", "may not import machinery"),
+    ("metrics.evaluators", "from cmjax import latents", "may not import mathematics"),
+    ("training.step", "from cmjax import networks", "may not import networks"),
+    ("training.optim", "from cmjax import tangent", "may not import mathematics"),
+    ("losses.discrete", "from cmjax.run.writer import Writer", "may not import machinery"),
+    ("losses.discrete", "from cmjax.training.optim import chain", "may not import machinery"),
+    ("experiment", "from cmjax import pages\nfrom cmjax.commands import ema", "lower floor"),
+    ("networks.mlp", "from cmjax import pages", "may not import pages"),
     ("metrics.evaluators", "from cmjax.data import sources", "do not import each other"),
+    ("data.sources", "from cmjax.run import checkpoint", "do not import each other"),
     ("tangent", "import optax", "knows only"),
     ("networks.mlp", "import clu.metrics", "knows only"),
+    ("base.sharding", "import flax", "knows only"),
+    ("training.step", "import clu.metrics", "knows only"),
+    ("pages", "import jax", "knows only"),
     ("tangent", "from jax._src import core", "private"),
     ("tangent", "from cmjax.trigflow import *", "star"),
     ("tangent", "from . import trigflow", "relative"),
-    ("train_step", "from flax import nnx", "only in metrics.detectors, networks"),
-    ("build", "import flax\nx = flax.nnx.Param", "only in metrics.detectors, networks"),
+    ("commands.ema", "from cmjax.ema import __main__", "private"),
+    ("main", "import cmjax.convert.__main__", "private"),
+    ("ema.__main__", "from cmjax.program import averages", "leads to a command"),
+    ("training.step", "from flax import nnx", "only in metrics.detectors, networks"),
+    ("experiment", "import flax\nx = flax.nnx.Param", "only in metrics.detectors, networks"),
     ("metrics.frechet", "from flax import nnx", "only in metrics.detectors, networks"),
-    ("train", "from cmjax import networks", "only in build"),
-    ("optim", "from ml_collections import ConfigDict", "only in build"),
-    ("train_step", "def f(config: 'x', c: mlc.ConfigDict): pass", "only in build"),
-    ("build", "from absl import flags", "only in main"),
-    ("train", "import orbax.checkpoint as ocp", "only in checkpoint"),
-    ("data.pipeline", "import jax\nn = jax.process_count()", "only in main, reporting"),
-    ("build", "from jax import devices", "only in main, reporting"),
+    ("program.train", "from cmjax import networks", "only in convert, experiment"),
+    ("training.optim", "from ml_collections import ConfigDict", "only in commands, experiment"),
+    ("training.step", "def f(config: 'x', c: mlc.ConfigDict): pass", "only in commands, exp"),
+    ("program.train", "from ml_collections import ConfigDict", "only in commands, experiment"),
+    ("verify", "def f(c: mlc.ConfigDict): pass", "only in commands, experiment"),
+    ("experiment", "from absl import flags", "only in commands, main"),
+    ("program.train", "import orbax.checkpoint as ocp", "only in run.checkpoint"),
+    ("run.snapshots", "import orbax.checkpoint as ocp", "only in run.checkpoint"),
+    ("run.page", "import tensorboardX", "only in run.writer"),
+    ("data.pipeline", "import jax\nn = jax.process_count()", "only in base.sharding, main"),
+    ("experiment", "from jax import devices", "only in base.sharding, main"),
     ("convert.edm", "import torch", "only in tests"),
     ("main", "import os\nx = os.environ['A']", "launch scripts"),
     ("main", "from os import environ", "launch scripts"),
     ("convert.edm", "import pickle\npickle.load(f)", "never executed"),
     ("convert.edm", "from pickle import loads", "never executed"),
-    ("build", "f = eval('1')", "never executed"),
+    ("experiment", "f = eval('1')", "never executed"),
     ("data.sources", "import numpy as np\nnp.load(f, allow_pickle=True)", "never executed"),
-    ("train", "import jax\nf = jax.pmap(g)", "one way"),
+    ("program.train", "import jax\nf = jax.pmap(g)", "one way"),
   ],
 )
 def test_a_breach_is_found(name, source, word):
@@ -283,10 +332,14 @@ def test_a_breach_is_found(name, source, word):
     ("losses.discrete", "import math\nfrom cmjax import tangent\nfrom cmjax.types import Network"),
     ("losses.discrete", "from cmjax.losses.continuous import data_velocity"),
     ("networks.mlp", "from flax import nnx\nfrom cmjax import embeddings"),
+    ("networks.mlp", "from cmjax.networks import layers"),
     ("metrics.detectors.inception", "from flax import nnx"),
-    ("reporting", "from cmjax.report import page"),
-    ("build", "from cmjax import networks, trigflow\nfrom ml_collections import ConfigDict"),
-    ("plan", "import jax\nn = topology.devices\ns = jax.eval_shape(f)"),
+    ("metrics.references", "from cmjax.convert import pickles"),
+    ("run.writer", "import tensorboardX\nfrom cmjax.run.page import page"),
+    ("experiment", "from cmjax import networks, trigflow\nfrom ml_collections import ConfigDict"),
+    ("pages", "import ml_collections as mlc\nc = mlc.ConfigDict()"),
+    ("ema.__main__", "import sys\nfrom cmjax.commands import ema"),
+    ("program.plan", "import jax\nn = topology.devices\ns = jax.eval_shape(f)"),
     ("data.sources", "import numpy as np\nnp.load(f, allow_pickle=False)"),
     ("convert.edm", "import pickle\nclass Reader(pickle.Unpickler): pass"),
   ],
@@ -298,3 +351,85 @@ def test_what_is_allowed_is_no_breach(name, source):
 def test_a_module_without_a_floor_is_named():
   with pytest.raises(AssertionError, match="cmjax.nowhere has no floor"):
     breaches("nowhere", "import jax")
+
+
+def test_every_room_has_one_floor_and_one_wing_and_is_there():
+  rooms = rooms_arrows_circles(PACKAGE)[0]
+  assert set(FLOOR) == set(WING) == rooms
+  for table in (FLOORS, WINGS.values()):
+    listed = " ".join(table).split()
+    assert len(listed) == len(set(listed))
+
+
+def test_no_room_and_no_file_is_in_a_circle():
+  assert rooms_arrows_circles(PACKAGE)[2] == []
+  assert in_circles(file_arrows(PACKAGE)) == []
+
+
+@pytest.mark.parametrize(
+  "name, higher",
+  [("networks.layers", "networks.mlp"), ("metrics.frechet", "metrics.evaluators")],
+)
+def test_an_import_against_the_order_of_its_room_makes_a_circle(name, higher):
+  assert {name, higher} <= set(in_circles(file_arrows(PACKAGE) | {(name, higher)}))
+
+
+def test_a_circle_is_found_of_rooms_and_of_files(tmp_path):
+  sources = {
+    "top.py": "from cmjax import left",
+    "left/__init__.py": "",
+    "left/a.py": "from cmjax.right.b import thing",
+    "left/__main__.py": "from cmjax import top",
+    "right/b.py": "def f():\n  from cmjax import left",
+    "right/c.py": "from cmjax.right import d",
+    "right/d.py": "import cmjax.right.c",
+  }
+  for name, source in sources.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(source)
+  rooms, arrows, circles = rooms_arrows_circles(tmp_path)
+  assert rooms == {"top", "left", "right"} and circles == ["left", "right"]
+  assert arrows == {("top", "left"), ("left", "right"), ("right", "left")}
+  assert in_circles(file_arrows(tmp_path)) == ["right.c", "right.d"]
+
+
+def test_the_picture_of_the_architecture_shows_these_floors():
+  text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+  drawn = re.findall(r'\bf\d+\["(.+?)"\]', text)
+  assert [floor.replace("·", " ").split() for floor in drawn] == [f.split() for f in FLOORS]
+
+
+TESTS = {
+  path.relative_to(PACKAGE.parent).as_posix(): path
+  for path in sorted((PACKAGE.parent / "tests").rglob("*.py"))
+}
+
+
+def imported_tests(source):
+  """What a file of tests imports of another one; what they share is in tests/helpers."""
+  folders = {name.split("/")[1] for name in TESTS if name.count("/") > 1} - {"helpers"}
+  for full in imports(ast.parse(source)):
+    parts = full.split(".")
+    here = parts[0] in folders | {"tests", "conftest", ""}
+    if here or any(part.endswith("_test") for part in parts):
+      yield full
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_no_test_imports_another(name):
+  assert list(imported_tests(TESTS[name].read_text())) == []
+
+
+@pytest.mark.parametrize(
+  "source, found",
+  [
+    ("from helpers import tiny\nfrom cmjax.data import sources\nimport numpy.testing", []),
+    ("from program.train_test import config", ["program.train_test.config"]),
+    ("import tests.program.train_test", ["tests.program.train_test"]),
+    ("def f():\n  import train_test", ["train_test"]),
+    ("from . import train_test", ["..train_test"]),
+    ("from house import links", ["house.links"]),
+  ],
+)
+def test_an_import_of_another_test_is_found(source, found):
+  assert list(imported_tests(source)) == found

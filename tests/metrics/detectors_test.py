@@ -12,7 +12,7 @@ from flax import nnx
 from cmjax.base import sharding
 from cmjax.commands import detectors as command
 from cmjax.metrics import detectors
-from cmjax.metrics.detectors import weights
+from cmjax.metrics.detectors import published_weights, weights
 from cmjax.metrics.detectors.layers import BatchNorm, Conv, Linear
 from cmjax.metrics.detectors.network import Input, Pretrained, forward, prepare, shapes
 from helpers import foreign_files
@@ -272,7 +272,7 @@ def test_a_file_of_pytorch_becomes_the_weights_that_load_reads(tiny, tmp_path, c
 def test_half_precision_weights_become_float32(tiny, tmp_path):
   halves = {name: a.astype(np.float16) for name, a in random_weights(Tiny).items()}
   (tmp_path / "half.pth").write_bytes(foreign_files.torch_zip(halves))
-  command.convert(tmp_path / "half.pth", tmp_path / "half.npz")
+  published_weights.convert(tmp_path / "half.pth", tmp_path / "half.npz")
   with np.load(tmp_path / "half.npz", allow_pickle=False) as file:
     for name, array in halves.items():
       assert file[name].dtype == np.float32
@@ -301,4 +301,4 @@ def test_torchvisions_inception_is_not_taken_for_that_of_the_fid(tmp_path):
   arrays["fc.weight"], arrays["fc.bias"] = np.zeros((1000, 2048), "f"), np.zeros(1000, "f")
   (tmp_path / "inception_v3.pth").write_bytes(foreign_files.torch_zip(arrays))
   with pytest.raises(ValueError, match="as inception, .*not torchvision's"):
-    command.convert(tmp_path / "inception_v3.pth", tmp_path / "out.npz")
+    published_weights.convert(tmp_path / "inception_v3.pth", tmp_path / "out.npz")

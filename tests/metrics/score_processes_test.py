@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def score(tmp_path, count):
-  """The cards that each of `count` processes of tests/helpers/scored.py has, with four devices together."""
+  """The cards of each of `count` processes of tests/helpers/scored.py, four devices together."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]

@@ -49,7 +49,7 @@ def exact(q, k, v, dq, dk, dv, g):
   return mix(p, v), mix(dp, v) + mix(p, dv), gradients
 
 
-def close(actual, expected, tol=1e-5):
+def assert_close(actual, expected, tol=1e-5):
   """Each array to `tol` of its largest number, or of 1 if that is more."""
 
   def compare(a, b):
@@ -70,7 +70,7 @@ def test_output_tangent_and_gradient_are_those_of_plain_attention_at_an_odd_leng
   q, k, *rest = arrays(7)
   # The same for all keys, so no softmax feels it; but a padded key, with score 0, would win many.
   given = (q, k - 3, *rest)
-  close(jax.jit(functools.partial(derivatives, name))(*given), exact(*given))
+  assert_close(jax.jit(functools.partial(derivatives, name))(*given), exact(*given))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -79,14 +79,14 @@ def test_in_bfloat16_the_sums_are_in_float32(name):
   actual = jax.jit(functools.partial(derivatives, name, block=8))(*given)
   assert all(a.dtype == jnp.bfloat16 for a in jax.tree.leaves(actual))
   # Nothing but the rounding of what comes out, to 8 bits.
-  close(actual, exact(*given), tol=2.0**-8)
+  assert_close(actual, exact(*given), tol=2.0**-8)
 
 
 @pytest.mark.parametrize("name", ["blockwise", pytest.param("xla", marks=pytest.mark.slow)])
 def test_float64_stays_exact(name):
   with jax.enable_x64(True):
     given = [jnp.asarray(a, jnp.float64) for a in arrays(7)]
-    close(jax.jit(functools.partial(derivatives, name))(*given), exact(*given), tol=1e-13)
+    assert_close(jax.jit(functools.partial(derivatives, name))(*given), exact(*given), tol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["blockwise", pytest.param("pallas", marks=pytest.mark.slow)])
@@ -98,14 +98,14 @@ def test_extreme_scores_stay_finite(name):
   actual = jax.jit(functools.partial(derivatives, name))(*given)
   assert abs(q[0, 0, 0] @ k[0, :, 0].T).max() > 1e4
   # p is e^(x - lse), and lse of 1e4 is rounded to 1e-3.
-  close(actual, exact(*given), tol=1e-4)
+  assert_close(actual, exact(*given), tol=1e-4)
 
 
 def test_all_blocks_give_the_same():
   given = arrays(7)
   run = lambda block: derivatives("blockwise", *given, block=block)
   for actual in jax.jit(lambda: [run(block) for block in (1, 64)])():
-    close(actual, exact(*given))
+    assert_close(actual, exact(*given))
 
 
 def layers(attention, weights, x, *, scan, remat):
@@ -162,7 +162,7 @@ def test_the_gradient_of_a_consistency_loss_is_that_of_plain_attention(name, for
   scan = remat = form != "plain"
   ours = functools.partial(attend, implementation=name, block=4)
   gradient = jax.jit(functools.partial(scm_gradient, ours, scan=scan, remat=remat))
-  close(gradient(*scm_arguments()), scm_expected())
+  assert_close(gradient(*scm_arguments()), scm_expected())
 
 
 def test_a_stopped_tangent_costs_the_gradient_nothing():
@@ -189,7 +189,7 @@ def test_the_batch_may_be_sharded(name):
   ours = functools.partial(attend, implementation=name, block=8)
   with jax.set_mesh(mesh):
     compiled = jax.jit(functools.partial(scm_gradient, ours)).lower(weights, *rest).compile()
-  close(compiled(weights, *rest), scm_expected(8))
+  assert_close(compiled(weights, *rest), scm_expected(8))
   assert "all-gather" not in compiled.as_text()
 
 
@@ -239,10 +239,10 @@ def test_the_kernels_of_both_kinds_of_hardware_agree_with_plain_attention(shell)
 
   y, alone, lse, dy, gradients = run(*given)
   expected = exact(*given)
-  close((y, dy, gradients), expected)
-  close(alone, expected[0])
+  assert_close((y, dy, gradients), expected)
+  assert_close(alone, expected[0])
   scores = np.einsum("bqnc,bknc->bnqk", *(np.asarray(a, np.float64) for a in (q, k))) / 4
-  close(lse, np.log(np.exp(scores).sum(-1)))
+  assert_close(lse, np.log(np.exp(scores).sum(-1)))
 
 
 def test_the_choice_goes_by_length():

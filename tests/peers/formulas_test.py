@@ -20,7 +20,7 @@ from cmjax.commands import prepare
 from cmjax.convert import autoencoder, files, names
 from cmjax.data import records
 from cmjax.losses import lpips
-from cmjax.networks import DiT, as_network, autoencoder_kl, dit
+from cmjax.networks import DiT, autoencoder_kl, dit, from_nnx
 from cmjax.networks.unet import BlockSpec, Style, UNetBlock
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")
@@ -360,7 +360,7 @@ def test_dit_is_that_of_diffusers():
   with torch.no_grad():
     expected = model(nchw(x), torch.tensor(t), torch.tensor(np.where(label < 0, 5, label))).sample
   params = jax.tree.map(jnp.asarray, dit_params(model))
-  net = as_network(make)
+  net = from_nnx(make)
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
   F = jax.jit(net.apply)(params, x, jnp.asarray(t), {"label": jnp.asarray(label)}, None)

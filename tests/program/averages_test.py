@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cmjax import ema, experiment
 from cmjax.base import sharding
 from cmjax.commands import ema as program
 from cmjax.ema import posthoc
-from cmjax.program import averages, sample, stored_runs, train
+from cmjax.program import averages, sample, stored_runs
 from cmjax.run import checkpoint, snapshots
 from helpers import tiny
 
@@ -176,7 +175,7 @@ def snapshots_of(walk, dtype, reads=None):
     return {f"power_{s}": {"w": jnp.asarray(walk[step][s], dtype)} for s in PAIR}
 
   emas = {step: {f"power_{s}": s for s in PAIR} for step in walk}
-  return stored_runs.Snapshots(ConfigDict(), emas, read)
+  return stored_runs.Snapshots(None, emas, read)
 
 
 def made(stored, sigma_rels, step=NUM_STEPS, mesh=None):
@@ -236,9 +235,9 @@ def test_a_length_that_the_copies_cannot_make_is_warned_of(walk, caplog):
 
 
 def test_the_plan_is_read_from_the_config():
-  plan = experiment.snapshots(tiny.config("snapshots"))
+  plan = tiny.experiment_of("snapshots").snapshots
   assert plan == (2, {"power_05": 0.05, "power_10": 0.10}, "float16")
-  assert experiment.snapshots(tiny.config()) is None
+  assert tiny.experiment_of().snapshots is None
 
 
 @pytest.mark.parametrize(
@@ -256,13 +255,13 @@ def test_a_plan_that_cannot_be_is_refused(values, message):
   config = tiny.config("snapshots")
   config.snapshots.update(values)
   with pytest.raises(ValueError, match=message):
-    experiment.snapshots(config)
+    experiment.parse(config)
 
 
 def test_two_averages_of_one_length_are_refused():
   config = tiny.config("snapshots", **{"ema.power_10.sigma_rel": 0.05})
   with pytest.raises(ValueError, match="two of one length tell nothing more than one"):
-    experiment.snapshots(config)
+    experiment.parse(config)
 
 
 # --- snapshots of a run ---
@@ -308,7 +307,7 @@ def _run(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, "make_mesh", make_mesh)
     workdir = tmp_path_factory.mktemp("run")
-    train.train(tiny.config("snapshots"), workdir)
+    tiny.train(tiny.config("snapshots"), workdir)
     yield workdir
 
 
@@ -347,7 +346,7 @@ def test_a_resumed_run_writes_what_is_missing_bit_for_bit_and_nothing_twice(run,
     if path.is_file() and path.relative_to(copy / "snapshots").parts[0] != "10"
   }
   before = fingerprint()
-  train.train(tiny.config("snapshots", evals={}), copy)
+  tiny.train(tiny.config("snapshots", evals={}), copy)
   assert fingerprint() == before
   assert steps(copy) == [2, 4, 6, 8, 10, 12]
   tiny.assert_same(snapshot(copy, 10), snapshot(run, 10))
@@ -366,7 +365,7 @@ def test_no_checkpoint_is_begun_before_earlier_snapshots_are_written(run, tmp_pa
   monkeypatch.setattr(snapshots.Snapshots, "wait", lambda s: calls.append("wait") or wait(s))
   monkeypatch.setattr(checkpoint.Checkpoints, "save", recorded_save)
   config = tiny.config("snapshots", total_steps=5, evals={}, **{"checkpoint.every_steps": 3})
-  train.train(config, tmp_path)
+  tiny.train(config, tmp_path)
   assert calls == [
     *(("snapshots", 2), "wait", ("checkpoints", 3), ("snapshots", 4)),
     *("wait", ("checkpoints", 5), ("snapshots", 5)),  # the last step has one, too
@@ -383,20 +382,20 @@ def test_a_step_to_stop_at_does_not_become_a_snapshot(run, tmp_path, monkeypatch
   monkeypatch.setattr(experiment, "batches", batches)
   config = tiny.config("snapshots", log_every_steps=12, evals={})
   with pytest.raises(FloatingPointError, match="step 6 is not finite"):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
   assert steps(tmp_path) == [2, 4]  # a checkpoint is due only at 4 and 8
 
 
 def test_snapshots_of_another_run_in_the_workdir_are_refused(copy):
   shutil.rmtree(copy / "checkpoints")
   with pytest.raises(ValueError, match="config does not fit the snapshots.*\n  seed: 0 in the sn"):
-    train.train(tiny.config("snapshots", seed=1), copy)
+    tiny.train(tiny.config("snapshots", seed=1), copy)
 
 
 def test_how_often_is_free_and_one_lost_at_the_step_of_the_checkpoint_is_made_again(run, copy):
   shutil.rmtree(copy / "snapshots" / "12")
   config = tiny.config("snapshots", total_steps=14, evals={}, **{"snapshots.every_steps": 3})
-  train.train(config, copy)
+  tiny.train(config, copy)
   assert steps(copy) == [2, 4, 6, 8, 10, 12, 14]
   tiny.assert_same(snapshot(copy, 12), snapshot(run, 12))
 
@@ -435,13 +434,12 @@ def _written(run):
 
 
 @pytest.fixture(name="average", scope="module")
-def _average(run):
+def _average():
   """(workdir, name) -> the average of that name, and its step."""
   mesh = sharding.make_mesh()
-  trained = stored_runs.load_network(run, mesh)
 
   def average(workdir, name):
-    params, step = stored_runs.load_average(trained, workdir, name, mesh)
+    _, params, step = stored_runs.load_average(workdir, name, mesh)
     return tiny.leaves(params), step
 
   return average
@@ -505,13 +503,15 @@ def test_an_average_that_was_not_made_says_how_to_make_it(run, average):
 def test_samples_and_scores_are_drawn_from_it_by_name(written):
   config = tiny.config("snapshots")
   config.evals.fd.emas = ("posthoc_0.050", "power_05")
-  scores = dict(line.split(": ") for line in sample.evaluate(config, written).splitlines()[1:])
+  scores = dict(
+    line.split(": ") for line in sample.evaluate(experiment.parse(config), written).splitlines()[1:]
+  )
   for sampler in ("one_step", "two_steps"):
     ours, tracked = (float(scores[f"fd/{sampler}/{e}"]) for e in config.evals.fd.emas)
     np.testing.assert_allclose(ours, tracked, rtol=1e-2)  # they differ by float16's rounding
   args = dict(num_samples=32, name="one_step", seed=0)
   drawn = {
-    e: np.load(sample.sample(config, written, ema=e, **args)[1])["samples"]
+    e: np.load(sample.sample(experiment.parse(config), written, ema=e, **args)[1])["samples"]
     for e in ("posthoc_0.050", "power_05", "power_15")
   }
   np.testing.assert_allclose(drawn["posthoc_0.050"], drawn["power_05"], atol=5e-3)
@@ -520,10 +520,9 @@ def test_samples_and_scores_are_drawn_from_it_by_name(written):
 
 def test_a_run_starts_from_it_and_distils_it(written, average):
   where = {"workdir": str(written), "ema": "posthoc_0.150"}
-  config, mesh = tiny.config(init_from=where, teacher=where), sharding.make_mesh()
-  net = experiment.network(config)
-  start = stored_runs.first_weights(config, net, jax.random.key(0), mesh)
-  _, teacher = stored_runs.load_teacher(config, mesh)
+  given, mesh = tiny.experiment_of(init_from=where, teacher=where), sharding.make_mesh()
+  start = stored_runs.first_weights(given, jax.random.key(0), mesh)
+  _, teacher = stored_runs.load_teacher(given, mesh).model
   for params in (start, teacher):
     tiny.assert_same(tiny.leaves(params), average(written, "posthoc_0.150")[0])
 
@@ -546,7 +545,9 @@ def test_a_sweep_scores_each_length_once_names_the_best_and_draws(copy, command,
   assert list(scores) == ["0.050", "0.100", "0.150"]
   # The same as the evaluators of the run give for the average that it tracked.
   config = tiny.config("snapshots", **{"evals.fd.emas": ("power_10",)})
-  lines = dict(line.split(": ") for line in sample.evaluate(config, copy).splitlines()[1:])
+  lines = dict(
+    line.split(": ") for line in sample.evaluate(experiment.parse(config), copy).splitlines()[1:]
+  )
   for sampler in ("one_step", "two_steps"):
     np.testing.assert_allclose(
       scores["0.100"][sampler], float(lines[f"fd/{sampler}/power_10"]), rtol=1e-2

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from jax.custom_derivatives import linear_call
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
-from cmjax import experiment
 from cmjax.base import sharding
+from cmjax.experiment import models
 from cmjax.program import costs, plan
 from helpers import tiny
 
@@ -101,8 +100,8 @@ def test_inside_a_shard_map_each_device_counts():
 
 
 def test_a_whole_step_counts_as_in_xla():
-  config = tiny.config(**{"net.width": 64, "batch_size": 64})
-  traced = plan.trace_step(config, sharding.make_mesh(1, 1, devices=jax.devices()[:1]))
+  given = tiny.experiment_of(**{"net.width": 64, "batch_size": 64})
+  traced = plan.trace_step(given, sharding.make_mesh(1, 1, devices=jax.devices()[:1]))
   counted = sum(costs.count_flops(traced.jaxpr.jaxpr).values())
   by_xla = traced.lower().cost_analysis()["flops"]  # with all that works number by number
   assert 0.85 < counted / by_xla < 1.0
@@ -114,7 +113,7 @@ def test_a_network_of_scanned_blocks_counts_like_the_same_network_without():
       name="dit", resolution=8, in_channels=1, patch=2, size=None, width=32, depth=3, num_heads=2,
       scan=scan, dtype="float32",
     )  # fmt: skip
-    net = experiment.network(ConfigDict({"net": net}))
+    net = models.network(net, 0.5)
     params = jax.eval_shape(net.init, jax.random.key(0))
     x, t = jnp.ones((4, 8, 8, 1)), jnp.ones(4)
     gradient = jax.grad(lambda params: net.apply(params, x, t, {}, None).sum())

@@ -10,7 +10,7 @@ import pytest
 
 from cmjax import embeddings, experiment
 from cmjax.losses import means
-from cmjax.networks import MLP, DDPMpp, as_network
+from cmjax.networks import MLP, DDPMpp, from_nnx
 from cmjax.program import doctor, first_nonfinite, jvp_check
 from helpers import tiny
 
@@ -19,7 +19,7 @@ from helpers import tiny
 
 def mlp():
   """A network, its weights, and a function of them with a tangent and a gradient."""
-  net = as_network(functools.partial(MLP, dim=2, width=8, depth=2, embed_channels=8))
+  net = from_nnx(functools.partial(MLP, dim=2, width=8, depth=2, embed_channels=8))
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), shapes)
@@ -55,7 +55,7 @@ def test_an_infinity_before_the_nan_is_named_too():
 
 
 def test_blocks_of_a_scan_are_named_by_their_turn():
-  net = as_network(
+  net = from_nnx(
     functools.partial(
       DDPMpp, resolution=4, channels=4, channel_mult=(1,), num_blocks=2, attn_resolutions=(),
       augment_dim=0, dropout=0.0, scan=True, remat=True,
@@ -135,20 +135,26 @@ def test_no_median_no_spike_and_none_where_none_is_looked_for():
 # --- the probe ------------------------------------------------------------------------------------
 
 
+def probe(config):
+  """The probe of a config's network."""
+  given = experiment.parse(config)
+  return doctor.Probe(given.network, given.samples, given.method.tangent)
+
+
 def shaken(config):
-  params = experiment.network(config).init(jax.random.key(0))
+  params = experiment.parse(config).network.init(jax.random.key(0))
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda a: a + jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), params)
 
 
 def test_the_jvp_of_a_sound_network_passes_and_its_errors_are_those_of_its_bins():
   config = tiny.config()
-  errors, trouble = doctor.Probe(config)(shaken(config))
+  errors, trouble = probe(config)(shaken(config))
   assert not trouble and set(errors) == {"jvp_error", *(f"jvp_error/{b}" for b in means.BINS)}
   assert 0 < errors["jvp_error"] < 1e-4
   assert errors["jvp_error"] == max(errors[f"jvp_error/{b}"] for b in means.BINS)
-  fresh = experiment.network(config).init(jax.random.key(0))
-  assert doctor.Probe(config)(fresh)[0]["jvp_error"] == 0  # F is 0 at the start
+  fresh = experiment.parse(config).network.init(jax.random.key(0))
+  assert probe(config)(fresh)[0]["jvp_error"] == 0  # F is 0 at the start
 
 
 def test_a_time_in_bfloat16_is_found_where_it_is_rounded(monkeypatch):
@@ -160,7 +166,7 @@ def test_a_time_in_bfloat16_is_found_where_it_is_rounded(monkeypatch):
 
   monkeypatch.setattr(embeddings, "positional", rounded)
   config = tiny.config()
-  errors, trouble = doctor.Probe(config)(shaken(config))
+  errors, trouble = probe(config)(shaken(config))
   assert errors["jvp_error"] > 0.1
   assert "its derivative is not that of its function from MLP/embedding (convert_e" in trouble
 
@@ -168,7 +174,7 @@ def test_a_time_in_bfloat16_is_found_where_it_is_rounded(monkeypatch):
 def test_a_body_in_too_low_a_precision_is_said_to_round_and_where(monkeypatch):
   config = tiny.config(**{"net.dtype": "bfloat16"})
   monkeypatch.setitem(jvp_check.PRECISION, "bfloat16", (0.05, 1e-4))
-  errors, trouble = doctor.Probe(config)(shaken(config))
+  errors, trouble = probe(config)(shaken(config))
   assert 1e-4 < errors["jvp_error"] < 0.5
   assert "dF/dt by jvp in bfloat16" in trouble and "rounding, to which the weights of" in trouble
   assert "loss.tangent.dtype='float32'" in trouble
@@ -185,7 +191,7 @@ def test_a_body_in_too_low_a_precision_is_said_to_round_and_where(monkeypatch):
 )
 def test_policies_that_there_are_not_are_refused(values, message):
   with pytest.raises(ValueError, match=message):
-    doctor.check(tiny.config(**values))
+    experiment.parse(tiny.config(**values))
 
 
 def test_an_option_that_there_is_not_is_refused():
@@ -193,7 +199,7 @@ def test_an_option_that_there_is_not_is_refused():
   with config.unlocked():
     config.doctor.spikes = 3
   with pytest.raises(ValueError, match="config.doctor has spikes. It knows: spike_factor"):
-    doctor.check(config)
+    experiment.parse(config)
 
 
 def test_to_look_for_the_cause_does_not_hide_the_fault():

@@ -21,18 +21,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_the_planned_step_is_the_one_that_trains():
-  config = tiny.config(**{"net.width": 128})  # wide enough to be split
-  net, key = experiment.network(config), jax.random.key(3)
+  given = tiny.experiment_of(**{"net.width": 128})  # wide enough to be split
+  tx, key = experiment.transformation(given), jax.random.key(3)
   frozen = {"teacher": None, "lpips": None}
-  state, _ = sharding.create(experiment.state_init(config, net), MESH, key)
-  images = np.random.default_rng(0).normal(size=(config.batch_size, 2)).astype("f")
+  state, _ = sharding.create(experiment.state_init(given), MESH, key)
+  images = np.random.default_rng(0).normal(size=(given.run.batch_size, 2)).astype("f")
   batch = sharding.global_batch({"image": images}, MESH)
   key = jax.device_put(key, sharding.replicated(MESH))
-  expected, _ = jax.jit(compiled_step.make_step_fn(config, net, None, frozen))(
-    state, batch, key, frozen
-  )
+  expected, _ = jax.jit(compiled_step.make_step_fn(given, tx))(state, batch, key, frozen)
   expected = jax.device_get(expected)
-  compiled = plan.compile_step(config, MESH)
+  compiled = plan.compile_step(given, MESH)
   assert compiled.memory_analysis().argument_size_in_bytes > 0
   got, _ = compiled(state, batch, key, frozen)  # donates the state: last
   assert "fsdp" in got.params["net"]["blocks"]["block0"]["fc0"]["kernel"].sharding.spec
@@ -43,18 +41,19 @@ def test_a_plan_has_the_teacher_and_the_labels_that_a_run_would_have():
   config = tiny.config(**{"teacher.workdir": "somewhere"}).unlock()
   config.net.update(num_classes=3, guidance=True)
   config.loss.update(name="scd", guidance=(1.0, 2.0))
-  state, batch, _, frozen = plan.abstract_arguments(config.lock(), MESH)
+  given = experiment.parse(config)
+  state, batch, _, frozen = plan.abstract_arguments(given, MESH)
   assert batch["label"].shape == (16,) and batch["label"].dtype == jnp.int32
   assert batch["image"].sharding == sharding.batch_sharding(MESH)
   assert "map_guidance" in state.params["net"] and "map_guidance" not in frozen["teacher"]
   assert all(x.sharding.mesh == MESH for x in jax.tree.leaves((state, frozen)))
-  plan.compile_step(config, MESH)
+  plan.compile_step(given, MESH)
 
 
 def test_the_plan_of_the_devices_here_is_that_of_the_run():
-  config = tiny.config(**{"net.width": 128, "mesh.fsdp": 4})
-  report = plan.plan(config, "local")
-  params = jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+  given = tiny.experiment_of(**{"net.width": 128, "mesh.fsdp": 4})
+  report = plan.plan(given, "local")
+  params = jax.eval_shape(given.network.init, jax.random.key(0))
   number = sum(x.size for x in jax.tree.leaves(params))
   assert report["parameters"] == {"network": number, "teacher": 0}
   assert report["mesh"] == {"data": 2, "fsdp": 4} and report["chips"] == 8
@@ -75,11 +74,11 @@ def test_the_plan_of_the_devices_here_is_that_of_the_run():
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_tried_in_other_ways_until_it_does(monkeypatch):
-  config = tiny.config(**{"net.width": 256})
-  sizes = [argument_bytes(config, fsdp) for fsdp in (1, 2)]
+  given = tiny.experiment_of(**{"net.width": 256})
+  sizes = [argument_bytes(given, fsdp) for fsdp in (1, 2)]
   small = costs.CHIPS["h100"]._replace(memory=0.5 * sum(sizes))
   monkeypatch.setitem(costs.CHIPS, "h100", small)
-  report = plan.plan(config, "h100:4")
+  report = plan.plan(given, "h100:4")
   tried = [(a["changes"], a["peak"] is not None) for a in report["attempts"]]
   # An MLP cannot compute anything again; its arguments alone are too much for a chip.
   split = {"mesh.data": -1, "mesh.fsdp": 2}
@@ -95,9 +94,9 @@ def test_what_does_not_fit_is_tried_in_other_ways_until_it_does(monkeypatch):
   assert text.splitlines()[-1].startswith("It fits with --config.mesh.data=-1 --config.mesh.fsdp=")
 
 
-def argument_bytes(config, fsdp):
+def argument_bytes(given, fsdp):
   aim = plan.Target(jax.devices()[:4], costs.CHIPS["h100"], "", {})
-  return plan.argument_bytes(plan.changed(config, {"mesh.fsdp": fsdp}), aim)
+  return plan.argument_bytes(plan.changed(given, {"mesh.fsdp": fsdp}), aim)
 
 
 def test_remat_comes_first_then_microbatches_then_more_shards():
@@ -109,16 +108,17 @@ def test_remat_comes_first_then_microbatches_then_more_shards():
   aim = plan.Target(jax.devices()[:4], costs.CHIPS["v5e"], "", {})
   remat = {"net.remat": True}
   shards = [{"mesh.data": -1, "mesh.fsdp": n} for n in (2, 4)]
+  candidates = lambda aim: list(plan.candidates(experiment.parse(config), aim))
   del config.microbatch  # of an older page
-  assert list(plan.candidates(config, aim)) == [{}, remat, *[remat | s for s in shards]]
+  assert candidates(aim) == [{}, remat, *[remat | s for s in shards]]
   config.microbatch = 32
   halves = [remat | {"microbatch": n} for n in (16, 8, 4)]
   expected = [{}, remat, *halves, *[halves[-1] | s for s in shards]]
-  assert list(plan.candidates(config, aim)) == expected
+  assert candidates(aim) == expected
   full = aim._replace(chip=aim.chip._replace(memory=1e3))  # less than the state
-  assert list(plan.candidates(config, full)) == [{}, remat, *[remat | s for s in shards]]
+  assert candidates(full) == [{}, remat, *[remat | s for s in shards]]
   config.net.remat, config.mesh.fsdp = True, 4
-  assert list(plan.candidates(config, aim)) == [{}, *[{"microbatch": n} for n in (16, 8, 4)]]
+  assert candidates(aim) == [{}, *[{"microbatch": n} for n in (16, 8, 4)]]
 
 
 def test_a_program_that_the_compiler_refuses_does_not_fit(monkeypatch):
@@ -129,13 +129,13 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(monkeypatch):
 
   monkeypatch.setattr(plan, "trace_step", lambda *args: None)
   monkeypatch.setattr(compiled_step, "compile_traced", refuse)
-  report = plan.plan(tiny.config(), "h100:2")
+  report = plan.plan(tiny.experiment_of(), "h100:2")
   assert [a["peak"] for a in report["attempts"]] == [90 * 2**30] * 5
   assert report["fits"] is False and "step" not in report
   assert "none of these ways" in plan.table(report)
   message = "INTERNAL: something else"
   with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-    plan.plan(tiny.config(), "h100:2")
+    plan.plan(tiny.experiment_of(), "h100:2")
 
 
 def test_a_topology_that_cannot_be_is_one_line_with_advice(monkeypatch):
@@ -158,9 +158,9 @@ def test_an_unknown_topology_says_which_there_are(topology):
 
 def test_chips_that_do_not_divide_the_batch_or_are_too_many_are_refused():
   with pytest.raises(ValueError, match="batch_size=12 must be a multiple of the 8 .* Nearest: 16"):
-    plan.plan(tiny.config(**{"batch_size": 12}), "h100:8")
+    plan.plan(tiny.experiment_of(**{"batch_size": 12}), "h100:8")
   with pytest.raises(ValueError, match="does not fit 8 devices"):
-    plan.plan(tiny.config(**{"mesh.fsdp": 3}), "h100:8")
+    plan.plan(tiny.experiment_of(**{"mesh.fsdp": 3}), "h100:8")
   with pytest.raises(ValueError, match="started with 8 CPU devices, and 16 are asked for"):
     plan.target("h100:16")
 

@@ -125,8 +125,8 @@ def test_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path, monkey
   )
   with monkeypatch.context() as patch:
     patch.setattr(experiment, "batches", watcher)
-    train.train(config, tmp_path / "one")
-  train.train(config, tmp_path / "fewer")
+    tiny.train(config, tmp_path / "one")
+  tiny.train(config, tmp_path / "fewer")
 
   expected = {step: {str(row): digest for row, digest in seen[step].items()} for step in seen}
   assert [*expected] == [*range(total)] and all(len(r) == 64 for r in expected.values())

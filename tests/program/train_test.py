@@ -18,7 +18,7 @@ import pytest
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.data import sources
-from cmjax.program import compiled_step, doctor, stored_runs, train
+from cmjax.program import compiled_step, course, doctor, stored_runs, train
 from helpers import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def _one_device():
 def _whole(tmp_path_factory):
   """A run of 12 steps that nothing disturbed."""
   workdir = tmp_path_factory.mktemp("whole")
-  scores = train.train(tiny.config(), workdir)
+  scores = tiny.train(tiny.config(), workdir)
   return workdir, scores
 
 
@@ -106,7 +106,7 @@ def test_a_finished_run_started_again_only_reports(whole, monkeypatch):
   before, lines = tiny.state(workdir), history(workdir)
   (workdir / "report.html").unlink()
   monkeypatch.setattr(compiled_step, "compile_step", None)  # not one step is made
-  again = train.train(tiny.config(), workdir)
+  again = tiny.train(tiny.config(), workdir)
   assert again == scores
   assert (workdir / "report.html").exists()
   assert history(workdir) == lines
@@ -115,10 +115,10 @@ def test_a_finished_run_started_again_only_reports(whole, monkeypatch):
 
 def test_more_steps_go_on_and_fewer_are_refused(whole, tmp_path):
   config = tiny.config(total_steps=4)
-  train.train(config, tmp_path)
+  tiny.train(config, tmp_path)
   with pytest.raises(ValueError, match="at step 4 already, but total_steps=2. Raise it"):
-    train.train(tiny.config(total_steps=2), tmp_path)
-  train.train(tiny.config(total_steps=12), tmp_path)
+    tiny.train(tiny.config(total_steps=2), tmp_path)
+  tiny.train(tiny.config(total_steps=12), tmp_path)
   tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
 
 
@@ -129,13 +129,13 @@ def test_sigterm_saves_that_very_step_and_starting_again_ends_the_same(
   with monkeypatch.context() as patch:
     at_step(patch, step, terminate)
     with pytest.raises(train.Interrupted) as caught:
-      train.train(tiny.config(), tmp_path)
+      tiny.train(tiny.config(), tmp_path)
   assert caught.value.code == train.INTERRUPTED == 75
   assert caught.value.step == step + 1
   assert tiny.state(tmp_path)["step"] == step + 1
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-  assert train.train(tiny.config(), tmp_path) == whole[1]
+  assert tiny.train(tiny.config(), tmp_path) == whole[1]
   tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
   # Every record once; what was due at the step of the interruption is there, too.
   assert [r["step"] for r in history(tmp_path) if "loss" in r] == sorted(
@@ -148,7 +148,7 @@ def test_an_evaluator_that_fails_costs_no_step_and_those_before_it_are_not_run_a
   whole, tmp_path, monkeypatch
 ):
   config = tiny.config(**{"evals.swd.every_steps": 4, "evals.grid.every_steps": 8})
-  evaluators, ran = experiment.evaluators, []
+  open_evaluators, ran = experiment.open_evaluators, []
 
   def failing(broken):
     def made(*args):
@@ -161,22 +161,21 @@ def test_an_evaluator_that_fails_costs_no_step_and_those_before_it_are_not_run_a
 
         return run
 
-      found = evaluators(*args)
-      return {k: e._replace(evaluate=watched(k, e.evaluate)) for k, e in found.items()}
+      return {k: watched(k, evaluate) for k, evaluate in open_evaluators(*args).items()}
 
     return made
 
-  monkeypatch.setattr(experiment, "evaluators", failing(True))
+  monkeypatch.setattr(experiment, "open_evaluators", failing(True))
   with pytest.raises(OSError, match="no space left"):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
   assert ran == ["grid", "swd", "grid", "swd"]  # at 0, 4, 8, 8
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
   assert [r["step"] for r in history(tmp_path) if "evaluation_sec/grid" in r] == [0, 8]
   assert [r["step"] for r in history(tmp_path) if "evaluation_sec/swd" in r] == [4]
 
   ran.clear()
-  monkeypatch.setattr(experiment, "evaluators", failing(False))
-  assert train.train(config, tmp_path) == whole[1]
+  monkeypatch.setattr(experiment, "open_evaluators", failing(False))
+  assert tiny.train(config, tmp_path) == whole[1]
   assert ran == ["swd", "grid", "swd"]  # at 8, 12, 12
   tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
 
@@ -188,7 +187,7 @@ def test_a_finished_run_called_again_makes_only_the_scores_that_are_not_there(wh
     """The scores, and how many of each evaluator the history has at the last step."""
     config = tiny.config()
     change(config)
-    scores = train.train(config, tmp_path)
+    scores = tiny.train(config, tmp_path)
     rows = [r for r in history(tmp_path) if r["step"] == 12]
     count = {label: sum(f"evaluation_sec/{label}" in r for r in rows) for label in config.evals}
     return scores, count
@@ -215,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoints
   config = tiny.config(log_every_steps=12)
   at_step(monkeypatch, 7, poison)
   with pytest.raises(FloatingPointError, match="step 8 is not finite .loss nan.*nonfinite='stop'"):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
 
 
@@ -239,8 +238,8 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch,
   with monkeypatch.context() as patch:
     at_step(patch, 5, terminate)
     with pytest.raises(train.Interrupted):
-      train.train(config, tmp_path)
-  train.train(config, tmp_path)
+      tiny.train(config, tmp_path)
+  tiny.train(config, tmp_path)
 
   assert "step 5 is not finite" in caplog.text and "Skipped it" in caplog.text
   lines = [r for r in history(tmp_path) if "skipped" in r]
@@ -257,9 +256,9 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch,
 
 def test_the_step_is_traced_once_a_sitting(tmp_path, monkeypatch):
   traces = []
-  original = experiment.loss
+  original = compiled_step.make_loss
 
-  def loss(*args):
+  def make_loss(*args):
     loss_fn = original(*args)
 
     def counted(*args):
@@ -268,17 +267,17 @@ def test_the_step_is_traced_once_a_sitting(tmp_path, monkeypatch):
 
     return counted
 
-  monkeypatch.setattr(experiment, "loss", loss)
-  train.train(tiny.config(total_steps=5, evals={}), tmp_path)
+  monkeypatch.setattr(compiled_step, "make_loss", make_loss)
+  tiny.train(tiny.config(total_steps=5, evals={}), tmp_path)
   assert len(traces) == 1
-  train.train(tiny.config(total_steps=10, evals={}), tmp_path)
+  tiny.train(tiny.config(total_steps=10, evals={}), tmp_path)
   assert len(traces) == 2
 
 
 def test_a_copy_between_host_and_device_inside_the_step_is_an_error(tmp_path, monkeypatch):
   at_step(monkeypatch, 1, lambda batch: jax.device_get(batch))
   with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
-    train.train(tiny.config(evals={}), tmp_path)
+    tiny.train(tiny.config(evals={}), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -295,21 +294,21 @@ def test_a_copy_between_host_and_device_inside_the_step_is_an_error(tmp_path, mo
 )
 def test_what_cannot_be_fails_before_training(tmp_path, values, message):
   with pytest.raises(ValueError, match=message):
-    train.train(tiny.config(**values), tmp_path)
+    tiny.train(tiny.config(**values), tmp_path)
   assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_a_batch_that_the_devices_do_not_divide_fails_before_training(tmp_path, monkeypatch):
   monkeypatch.setattr(sharding, "make_mesh", ON_ALL_DEVICES)
   with pytest.raises(ValueError, match="batch_size=12 .* the 8 devices. Nearest: 16"):
-    train.train(tiny.config(batch_size=12), tmp_path)
+    tiny.train(tiny.config(batch_size=12), tmp_path)
 
 
 def test_a_config_that_is_not_whole_lists_what_it_needs(tmp_path):
   config = tiny.config()
   del config.nonfinite
   with pytest.raises(ValueError, match="The config needs seed, .*; not there: nonfinite"):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -330,19 +329,19 @@ def test_a_teacher_or_a_start_that_does_not_fit_is_refused(
   with config.unlocked():
     config.update_from_flattened_dict(values)
   with pytest.raises(ValueError, match=message):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
 
 
 def test_initial_weights_of_another_network_are_refused(whole, tmp_path):
   config = tiny.config(**{"init_from.workdir": str(whole[0]), "net.width": 24})
   message = r"init_from: .* does not fit this .*block0/affine/bias is \(16,\), this network's \(24,"
   with pytest.raises(ValueError, match=message):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
 
 
 def test_a_run_can_start_from_an_average_of_another(whole, tmp_path):
   values = {"init_from.workdir": str(whole[0]), "init_from.ema": "short", "optim.lr": 0.0}
-  train.train(tiny.config(evals={}, total_steps=1, **values), tmp_path)
+  tiny.train(tiny.config(evals={}, total_steps=1, **values), tmp_path)
   state, source = tiny.state(tmp_path), tiny.state(whole[0])
   for name, x in source.items():
     if name.startswith("ema/short/net"):
@@ -355,7 +354,7 @@ def test_distilling_reads_the_teacher_and_changes_nothing_in_its_workdir(whole, 
 
   before = fingerprint()
   values = {"loss.name": "scd", "teacher.workdir": str(whole[0]), "teacher.ema": "main"}
-  train.train(tiny.config(evals={}, total_steps=2, **values), tmp_path)
+  tiny.train(tiny.config(evals={}, total_steps=2, **values), tmp_path)
   assert fingerprint() == before
   # The teacher's velocity is not the data's: another run than sct's.
   losses = [[r for r in history(w) if "loss" in r][0]["loss"] for w in (tmp_path, whole[0])]
@@ -373,7 +372,7 @@ def test_a_config_that_does_not_fit_the_checkpoint_says_where(whole):
   with config.unlocked():
     config.update_from_flattened_dict(values)
   with pytest.raises(ValueError) as caught:
-    train.train(config, whole[0])
+    tiny.train(config, whole[0])
   assert str(caught.value).splitlines() == [
     "The config does not fit the checkpoints in the workdir:",
     "  loss.c: 0.1 in the checkpoint, 0.2 now",
@@ -384,11 +383,11 @@ def test_a_config_that_does_not_fit_the_checkpoint_says_where(whole):
 
 def test_a_changed_config_goes_on_only_when_asked_and_is_on_record(tmp_path, caplog):
   values = {"evals": {}, "total_steps": 4, "checkpoint.every_steps": 2}
-  train.train(tiny.config(**values), tmp_path)
+  tiny.train(tiny.config(**values), tmp_path)
   values |= {"total_steps": 6, "optim.lr": 2e-2}
   with pytest.raises(ValueError, match="optim.lr: 0.01 in the checkpoint, 0.02 now"):
-    train.train(tiny.config(**values), tmp_path)
-  train.train(tiny.config(**values), tmp_path, allow_config_change=True)
+    tiny.train(tiny.config(**values), tmp_path)
+  tiny.train(tiny.config(**values), tmp_path, allow_config_change=True)
   assert "changed config: optim.lr: 0.01 in the checkpoint, 0.02 now" in caplog.text
   lines = (tmp_path / "config_changes.jsonl").read_text().splitlines()
   record = {"step": 4, "changes": {"optim.lr": {"old": 0.01, "new": 0.02}}}
@@ -396,10 +395,10 @@ def test_a_changed_config_goes_on_only_when_asked_and_is_on_record(tmp_path, cap
   assert [r["lr"] for r in history(tmp_path) if "lr" in r] == pytest.approx([0.01, 0.01, 0.02])
 
   caplog.clear()
-  train.train(tiny.config(**values | {"total_steps": 8}), tmp_path)  # now it is the run's own
+  tiny.train(tiny.config(**values | {"total_steps": 8}), tmp_path)  # now it is the run's own
   assert "changed config" not in caplog.text
   with pytest.raises(ValueError) as caught:
-    train.train(tiny.config(**values | {"net.width": 24}), tmp_path, allow_config_change=True)
+    tiny.train(tiny.config(**values | {"net.width": 24}), tmp_path, allow_config_change=True)
   first, second, *_ = str(caught.value).splitlines()
   assert first == "The changed config makes another state: 45 arrays differ, such as"
   assert second == "  ema/main/blocks/block0/affine/bias: (16,) in the checkpoint, (24,) now"
@@ -407,15 +406,15 @@ def test_a_changed_config_goes_on_only_when_asked_and_is_on_record(tmp_path, cap
 
 
 def test_data_that_has_lost_an_element_is_refused(whole, monkeypatch):
-  original = experiment.source
+  original = experiment.opened
 
-  def source(config, split="train"):
-    data = original(config, split)
+  def opened(given, split="train"):
+    data = original(given, split)
     return sources.ArraySource(data.take(np.arange(len(data) - 1))["image"])
 
-  monkeypatch.setattr(experiment, "source", source)
+  monkeypatch.setattr(experiment, "opened", opened)
   with pytest.raises(ValueError, match=r"data .number of examples.: 512 in the checkp.*, 511 now"):
-    train.train(tiny.config(), whole[0])
+    tiny.train(tiny.config(), whole[0])
 
 
 def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeypatch):
@@ -438,9 +437,9 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeyp
     patch.setattr(compiled_step, "compile_step", compile_step)
     patch.setattr(jax, "transfer_guard", lambda level: contextlib.nullcontext())
     with pytest.raises(FloatingPointError, match="state of step 8 is not finite, .*was not saved"):
-      train.train(config, tmp_path)
+      tiny.train(config, tmp_path)
   assert tiny.state(tmp_path)["step"] == 4
-  train.train(config, tmp_path)
+  tiny.train(config, tmp_path)
   assert tiny.state(tmp_path)["step"] == 12
 
 
@@ -458,7 +457,7 @@ def test_what_is_deleted_under_the_run_is_missed_by_nobody(whole, tmp_path, monk
 
   at_step(monkeypatch, 4, await_the_first)
   at_step(monkeypatch, 7, delete)  # it was sealed in between
-  train.train(tiny.config(), tmp_path)
+  tiny.train(tiny.config(), tmp_path)
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
   assert sorted(p.name for p in (tmp_path / "seals").iterdir()) == ["12.json", "8.json"]
   tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
@@ -521,15 +520,15 @@ def kill_at_random(process, workdir):
 def test_a_run_killed_while_saving_and_again_at_random_ends_bit_for_bit_the_same(tmp_path, start):
   whole, killed, other = (tmp_path / name for name in ("whole", "killed", "other"))
   killed.mkdir()
-  train.train(tiny.get_config("long"), whole)
-  train.train(tiny.config("long", seed=1), other)
+  tiny.train(tiny.get_config("long"), whole)
+  tiny.train(tiny.config("long", seed=1), other)
 
   kill_while_saving(start(killed), killed)
   assert list((killed / "checkpoints").glob("*.orbax-checkpoint-tmp"))
   kill_at_random(start(killed), killed)
   newest = tiny.state(killed)["step"]
   assert 0 < newest < 200
-  train.train(tiny.get_config("long"), killed)
+  tiny.train(tiny.get_config("long"), killed)
 
   tiny.assert_same(tiny.state(killed), tiny.state(whole))
   losses = [[(r["step"], r["loss"]) for r in history(w) if "loss" in r] for w in (killed, whole)]
@@ -543,14 +542,14 @@ def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
   tmp_path, monkeypatch, asynchronous
 ):
   """Else whoever is killed meanwhile loses more than an interval, or the loop is held up."""
-  sealed, original = {}, train._Run.next_batches
+  sealed, original = {}, course.Course.next_batches
 
   def next_batches(self, count):
     sealed[self.step] = (tmp_path / "seals" / f"{self.step}.json").exists()
     return original(self, count)
 
-  monkeypatch.setattr(train._Run, "next_batches", next_batches)
-  train.train(tiny.config(evals={}, **{"checkpoint.asynchronous": asynchronous}), tmp_path)
+  monkeypatch.setattr(course.Course, "next_batches", next_batches)
+  tiny.train(tiny.config(evals={}, **{"checkpoint.asynchronous": asynchronous}), tmp_path)
   assert (sealed[4], sealed[8]) == (not asynchronous, not asynchronous)
 
 
@@ -562,15 +561,15 @@ def test_a_loss_that_is_not_finite_is_rolled_back_and_the_run_can_still_be_cut(
 ):
   at_step(monkeypatch, 6, poison)
   config = tiny.config(nonfinite="roll_back", log_every_steps=1)
-  train.train(config, tmp_path / "whole")
+  tiny.train(config, tmp_path / "whole")
   assert "The first nan is in the argument batch/image" in caplog.text
   assert "Rolled back to step 4, as asked (1 so far)" in caplog.text
   with monkeypatch.context() as patch:
     # Batches 4 to 6 are left out: that of update 10 (from 0) has the number 13.
     at_step(patch, 13, terminate)
     with pytest.raises(train.Interrupted):
-      train.train(config, tmp_path / "cut")
-  train.train(config, tmp_path / "cut")
+      tiny.train(config, tmp_path / "cut")
+  tiny.train(config, tmp_path / "cut")
   tiny.assert_same(tiny.state(tmp_path / "cut"), tiny.state(tmp_path / "whole"))
   for name in ("cut", "whole"):
     counted = {r["step"]: r["rolled_back"] for r in history(tmp_path / name) if "lr" in r}
@@ -591,7 +590,7 @@ def test_what_comes_after_a_roll_back_is_made_of_other_batches_and_noise(
 
   monkeypatch.setattr(experiment, "batches", batches)
   at_step(monkeypatch, 6, poison)
-  train.train(tiny.config(nonfinite="roll_back"), tmp_path)
+  tiny.train(tiny.config(nonfinite="roll_back"), tmp_path)
   assert seen == [0, 7]
   ours, others = tiny.state(tmp_path), tiny.state(whole[0])
   assert not np.array_equal(ours["params/net/fc_out/kernel"], others["params/net/fc_out/kernel"])
@@ -614,7 +613,7 @@ def test_weights_that_are_not_finite_are_healed_by_the_checkpoint(tmp_path, monk
 
   monkeypatch.setattr(compiled_step, "make_step_fn", make_step_fn)
   at_step(monkeypatch, 5, lambda batch: {name: x + 100.0 for name, x in batch.items()})
-  train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
+  tiny.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
   assert "The first nan is in the argument params/net/" in caplog.text
   assert all(np.isfinite(a).all() for a in tiny.state(tmp_path).values())
 
@@ -623,7 +622,7 @@ def test_a_run_that_always_fails_is_given_up(tmp_path, monkeypatch):
   original = experiment.batches
   monkeypatch.setattr(experiment, "batches", lambda *args: (poison(b) for b in original(*args)))
   with pytest.raises(FloatingPointError, match=r"Rolled back to step 0 3 times already"):
-    train.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
+    tiny.train(tiny.config(nonfinite="roll_back", evals={}), tmp_path)
 
 
 def test_too_many_skipped_in_a_row_end_a_run(tmp_path, monkeypatch):
@@ -631,7 +630,7 @@ def test_too_many_skipped_in_a_row_end_a_run(tmp_path, monkeypatch):
   monkeypatch.setattr(experiment, "batches", lambda *args: (poison(b) for b in original(*args)))
   monkeypatch.setattr(doctor, "MOST_SKIPPED", 3)
   with pytest.raises(FloatingPointError, match="but so were the 3 steps before it"):
-    train.train(tiny.config(nonfinite="skip", evals={}), tmp_path)
+    tiny.train(tiny.config(nonfinite="skip", evals={}), tmp_path)
 
 
 @pytest.mark.parametrize("policy", ["warn", "roll_back", "stop"])
@@ -639,7 +638,7 @@ def test_a_spike_is_handled_as_asked(tmp_path, monkeypatch, caplog, policy):
   monkeypatch.setattr(doctor, "LEAST", 3)
   at_step(monkeypatch, 6, lambda batch: {name: x * 1e4 for name, x in batch.items()})
   config = tiny.config(log_every_steps=1, evals={}, **{"doctor.on_spike": policy})
-  run = lambda: train.train(config, tmp_path)
+  run = lambda: tiny.train(config, tmp_path)
   if policy == "stop":
     with pytest.raises(FloatingPointError, match=r"Step 7: .*doctor.on_spike='stop'"):
       run()
@@ -655,7 +654,7 @@ def test_a_spike_is_handled_as_asked(tmp_path, monkeypatch, caplog, policy):
 
 def test_the_probe_is_recorded_at_its_steps(tmp_path):
   config = tiny.config(evals={}, **{"doctor.probe_every_steps": 6})
-  train.train(config, tmp_path)
+  tiny.train(config, tmp_path)
   rows = {r["step"]: r["jvp_error"] for r in history(tmp_path) if "jvp_error" in r}
   assert rows.keys() == {0, 6, 12}
   assert rows[0] == 0 and 0 < rows[12] < 1e-3
@@ -665,14 +664,14 @@ def test_the_probe_is_recorded_at_its_steps(tmp_path):
 def test_snapshots_of_what_was_rolled_back_are_made_again(tmp_path, monkeypatch):
   at_step(monkeypatch, 7, poison)
   config = tiny.config("snapshots", nonfinite="roll_back", evals={})
-  train.train(config, tmp_path)
+  tiny.train(config, tmp_path)
   assert sorted(int(p.name) for p in (tmp_path / "snapshots").iterdir()) == [2, 4, 6, 8, 10, 12]
   seals = {int(p.stem) for p in (tmp_path / "seals" / "snapshots").glob("*.json")}
   assert seals == {2, 4, 6, 8, 10, 12}
 
 
 def test_several_steps_in_a_dispatch_are_the_same_steps(whole, tmp_path):
-  train.train(tiny.config(steps_per_dispatch=2), tmp_path)
+  tiny.train(tiny.config(steps_per_dispatch=2), tmp_path)
   ours, expected = tiny.state(tmp_path), tiny.state(whole[0])
   for name, array in expected.items():
     np.testing.assert_allclose(ours[name], array, rtol=2e-4, atol=1e-5, err_msg=name)
@@ -686,7 +685,7 @@ def test_a_step_of_a_dispatch_that_is_not_finite_is_told_from_the_others(
   tmp_path, monkeypatch, caplog
 ):
   at_step(monkeypatch, 4, poison)
-  train.train(tiny.config(steps_per_dispatch=2, nonfinite="skip", evals={}), tmp_path)
+  tiny.train(tiny.config(steps_per_dispatch=2, nonfinite="skip", evals={}), tmp_path)
   assert "step 5 is not finite" in caplog.text and "step 6 is not" not in caplog.text
   assert history(tmp_path)[-1]["skipped"] == 1
 
@@ -695,7 +694,7 @@ def test_a_step_of_a_dispatch_that_is_not_finite_is_told_from_the_others(
 def test_what_falls_within_a_dispatch_is_refused(tmp_path, key):
   config = tiny.config(steps_per_dispatch=2, **{key: 9 if key == "total_steps" else 3})
   with pytest.raises(ValueError, match=f"{key}=[39] must be a multiple of steps_per_dispatch=2"):
-    train.train(config, tmp_path)
+    tiny.train(config, tmp_path)
 
 
 def test_how_a_step_is_computed_may_change_between_sittings_and_what_is_not():
@@ -703,7 +702,7 @@ def test_how_a_step_is_computed_may_change_between_sittings_and_what_is_not():
   config = tiny.config(microbatch=8, steps_per_dispatch=2)
   with config.unlocked():
     config.net.remat, config.net.scan, config.net.attention = True, True, "xla"
-  stored_runs.check_same_run(config, meta, num_examples=512)
+  stored_runs.check_same_run(config.to_dict(), meta, num_examples=512)
   config.net.width = 8
   with pytest.raises(ValueError, match=r"net.width: 16 in the snapshot, 8 now\n"):
-    stored_runs.check_same_run(config, meta, num_examples=512)
+    stored_runs.check_same_run(config.to_dict(), meta, num_examples=512)

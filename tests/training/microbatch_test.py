@@ -9,7 +9,6 @@ import pytest
 
 from cmjax import experiment
 from cmjax.base import sharding
-from cmjax.program import train
 from cmjax.training import microbatch
 from helpers import tiny
 
@@ -136,18 +135,17 @@ def gradient(loss, mesh, parts):
     config.net.guidance = guided
   if loss["name"].startswith(("scd", "cd")):
     config.teacher.workdir = "teacher"
-  net = experiment.network(config)
-  plain = config.copy_and_resolve_references()
-  plain.net.guidance = False
-  teacher = experiment.network(plain)
+  given = experiment.parse(config)
+  teacher = given.network.at(guidance=False)
   weights = shaken(teacher.init(jax.random.key(1)), 1)
-  params = shaken(jax.jit(experiment.state_init(config, net))(jax.random.key(0)).params, 2)
+  params = shaken(jax.jit(experiment.state_init(given))(jax.random.key(0)).params, 2)
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.normal(size=(16, 2)).astype(np.float32),
     "label": rng.integers(0, 3, 16).astype(np.int32),
   }
-  loss_fn = experiment.loss(config, net, (teacher, weights) if config.teacher.workdir else None)
+  frozen = experiment.Frozen((teacher, weights) if config.teacher.workdir else None)
+  loss_fn = given.method.loss(given.network, frozen)
 
   @jax.jit
   def run(params, batch, key):
@@ -199,7 +197,7 @@ def test_a_run_ends_as_without(tmp_path):
   for microbatch_size in (None, 8):
     config = tiny.config(microbatch=microbatch_size, total_steps=3)
     config.evals = {}
-    train.train(config, tmp_path / str(microbatch_size))
+    tiny.train(config, tmp_path / str(microbatch_size))
     ends.append(tiny.state(tmp_path / str(microbatch_size)))
   for name, array in ends[0].items():
     np.testing.assert_allclose(ends[1][name], array, rtol=2e-4, atol=1e-5, err_msg=name)
@@ -207,4 +205,4 @@ def test_a_run_ends_as_without(tmp_path):
 
 def test_a_run_that_cannot_be_split_is_refused_at_the_door(tmp_path):
   with pytest.raises(ValueError, match="microbatch=3 must divide batch_size=16"):
-    train.train(tiny.config(microbatch=3), tmp_path)
+    tiny.train(tiny.config(microbatch=3), tmp_path)

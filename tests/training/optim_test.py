@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.networks import normalize_kernel
-from cmjax.program import stored_runs, train
+from cmjax.program import stored_runs
 from cmjax.training import optim
 from helpers import tiny
 
@@ -110,10 +110,13 @@ def _updated():
   """Parameters of sCD with VSD before and after one large update."""
   vsd = dict(P_mean=0.4, P_std=2.0, fake=FAKE)
   c = config(name="scd", vsd=vsd, **SCM)
-  net, tx = experiment.network(c), experiment.optimizer(c)
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  given = experiment.parse(c)
+  tx, shapes = (
+    experiment.transformation(given),
+    jax.eval_shape(given.network.init, jax.random.key(0)),
+  )
   start, fake = (jax.tree.map(lambda a: 5 * a, draw(shapes, seed)) for seed in (0, 1))
-  state = jax.jit(experiment.state_init(c, net))(jax.random.key(0), start, fake)
+  state = jax.jit(experiment.state_init(given))(jax.random.key(0), start, fake)
 
   @jax.jit
   def update(state):
@@ -149,16 +152,16 @@ def test_what_has_no_norm_to_keep_moves_as_the_optimizer_says(updated):
 
 def test_the_head_for_logvar_is_held_as_well_and_other_networks_are_not():
   c = config(name="diffusion", P_mean=-0.8, P_std=1.6, weighting="edm2")
-  state = experiment.state_init(c, experiment.network(c))
+  given = experiment.parse(c)
+  state = experiment.state_init(given)
   head = jax.eval_shape(state, jax.random.key(0)).params["weighting"]
   params = {"weighting": draw(head)}
-  tx = experiment.optimizer(c)
+  tx = experiment.transformation(given)
   updates, _ = tx.update(draw(params, seed=1), tx.init(params), params)
   after = optax.apply_updates(params, updates)["weighting"]["logvar_linear"]["kernel"]
   np.testing.assert_allclose(rms(after), 1 - 1e-4, atol=2e-4)
-  c = tiny.config()
   params = {"net": {"fc_in": {"kernel": jnp.full((2, 3), 5.0)}}}
-  tx = experiment.optimizer(c)
+  tx = experiment.transformation(tiny.experiment_of())
   updates, _ = tx.update(params, tx.init(params), params)
   np.testing.assert_allclose(updates["net"]["fc_in"]["kernel"], -1e-2, rtol=1e-4)
 
@@ -170,14 +173,14 @@ def test_edm2_trains_and_is_distilled_with_all_its_weights_at_their_norm(tmp_pat
   c.net = dict(NET) | dict(resolution=8, num_classes=10, dtype="bfloat16", remat=True)
   c.data, c.optim.lr = dict(name="digits", flip=False), 1e-2
   c.samplers, c.evals = dict(heun=dict(name="heun", num_steps=3)), {}
-  train.train(c, tmp_path / "teacher")
+  tiny.train(c, tmp_path / "teacher")
   student = config(
     name="scd", guidance=(1.0, 2.0), vsd=dict(P_mean=0.4, P_std=2.0, fake=FAKE), **SCM
   )
   student.net, student.data, student.evals = dict(c.net) | dict(guidance=True), c.data, {}
   student.samplers = dict(one_step=dict(name="consistency"))
   student.teacher.workdir = student.init_from.workdir = str(tmp_path / "teacher")
-  train.train(student, tmp_path / "student")
+  tiny.train(student, tmp_path / "student")
   for workdir, parts in (("teacher", ["net"]), ("student", ["net", "fake"])):
     state = stored_runs.load_state(tmp_path / workdir, sharding.make_mesh()).state
     for part in parts:

@@ -29,9 +29,9 @@ from helpers import tiny
 
 MODULES = dict(
   distances=distances, edm=edm, editing=editing, ema=ema, guidance=guidance, samplers=samplers,
-  search=search_times, step_times=conventions, tangent=tangent, times=times, trigflow=trigflow,
-  weighting=weighting, continuous=continuous, continuous_2023=continuous_2023, diffusion=diffusion,
-  discrete=discrete, distribution=distribution, few_steps=few_steps, ode=ode,
+  search_times=search_times, conventions=conventions, tangent=tangent, times=times,
+  trigflow=trigflow, weighting=weighting, continuous=continuous, continuous_2023=continuous_2023,
+  diffusion=diffusion, discrete=discrete, distribution=distribution, few_steps=few_steps, ode=ode,
 )  # fmt: skip
 
 # What is wrong: function [groups of rows that must see it] / right => wrong. The first part is the
@@ -273,11 +273,11 @@ segment is its upper end: few_steps.segments [few_steps]
   "segment": s => "segment": t
 segments uniform in sigma: times.segment_times [few_steps]
   np.linspace(np.arctan2(sigma_max, sigma_data), 0.0, => np.geomspace(1.56, 0.001,
-positions count upwards: step_times.consistency_times_from_positions [few_steps]
+positions count upwards: conventions.consistency_times_from_positions [few_steps]
   *sigmas[indices[:-1]] => *sigmas[indices[:-1] + 1]
-sigma taken for an angle: step_times.consistency_times_from_sigmas [few_steps]
+sigma taken for an angle: conventions.consistency_times_from_sigmas [few_steps]
   np.arctan2(array, sigma_data) => np.minimum(array, 1.5)
-the worst probe wins: search._add_time [few_steps]
+the worst probe wins: search_times._add_time [few_steps]
   return min( => return max(
 scale off by one: guidance._extrapolate [guidance]
   w * (F - F_guide) => (w - 1) * (F - F_guide)

@@ -1,0 +1,148 @@
+"""From the arguments of a verb with a config to its end: flags, processes, errors, exit codes."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from cmjax.commands import common, configs
+from cmjax.commands.common import Flag
+
+MODES = ("train", "sample", "evaluate", "reference", "search", "measure", "verify", "plan", "show")
+_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_boolean}
+
+
+class Command(NamedTuple):
+  """A command line that was understood.
+
+  Attributes:
+    verb: its module.
+    title: the verb as the user wrote it: `cmjax train`, or --mode=train.
+    values: of the flags.
+    config: with the values that flags set; None where the verb does without.
+  """
+
+  verb: ModuleType
+  title: str
+  values: flags.FlagValues
+  config: ConfigDict | None
+
+
+def start(argv: Sequence[str], verb: str | None = None) -> None:
+  """Runs a verb, and ends the process with its exit code; without a verb --mode says which."""
+  app.run(join_and_run, argv=list(argv), flags_parser=lambda argv: parse(argv, verb))
+
+
+def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None = None) -> Command:
+  """Defines the flags and gives them their values; what is mistyped is one message, exit code 1.
+
+  Args:
+    argv: its first is the name of the program.
+    verb: None: all flags of all verbs, and --mode says which verb.
+    values: to define the flags in; None: absl's own.
+  """
+  values = flags.FLAGS if values is None else values
+  try:
+    plain = values.read_flags_from_files(argv[1:])  # of --flagfile
+    spec, plain = configs.take(plain, "config")
+    name = verb or configs.take(plain, "mode")[0] or MODES[0]
+    module = importlib.import_module(f"cmjax.commands.{name if name in MODES else MODES[0]}")
+    workdir = configs.take(plain, "workdir")[0]
+    config = configs.load(spec, workdir, module.CONFIG_FROM)
+    _define(values, config, plain, module.FLAGS if verb else None)
+    others = values([argv[0], *plain])[1:]  # --help ends here
+  except flags.UnrecognizedFlagError as error:
+    program = f"cmjax {verb}" if verb else "python -m cmjax.main"
+    _exit(f"{error} ({program} --help has the flags)")
+  except (flags.Error, ValueError, OSError) as error:
+    _exit(error)
+  command = Command(module, f"cmjax {verb}" if verb else f"--mode={name}", values, config)
+  if wrong := _wrong(command, others):
+    _exit(wrong)
+  return command
+
+
+def _wrong(command: Command, others: Sequence[str]) -> str | None:
+  """What is wrong with a command whose flags could all be read."""
+  values, verb = command.values, command.verb
+  if others:
+    return f"Unknown arguments {others}: options begin with --."
+  workdir = values.workdir if common.WORKDIR in verb.FLAGS else None
+  if command.config is None and (why := configs.why_missing(workdir, verb.CONFIG_FROM)):
+    return why
+  for flag in verb.NEEDS:
+    if values[flag.name].value is None:
+      return f"{command.title} needs --{flag.name}, {flag.purpose}."
+  return None
+
+
+def _define(
+  values: flags.FlagValues,
+  config: ConfigDict | None,
+  argv: Sequence[str],
+  of_verb: Sequence[Flag] | None,
+) -> None:
+  """Defines the flags of a verb; None: of all verbs, and --mode."""
+  names = ["config"]
+  if config is None:
+    flags.DEFINE_string("config", None, common.ConfigFrom.FLAG.value, flag_values=values)
+  else:
+    configs.define(config, argv, values)
+  if of_verb is None:
+    flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.", flag_values=values)
+    names.append("mode")
+  for flag in _all_flags() if of_verb is None else of_verb:
+    _DEFINE[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
+    names.append(flag.name)
+  for name in names:  # absl's --help shows these, and --helpfull those of all libraries
+    values.register_key_flag_for_module(sys.argv[0], values[name])
+
+
+def _all_flags() -> Iterator[Flag]:
+  """The flags of all verbs, each once, with the modes that it is of."""
+  modes: dict[Flag, list[str]] = {}
+  for mode in MODES:
+    for flag in importlib.import_module(f"cmjax.commands.{mode}").FLAGS:
+      modes.setdefault(flag, []).append(mode)
+  for flag, users in modes.items():
+    yield flag._replace(help=f"{flag.help} Modes: {', '.join(users)}.")
+
+
+def join_and_run(command: Command) -> int | None:
+  """`run`, after this process has joined the others of its run: once, before any use of JAX."""
+  values, of_verb = command.values, command.verb.FLAGS
+  if common.COMPILE_CACHE in of_verb and values.compile_cache:
+    from cmjax.base import sharding  # here, so that a misspelt flag need not wait for jax
+
+    sharding.keep_compiled(values.compile_cache)
+  if common.COORDINATOR in of_verb:
+    from cmjax.base import sharding
+
+    try:
+      sharding.start(values.coordinator, values.num_processes, values.process_id)
+    except (ValueError, RuntimeError) as error:
+      _exit(error)
+  return run(command)
+
+
+def run(command: Command) -> int | None:
+  """Runs the verb; errors that are the user's to mend are one message, not a stack trace."""
+  # Ours only: the libraries underneath write dozens of lines for each checkpoint.
+  logging.getLogger().setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  try:
+    return command.verb.run(command.values, command.config)
+  except (ValueError, OSError, FloatingPointError) as error:
+    logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
+    _exit(error)
+
+
+def _exit(message: object) -> NoReturn:
+  print(f"cmjax: {message}", file=sys.stderr)  # noqa: T201
+  sys.exit(1)

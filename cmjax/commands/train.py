@@ -1,0 +1,27 @@
+"""Trains, or goes on with a run that was interrupted.
+
+  cmjax train --config=cifar10_sct --workdir=runs/cifar10
+  cmjax train --workdir=runs/cifar10
+
+The first starts a run, or goes on with it. The second goes on with the config that the run has.
+Every value of the config can be set: --config.optim.lr=3e-4. Exit codes: 0 done; 75 interrupted by
+SIGTERM or SIGINT, state saved, start the same command again; 1 an error.
+"""
+
+from cmjax.commands import common
+
+CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
+ALLOW_CONFIG_CHANGE = common.Flag(
+  "allow_config_change", bool, False, "Go on although the config is not the checkpoint's."
+)
+FLAGS = (common.WORKDIR, ALLOW_CONFIG_CHANGE, *common.PROCESSES, common.COMPILE_CACHE)
+NEEDS = (common.WORKDIR,)
+
+
+def run(values, config) -> None:
+  """Trains the experiment."""
+  from cmjax.program import train
+
+  train.train(
+    common.experiment_of(config), values.workdir, allow_config_change=values.allow_config_change
+  )

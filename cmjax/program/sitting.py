@@ -1,0 +1,310 @@
+"""One sitting of a training: all that it holds, and what is done with it between two steps."""
+
+import contextlib
+import functools
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.base.atomic_files import write_json
+from cmjax.experiment import Experiment
+from cmjax.program import compiled_step, doctor, score_files, stored_runs
+from cmjax.program.course import Course, fresh_state, key_for
+from cmjax.program.stored_runs import Loaded
+from cmjax.run import checkpoint, writer
+from cmjax.run.snapshots import Snapshots, check_writable
+from cmjax.training import microbatch
+from cmjax.types import Batch, Network, Params
+
+logger = logging.getLogger("cmjax")
+
+
+class Prepared(NamedTuple):
+  """What is made once, before the first step: all that can be wrong with a run is found here."""
+
+  mesh: Mesh
+  teacher: Loaded | None
+  frozen: dict[str, Params]
+  data: Any
+  init: Callable[..., Any]
+  step_fn: Callable[..., Any]
+  abstract: Any
+  evaluators: dict[str, Any]
+
+  @property
+  def teacher_network(self) -> Network | None:
+    """The network that is distilled; None without."""
+    return self.teacher.model[0] if self.teacher else None
+
+
+def prepare(given: Experiment, workdir: Path) -> Prepared:
+  """Opens data, teacher and evaluators, and puts the step together; compiles nothing yet."""
+  run, mesh = given.run, experiment.make_mesh(given.run)
+  sharding.check_batch_size(run.batch_size, mesh)
+  microbatch.check(run.batch_size, run.microbatch, mesh.size)
+  teacher = stored_runs.load_teacher(given, mesh)
+  network = teacher.model[0] if teacher else None
+  lpips = sharding.gather(given.method.lpips(), mesh)
+  frozen = {"teacher": teacher and teacher.model[1], "lpips": lpips}
+  compiled_step.make_loss(given, network, frozen)  # what is wrong with its section is found here
+  data, tx = experiment.opened(given), experiment.transformation(given)
+  init, step_fn = experiment.state_init(given, tx), compiled_step.make_step_fn(given, tx, network)
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)
+  check_writable(workdir, num_bytes, given.snapshots, run.total_steps, abstract.ema)
+  guides = stored_runs.load_guides(given, mesh)
+  evaluators = experiment.open_evaluators(given, mesh, guides)
+  return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators)
+
+
+class Sitting:
+  """A training from where its workdir has it to its last step, or to a signal.
+
+  Use it as a context: what is open is closed in the end, whatever the end is.
+
+  Attributes:
+    step: updates so far.
+    last: whether this is the last step.
+    stop: the signal that has come; None without.
+  """
+
+  def __init__(self, given: Experiment, workdir: Path, allow_config_change: bool):
+    self._given, self._workdir, self._primary = given, workdir, sharding.process()[0] == 0
+    self._record = experiment.stored_record(given)
+    self._prepared = prepared = prepare(given, workdir)
+    self._open_stores(allow_config_change)
+    restored = self._checkpoints.restore(self._layout)
+    fresh = functools.partial(fresh_state, given, prepared.init, prepared.mesh, prepared.teacher)
+    self._course = Course(given, prepared.mesh, prepared.data, restored, fresh)
+    self.step = self._start = self._course.step
+    run = given.run
+    if self._start > run.total_steps:
+      raise ValueError(
+        f"{workdir} is at step {self._start} already, but total_steps={run.total_steps}. Raise it, "
+        "or take another --workdir."
+      )
+    logger.info("Starting at step %d of %d in %s.", self._start, run.total_steps, workdir)
+    self._reporter = writer.Reporter(
+      workdir,
+      total_steps=run.total_steps,
+      batch_size=run.batch_size,
+      start_step=self._start,
+      enabled=self._primary,
+      loggers=given.loggers,
+    )
+    self._describe_run(restored)
+    skipped = restored.meta.get("skipped", 0) if restored else 0
+    self._window = doctor.Window(run, self._explain, skipped)
+    network, method = given.network, given.method
+    probing = run.probe_every_steps is not None
+    self._probe = doctor.Probe(network, given.samples, method.tangent) if probing else None
+    self._compiled, self._scores, self.last, self.stop = None, {}, False, None
+    self._done = self._evaluated_before(restored)
+    self._interrupted: Callable[[int], signal.Signals | None] = lambda step: None
+
+  def _open_stores(self, allow_config_change: bool) -> None:
+    """Checkpoints and snapshots, and what a stored config must agree with."""
+    run, prepared = self._given.run, self._prepared
+    options: dict[str, Any] = dict(
+      num_examples=len(prepared.data), allow_change=allow_config_change
+    )
+    self._layout = functools.partial(
+      stored_runs.layout, self._given, prepared.abstract, prepared.mesh, **options
+    )
+    self._check_same = functools.partial(stored_runs.check_same_run, self._record, **options)
+    self._checkpoints = checkpoint.Checkpoints(
+      self._workdir, keep=run.keep, primary=self._primary, agree=sharding.all_agree
+    )
+    self._snapshots = Snapshots(
+      self._workdir, self._given.snapshots, primary=self._primary, check=self._check_same
+    )
+
+  def _describe_run(self, restored: checkpoint.Restored | None) -> None:
+    """Writes config.json and parameters.txt, and what changed since the last sitting."""
+    if not self._primary:
+      return
+    if restored:
+      num_examples = len(self._prepared.data)
+      stored_runs.record_changes(self._workdir, self._record, restored, num_examples)
+    write_json(self._workdir / "config.json", self._record)
+    params = self._course.state.params
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    (self._workdir / "parameters.txt").write_text(overview + "\n")
+
+  def _evaluated_before(self, restored: checkpoint.Restored | None) -> dict[str, dict[str, float]]:
+    """The evaluators that came to their end at this step in an earlier sitting."""
+    if restored is None or self._check_same(restored.meta):
+      return {}
+    return score_files.done(self._record, self._workdir, restored)
+
+  def __enter__(self) -> "Sitting":
+    self._stack = contextlib.ExitStack()
+    self._interrupted = self._stack.enter_context(interruption())
+    self._stack.enter_context(self._reporter)
+    for thing in (self._checkpoints, self._snapshots, self._course):
+      self._stack.enter_context(contextlib.closing(thing))
+    return self
+
+  def __exit__(self, *error: Any) -> bool | None:
+    return self._stack.__exit__(*error)
+
+  def look(self) -> None:
+    """Where the run is, whether that is the end, and whether a signal has come."""
+    self.step = self._course.step
+    self.last = self.step == self._given.run.total_steps
+    self.stop = self._interrupted(self.step)
+
+  def report(self) -> None:
+    """Records the means of the metrics since the last record, where one is due."""
+    if not (self.last or self.stop or self.step % self._given.run.log_every_steps == 0):
+      return
+    if scalars := self._window.flush():
+      scalars["lr"] = float(jnp.asarray(self._given.schedule(jnp.asarray(self.step - 1))))
+      scalars["rolled_back"] = float(self._course.rolled_back)
+      self._reporter.write(self.step, scalars | self._reporter.throughput())
+
+  def probe(self) -> None:
+    """Compares the network's jvp with a difference in float64, where that is due."""
+    every = self._given.run.probe_every_steps
+    if self._probe is None or not every or self.stop or self.step % every:
+      return
+    with self._reporter.paused():
+      params = sharding.gather(self._course.state.params["net"], self._prepared.mesh)
+      errors, trouble = self._probe(params)
+      self._reporter.write(self.step, errors)
+    if trouble:
+      logger.warning("Step %d: %s", self.step, trouble)
+
+  def save(self) -> None:
+    """Starts writing a checkpoint and a snapshot, where they are due."""
+    run, course = self._given.run, self._course
+    if self.last or self.stop or (self.step > self._start and not self.step % run.save_every_steps):
+      self._window.read()  # a step to stop at must not become a checkpoint
+      doctor.check_finite(course.state, run.nonfinite)
+      with self._reporter.paused():
+        self._snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
+        meta = {"skipped": self._window.skipped, "num_examples": len(self._prepared.data)}
+        self._checkpoints.save(self.step, course.state, self._record, **meta, **course.meta)
+        if not run.asynchronous:
+          self._checkpoints.wait()
+    if self._snapshots.due(self.step, self.last):
+      self._window.read()
+      with self._reporter.paused():
+        self._snapshots.save(self.step, course.state.ema, self._record)
+
+  def evaluate(self) -> None:
+    """Runs the evaluators that are due, but for those that ended here in an earlier sitting."""
+    for label, evaluate in self._prepared.evaluators.items():
+      due = experiment.due(self._given.evaluators[label], self.step)
+      if label in self._done:
+        self._scores |= self._done[label]
+      elif self.last or (due and not self.stop):
+        with self._reporter.paused():
+          self._checkpoints.wait()  # so that a crash during evaluation loses no training step
+          values = evaluate(self._course.state.ema, key_for(self._given.run.seed, "evaluate"))
+          self._scores |= score_files.keep(
+            self._reporter, self.step, label, values, self._keep_card
+          )
+
+  def _keep_card(self, step: int, name: str, card: Any) -> None:
+    if self._primary:
+      score_files.write_card(self._record, self._workdir, step, name, card)
+
+  def leave(self) -> None:
+    """Waits until the checkpoint of a signal is written."""
+    assert self.stop is not None, "a signal has come"
+    logger.warning("%s: saving step %d, then exiting.", self.stop.name, self.step)
+    self._checkpoints.wait()
+
+  def take_step(self) -> None:
+    """Sends the next steps to the devices, and reads the metrics of those before."""
+    count, course, frozen = self._given.run.steps_per_dispatch, self._course, self._prepared.frozen
+    batches = course.next_batches(count)
+    given = batches if count > 1 else batches[0]
+    if self._compiled is None:
+      with self._reporter.paused():
+        arguments = (course.state, given, course.key, frozen)
+        self._compiled = compiled_step.compile_step(
+          self._prepared.step_fn, self._prepared.mesh, arguments
+        )
+    with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
+      course.state, metrics = self._compiled(course.state, given, course.key, frozen)
+    course.step += count
+    self._done = {}
+    self._window.add(course.step, metrics, batches)  # reads those before: the device is busy again
+
+  def go_back(self, reason: doctor.RollBack) -> None:
+    """Goes on from the last good checkpoint, with other batches and noise."""
+    with self._reporter.paused():
+      self._checkpoints.wait()
+      self._course.go_back(reason, self._checkpoints.restore(self._layout))
+      self._snapshots.forget_after(self._course.step)
+    self._window.clear()
+    self._done = dict.fromkeys(self._prepared.evaluators, {})  # they ran when it came past first
+
+  def progress(self) -> None:
+    """Redraws the live line, and seals what has been written by now."""
+    self._reporter.progress(self._course.step, self._window.latest)
+    self._checkpoints.poll()
+    self._snapshots.poll()
+
+  def finish(self) -> dict[str, float]:
+    """Writes scores.json and the run's page; the last value of every evaluator."""
+    if self._primary:
+      score_files.finish(self._given, self._record, self._workdir, self._scores)
+    return self._scores
+
+  def _explain(self, step: int, batch: Batch) -> str:
+    """Where the loss of a step, or its gradient, stops being finite.
+
+    With the weights of now: those of a step or two later, where the policy is to go on.
+    """
+    given, course, prepared = self._given, self._course, self._prepared
+    loss_fn = compiled_step.make_loss(given, prepared.teacher_network, prepared.frozen)
+    target = experiment.target_name(given)
+    params = course.state.params
+    params |= {} if target is None else {"target": course.state.ema[target]}
+
+    def scaled(*args):
+      value, metrics = loss_fn(*args)
+      return value * given.run.loss_scale, metrics
+
+    index = jnp.asarray(step - 1, jnp.int32)
+    return doctor.locate(scaled, params, batch, jax.random.fold_in(course.key, index), index)
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
+  """Yields a function of the step: which of SIGTERM and SIGINT has come?
+
+  A second SIGINT ends it at once. Of several processes one gets SIGTERM, and all stop at the same
+  step; SIGINT ends them.
+  """
+  if sharding.process()[1] > 1:
+    yield lambda step: signal.SIGTERM if sharding.told_to_stop(step) else None
+    return
+  received = []
+
+  # It prints nothing: the signal may have come in the middle of a print, which must not be entered
+  # twice.
+  def handle(number, frame):
+    if received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    received.append(signal.Signals(number))
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  old = {number: signal.signal(number, handle) for number in numbers}
+  try:
+    yield lambda step: received[0] if received else None
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
