@@ -15,7 +15,7 @@ from cmjax.data import sources
 from cmjax.experiment import sampling
 from cmjax.experiment.decoding import Decoder, decoder
 from cmjax.experiment.fields import Evaluator, Experiment, Samples, Setting
-from cmjax.experiment.models import opened
+from cmjax.experiment.models import opened, source_arguments
 from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
 from cmjax.metrics import classifier, detectors, frechet, references, rounding, scoring
 from cmjax.metrics import evaluators as metrics
@@ -398,7 +398,7 @@ def setting(
     samples=experiment.samples,
     mesh=mesh,
     about=_about(experiment, one),
-    data={"name": name, "split": "train", **dict(data.get(name, {}))},
+    data={"name": name, "split": "train", **source_arguments(data)},
   )
 
 

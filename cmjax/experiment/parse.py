@@ -10,7 +10,7 @@ from cmjax.base import parts
 from cmjax.experiment import evaluation, methods, models, optimizers, sampling, state
 from cmjax.experiment import run as runs
 from cmjax.experiment.fields import Experiment, Run, Samples, Stored
-from cmjax.experiment.sections import Section
+from cmjax.experiment.sections import Section, lacks_input
 from cmjax.types import Network
 
 KEYS = (
@@ -109,8 +109,7 @@ def check(experiment: Experiment) -> None:
     raise ValueError(f"loss.name={name!r} distils a teacher: set teacher.workdir to its workdir.")
   for part in method.needs:
     if part not in experiment.network.inputs:
-      key = {"segment": "num_segments"}.get(part, part)
-      raise ValueError(f"loss.{key} needs a network that is told its {part}: net.{part}=True.")
+      raise lacks_input(part)
   state.decays(experiment)
   if not experiment.averages:
     raise ValueError("config.ema needs at least one average: samples are drawn from averages.")
@@ -150,7 +149,8 @@ def _handed_in(
     kept = kept or {"shape": samples.shape, "num_classes": samples.num_classes}
     kept |= {key: True for key in experiment.network.inputs if key in _KEPT[part]}
   elif part == "method":
-    kept["label_dropout"] = experiment.method.label_dropout
+    dropout = experiment.method.label_dropout
+    kept |= {"label_dropout": dropout} if dropout else {}
     kept |= {"target": {"name": name}} if experiment.method.target else {}
   elif part == "source" and samples.latents:
     kept[name] = {"latents": samples.latents, "vae": samples.vae}

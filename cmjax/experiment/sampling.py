@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cmjax import guidance, samplers, times
 from cmjax.base import parts, sharding
 from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
-from cmjax.experiment.sections import Section, call, pick, pick_part, read
+from cmjax.experiment.sections import Section, call, lacks_input, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
 from cmjax.samplers import conventions
 from cmjax.types import Array, Cond, Model, NetFn
@@ -122,6 +122,8 @@ def _times(trained: Trained, name: str, grid: dict[str, Any]) -> np.ndarray:
   what, sigma_data = f"sampler ({name})", trained.sigma_data
   if name == "segments":
     if "segment" not in trained.inputs:
+      if "segment" in trained.method.needs:
+        raise lacks_input("segment")
       raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
     return times.segment_times(trained.num_segments, sigma_data=sigma_data)
   if name == "consistency":

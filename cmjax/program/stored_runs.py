@@ -256,8 +256,11 @@ def with_searched_times(given: Experiment, workdir: str | Path) -> Experiment:
 def load_teacher(given: Experiment, mesh: Mesh) -> Loaded | None:
   """The frozen model that a method distils: read once, that average alone; None without."""
   teacher = given.teacher
+  if teacher is None:
+    return None
   if not isinstance(teacher, Stored):
-    return None if teacher is None else Loaded(teacher, None)
+    network, params = teacher
+    return Loaded((network, _placed(params, mesh)), None)
   loaded = load_model(given, teacher, mesh)
   assert loaded.run is not None, "it was just read"
   if given.method.teacher_needs_no_class and not loaded.run.label_dropout:
@@ -266,6 +269,11 @@ def load_teacher(given: Experiment, mesh: Mesh) -> Loaded | None:
       "class, but it was trained with loss.label_dropout=0: train one with 0.1, or drop guidance."
     )
   return loaded
+
+
+def _placed(params: Params, mesh: Mesh) -> Params:
+  """Weights that were handed in, wherever they are, laid out on the mesh."""
+  return jax.device_put(params, sharding.shard_params(params, mesh))
 
 
 def load_guides(given: Experiment, mesh: Mesh) -> dict[str, Model]:
@@ -321,7 +329,8 @@ def first_weights(
   if wanted is None:
     return None
   if not isinstance(wanted, Stored):
-    return grow(given.network, wanted[1], key, "init_from: the model that was handed in")
+    params = _placed(wanted[1], mesh)
+    return grow(given.network, params, key, "init_from: the model that was handed in")
   same = teacher is not None and wanted == given.teacher
   (_, params), described = teacher if teacher and same else load_model(given, wanted, mesh)
   theirs_record = described.record if described else given.record

@@ -74,7 +74,7 @@ def sampler(*, sigma_data: float, scale: float = 1.0):
   def draw(net, params, keys, shape, cond):
     z = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
     t = jnp.full(shape[0], jnp.pi / 2)
-    x0 = trigflow.denoised(net(params, z, t, cond, None), sigma_data * z, t, sigma_data)
+    x0 = trigflow.denoise(sigma_data * z, sigma_data * net(params, z, t, cond, None), t)
     return scale * x0
 
   return Sampler(draw, 1)
