@@ -5,13 +5,14 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test slow peers lint format types notebooks clean
+.PHONY: help venv quickstart test slow peers doctest lint format types notebooks clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
 	@echo "make test        run the tests (not the slow ones)"
 	@echo "make slow        run the slow tests: several processes, faults, long compilations"
 	@echo "make peers       compare with other implementations (installs PyTorch: 5 GB)"
+	@echo "make doctest     run the examples in docstrings"
 	@echo "make lint        check format and style"
 	@echo "make format      write what 'make lint' wants, where ruff can"
 	@echo "make types       check the types"
@@ -40,6 +41,9 @@ slow: $(STAMP)
 peers: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[peers]'
 	$(VENV)/bin/python -m pytest tests/peers
+
+doctest: $(STAMP)
+	$(VENV)/bin/python -m pytest --quiet --doctest-modules cmjax
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

@@ -107,7 +107,7 @@ def readme():
 def version():
   """Read as text: importing cmjax needs what is about to be installed."""
   text = (ROOT / "cmjax" / "__init__.py").read_text(encoding="utf-8")
-  return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE).group(1)
+  return re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE).group(1)
 
 
 setup(

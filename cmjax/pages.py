@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent
 STEPS = 4
 EVERY = 2
 BATCH_SIZE = 16  # of 8 devices too
-NUM_SAMPLES = 32
+NUM_SAMPLES = 64
 NETWORKS: dict[str, dict[str, Any]] = {
   "mlp": dict(width=16, depth=1),
   "ddpmpp": dict(channels=8, num_blocks=1),
@@ -79,8 +79,8 @@ def folder() -> Path:
 
 
 def show(config: ConfigDict) -> str:
-  """All settings of a config, a `key = value` a line."""
-  return "\n".join(f"{key} = {value!r}" for key, value in sorted(_flat(config.to_dict()).items()))
+  """All settings of a config in order, a `key = value` a line."""
+  return "\n".join(f"{key} = {value!r}" for key, value in _flat(config.to_dict()).items())
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> str:

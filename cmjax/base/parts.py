@@ -55,19 +55,22 @@ def was_handed_in(name: Any) -> bool:
   return isinstance(name, str) and name.startswith(HANDED_IN)
 
 
-def missing(name: str, what: str) -> Callable[..., Any]:
+def missing(name: str, field: str, what: str = "") -> Callable[..., Any]:
   """A function in the place of a part that was handed in: whoever calls it is told to do it again.
 
   Args:
     name: in the record.
-    what: it is: "network".
+    field: of the experiment that it is handed in by: "network".
+    what: it is, where that is not the name of the field: "sampler heun".
   """
+  teacher = "; as a teacher, teacher=(network, params)" if field == "network" else ""
 
   def refuse(*args: Any, **kwargs: Any) -> Any:
     raise ValueError(
-      f"The {what} {name.removeprefix(HANDED_IN)!r} of this run was handed in from Python, and "
-      f"its record has no way back to it. Hand it in again: experiment._replace({what}=...); or "
-      "mark it with cmjax.base.parts.part and name it in the config, as package.module:Name."
+      f"The {what or field} {name.removeprefix(HANDED_IN)!r} of this run was handed in from "
+      "Python, and its record has no way back to it. Hand it in again: "
+      f"experiment._replace({field}=...){teacher}; or mark it with cmjax.base.parts.part and name "
+      "it in the config, as package.module:Name."
     )
 
   return refuse

@@ -72,7 +72,7 @@ def _help_of(verb: str) -> str:
   override = Flag("config.KEY", str, None, "Sets a value of the config: --config.optim.lr=3e-4.")
   lines = (line for flag in (config, override, *module.FLAGS) for line in _help_of_flag(flag))
   usage = f"usage: cmjax {verb} [--flag=value ...]"
-  return "\n".join([usage, "", module.__doc__.strip(), "", "flags:", *lines])
+  return "\n".join([usage, "", (module.__doc__ or "").strip(), "", "flags:", *lines])
 
 
 def _help_of_flag(flag: Flag) -> Iterator[str]:

@@ -63,7 +63,7 @@ def print_table(given: dict[str, Experiment], scores: dict[str, dict[str, float]
 def picture(workdir: Path, given: dict[str, Experiment]) -> Path:
   """A row of real digits, then the first 16 of each sampler's last grid; returns the file."""
   real = next(iter(experiment.batches(given["teacher"], sharding.make_mesh(), 0)))["image"][:64]
-  grids = [writer.grid(real)]
+  grids = [writer.grid(real, columns=8)]
   for method, one in given.items():
     for key in one.samplers:
       path = workdir / method / "samples" / f"{key}_main_{one.run.total_steps:08d}.png"

@@ -15,7 +15,7 @@ from cmjax.data import sources
 from cmjax.experiment import sampling
 from cmjax.experiment.decoding import Decoder, decoder
 from cmjax.experiment.fields import Evaluator, Experiment, Samples, Setting
-from cmjax.experiment.models import opened
+from cmjax.experiment.models import opened, source_arguments
 from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
 from cmjax.metrics import classifier, detectors, frechet, references, rounding, scoring
 from cmjax.metrics import evaluators as metrics
@@ -52,9 +52,8 @@ def detector(
     mesh: whose devices share the work.
     what: the section of the config, for errors.
   """
-  if parts.is_outside(name):
-    return _users_detector(name, weights, variant, shape=shape, mesh=mesh, what=what)
-  pick(FEATURES, name, f"features ({what}.features)")
+  if factory := _check_features(name, what):
+    return _users_detector(factory, name, weights, variant, shape=shape, mesh=mesh, what=what)
   if variant is not None and name not in detectors.DETECTORS:
     raise ValueError(f"{what}.variant={variant!r}: features {name!r} have no variants.")
   if name == "pixels":
@@ -75,12 +74,20 @@ def detector(
   return Detector(name, "FD-classifier", classifier.NUM_FEATURES, apply, record)
 
 
+def _check_features(name: str, what: str) -> Callable[..., Any] | None:
+  """The user's own factory of a detector, of that name; None for one of `FEATURES`."""
+  what = f"features ({what}.features)"
+  if parts.is_outside(name):
+    return parts.named(name, what)
+  pick(FEATURES, name, what)
+  return None
+
+
 def _users_detector(
-  name: str, weights: str | None, variant: str | None, *, shape: tuple[int, ...], mesh: Mesh,
-  what: str,
+  factory: Callable[..., Any], name: str, weights: str | None, variant: str | None, *,
+  shape: tuple[int, ...], mesh: Mesh, what: str,
 ) -> Detector:  # fmt: skip
   """A detector of the user's own: a marked factory that takes what it wants of these."""
-  factory = parts.named(name, f"features ({what}.features)")
   given = dict(weights=weights, variant=variant, shape=shape, mesh=mesh)
   wanted = [p.name for p in arguments(factory)]
   made = factory(**{key: value for key, value in given.items() if key in wanted})
@@ -239,9 +246,9 @@ def _open_samples(kwargs: Mapping[str, Any], what: str, setting: Setting) -> met
 
 
 def _open_wasserstein(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
-  splits = (_points(setting.source(split)) for split in sources.SPLITS)
+  train, held_out = (_points(setting.source(split)) for split in sources.SPLITS)
   return metrics.sliced_wasserstein(
-    setting.samplers, *splits, sharding.everyone, emas=setting.emas, **kwargs
+    setting.samplers, train, held_out, sharding.everyone, emas=setting.emas, **kwargs
   )
 
 
@@ -295,10 +302,15 @@ def evaluator(label: str, section: Section, samples: Samples) -> Evaluator:
   """
   what = f"evals.{label}"
   name, every, keys, emas, kwargs = read(section, what, "every_steps", "samplers", "emas")
+  if parts.was_handed_in(name):
+    refuse = parts.missing(name, "evaluators", f"evaluator {label}")
+    return Evaluator(refuse, tuple(keys), tuple(emas), every, kwargs.get("at_start", False))
   row = pick_part(EVALUATORS, name, f"evaluator ({what}.name)")
   at_start = kwargs.pop("at_start", name == "samples")
   scorer = None
   if name in EVALUATORS:
+    if name == "frechet":
+      _check_features(kwargs.get("features", ""), what)
     _check_arguments(row, f"{what} ({name})", kwargs)
     open_it = functools.partial(row.open, kwargs, what)
     if name == "frechet":
@@ -386,7 +398,7 @@ def setting(
     samples=experiment.samples,
     mesh=mesh,
     about=_about(experiment, one),
-    data={"name": name, "split": "train", **dict(data.get(name, {}))},
+    data={"name": name, "split": "train", **source_arguments(data)},
   )
 
 

@@ -239,7 +239,7 @@ class Experiment(NamedTuple):
     evaluators: {label: what looks at them}.
     run: the numbers.
     teacher: where the teacher is, or the model itself; None without.
-    init_from: where the first weights are; None: random ones.
+    init_from: where the first weights are, or a model that has them; None: random ones.
     snapshots: which averages are stored, and when; None: none.
     loggers: objects with write(step, scalars), images(step, name, samples) and close().
     record: the config, as it is stored beside a checkpoint; nobody reads values from it.
@@ -257,7 +257,7 @@ class Experiment(NamedTuple):
   evaluators: Mapping[str, Evaluator]
   run: Run
   teacher: Stored | Model | None = None
-  init_from: Stored | None = None
+  init_from: Stored | Model | None = None
   snapshots: Plan | None = None
   loggers: tuple[Any, ...] = ()
   record: Mapping[str, Any] = _NOTHING

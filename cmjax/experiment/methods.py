@@ -77,7 +77,8 @@ def method(scene: Scene, section: Section) -> Method:
   """The method of `config.loss`; a batch of latents is drawn before the loss sees it."""
   name, kwargs = read(section, "loss")
   if parts.was_handed_in(name):
-    return Method(name, parts.missing(name, "method"))
+    refuse, dropout = parts.missing(name, "method"), kwargs.get("label_dropout", 0.0)
+    return Method(name, refuse, label_dropout=dropout, sampled=refuse)
   if name in METHODS:
     made = METHODS[name].make(scene, name, kwargs)
   else:
@@ -144,7 +145,9 @@ def _proposal(
 def _with_proposal(name: str, kwargs: dict[str, Any]) -> list[Any]:
   """[what says p(t), the weighting, the other arguments] of a loss that has both."""
   keys = ("proposal",) if kwargs.get("proposal") else ("P_mean", "P_std")
-  _, *values, weight, rest = read({"name": name, **kwargs}, "loss", *keys, "weighting")
+  # Without a weighting the choices are listed.
+  section = {"name": name, "weighting": "", **kwargs}
+  _, *values, weight, rest = read(section, "loss", *keys, "weighting")
   rest.pop("proposal", None)
   return [dict(zip(keys, values, strict=True)), weight, rest]
 
@@ -261,8 +264,9 @@ def _with_vsd(
     )
   if kwargs.get("num_segments", 1) != 1:
     raise ValueError("loss.vsd needs a student that jumps to t = 0: set loss.num_segments=1.")
-  if missing := [key for key in ("P_mean", "P_std", "fake") if key not in section]:
-    raise ValueError(f"loss.vsd needs P_mean, P_std, fake; not there: {', '.join(missing)}.")
+  wanted = ("proposal", "fake") if section.get("proposal") else ("P_mean", "P_std", "fake")
+  if missing := [key for key in wanted if key not in section]:
+    raise ValueError(f"loss.vsd needs {', '.join(wanted)}; not there: {', '.join(missing)}.")
   if "optim" not in section["fake"]:
     raise ValueError("loss.vsd.fake needs an optim section: the fake score has its own optimizer.")
   weights = {**weights, **{key: weighting.learned() for key in ("vsd_weighting", "fake_weighting")}}
@@ -391,7 +395,7 @@ def _discrete(scene: Scene, name: str, kwargs: dict[str, Any]) -> Method:
     distils=name == "cd",
     target=target,
     lpips=lambda: _lpips_weights(distance_section),
-    evaluations=TRAINED + 1 + {"euler": 1, "heun": 2}.get(solver, 0),
+    evaluations=TRAINED + 1 + {"euler": 1, "heun": 2}.get(solver or "", 0),
     **_shifted(scene, kwargs),
   )
 

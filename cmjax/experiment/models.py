@@ -107,7 +107,7 @@ def precision(section: Section) -> dict[str, Any]:
 
 def samples(net: Section, data: Section) -> Samples:
   """What one sample is, by the sections of the network and of the data."""
-  own = data.get(data.get("name")) or {}
+  own = source_arguments(data)
   return Samples(
     shape=sample_shape(net),
     num_classes=net.get("num_classes", 0),
@@ -120,7 +120,7 @@ def sample_shape(net: Section) -> tuple[int, ...]:
   """The shape of one sample, as the network takes it."""
   if "shape" in net:
     return tuple(net["shape"])
-  if "resolution" in net:
+  if "resolution" in net and "in_channels" in net:
     return (net["resolution"], net["resolution"], net["in_channels"])
   if "dim" not in net:
     raise ValueError(
@@ -130,17 +130,26 @@ def sample_shape(net: Section) -> tuple[int, ...]:
   return (net["dim"],)
 
 
+def source_arguments(section: Section) -> dict[str, Any]:
+  """The arguments of the source that `config.data` names: `data.toy2d` has those of "toy2d".
+
+  Of one's own source, "my_package.sets:mine", they are `data.mine`: no key of a config has a dot.
+  """
+  name = section.get("name") or ""
+  return dict(section.get(name) or section.get(name.rpartition(":")[2]) or {})
+
+
 def source(section: Section) -> Callable[[str], sources.Source]:
   """split -> the data that `config.data` names, opened at the first call.
 
-  `config.data[name]`, where it is there, holds the arguments of that source: a config can have
-  several ready, to be chosen by `--config.data.name`.
+  `source_arguments` has its arguments: a config can have those of several ready, to be chosen by
+  `--config.data.name`.
   """
   if parts.was_handed_in(section.get("name")):
     return parts.missing(section["name"], "source")
   name, flip, sections = read(section, "data", "flip")
   factory = pick_part(SOURCES, name, "data set (data.name)")
-  kwargs = dict(sections.get(name, {}))
+  kwargs = source_arguments({"name": name, **sections})
   if flip and kwargs.get("latents"):
     raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
   return functools.cache(lambda split: call(factory, f"data.{name}", split=split, **kwargs))

@@ -32,21 +32,16 @@ def _optax_optimizers() -> dict[str, Callable[..., optax.GradientTransformation]
   }
 
 
-def _optax_schedules() -> dict[str, Callable[..., optax.Schedule]]:
-  """Every schedule of optax, with `lr` as its highest value."""
+def _optax_schedules() -> dict[str, tuple[Callable[..., optax.Schedule], str]]:
+  """Every schedule of optax, and the argument that is its highest value, which is `lr`."""
   found = {}
   for name, function in vars(optax.schedules).items():
     if name.endswith("_schedule") and inspect.isfunction(function):
       names = inspect.signature(function).parameters
       highest = next((key for key in ("peak_value", "init_value", "value") if key in names), None)
       if highest:
-        found[name] = functools.partial(_with_lr, function, highest)
-        found[name].__wrapped__ = function
+        found[name] = function, highest
   return found
-
-
-def _with_lr(function: Callable[..., optax.Schedule], highest: str, lr: float, **kwargs: Any):
-  return call(function, "schedule", **{highest: lr, **kwargs})
 
 
 SCHEDULES = {"constant": optim.constant, "inverse_sqrt": optim.inverse_sqrt}
@@ -60,7 +55,10 @@ def schedule(section: Section, what: str = "optim") -> optax.Schedule:
   _, lr, wanted, _ = read(section, what, "lr", "schedule")
   name, kwargs = read(wanted, f"{what}.schedule")
   if name in OPTAX_SCHEDULES and name not in SCHEDULES:
-    return OPTAX_SCHEDULES[name](lr, **kwargs)
+    function, highest = OPTAX_SCHEDULES[name]
+    if highest in kwargs:
+      raise ValueError(f"{what}.schedule ({name}): its {highest} is {what}.lr. Drop one of them.")
+    return call(function, f"{what}.schedule ({name})", **{highest: lr}, **kwargs)
   factory = pick_part(SCHEDULES, name, f"schedule ({what}.schedule.name)")
   return call(factory, f"{what}.schedule ({name})", lr, **kwargs)
 
@@ -75,7 +73,8 @@ def chain(
   """
   if parts.was_handed_in(section.get("name")):
     refuse = parts.missing(section["name"], "tx")
-    return optax.GradientTransformation(refuse, refuse), refuse
+    rate = schedule(section, what) if "lr" in section else refuse
+    return optax.GradientTransformation(refuse, refuse), rate
   name, _, _, kwargs = read(section, what, "lr", "schedule")
   kwargs = {key: value for key, value in kwargs.items() if key not in others}
   rate = schedule(section, what)
@@ -96,6 +95,8 @@ def averages(section: Section, batch_size: int) -> dict[str, ema.Decay]:
 
 
 def _average(section: Section, label: str, batch_size: int) -> ema.Decay:
+  if parts.was_handed_in(section.get("name")):
+    return parts.missing(section["name"], "averages", f"average {label}")
   name, kwargs = read(section, f"ema.{label}")
   factory = pick_part(AVERAGES, name, f"average (ema.{label}.name)")
   if "batch_size" in inspect.signature(factory).parameters:

@@ -10,7 +10,7 @@ from cmjax.base import parts
 from cmjax.experiment import evaluation, methods, models, optimizers, sampling, state
 from cmjax.experiment import run as runs
 from cmjax.experiment.fields import Experiment, Run, Samples, Stored
-from cmjax.experiment.sections import Section
+from cmjax.experiment.sections import Section, lacks_input
 from cmjax.types import Network
 
 KEYS = (
@@ -70,7 +70,7 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Experiment:
   return made._replace(parsed={name: getattr(made, name) for name in PARTS})
 
 
-PARTS = ("network", "method", "source", "tx", "samplers", "evaluators", "averages")
+PARTS = ("network", "method", "source", "tx", "schedule", "samplers", "evaluators", "averages")
 # Where the record says what a part is.
 SECTIONS = {"network": "net", "method": "loss", "source": "data", "tx": "optim"}
 # The plain numbers, where the record has them.
@@ -89,7 +89,13 @@ _NUMBERS = {
   "on_spike": ("doctor", "on_spike"),
   "probe_every_steps": ("doctor", "probe_every_steps"),
 }
-_SHAPE = ("resolution", "in_channels", "dim", "shape", "num_classes", "guidance", "segment")
+# What a section says of other things than the part that it names.
+_KEPT = {
+  "network": ("resolution", "in_channels", "dim", "shape", "num_classes", "guidance", "segment"),
+  "method": ("sigma_min", "num_segments"),
+  "source": ("flip",),
+  "tx": ("lr", "schedule", "loss_scale"),
+}
 
 
 def check(experiment: Experiment) -> None:
@@ -103,8 +109,7 @@ def check(experiment: Experiment) -> None:
     raise ValueError(f"loss.name={name!r} distils a teacher: set teacher.workdir to its workdir.")
   for part in method.needs:
     if part not in experiment.network.inputs:
-      key = {"segment": "num_segments"}.get(part, part)
-      raise ValueError(f"loss.{key} needs a network that is told its {part}: net.{part}=True.")
+      raise lacks_input(part)
   state.decays(experiment)
   if not experiment.averages:
     raise ValueError("config.ema needs at least one average: samples are drawn from averages.")
@@ -122,13 +127,53 @@ def stored_record(experiment: Experiment) -> dict[str, Any]:
     value = getattr(experiment.run, field)
     if parsed_run is None or value != getattr(parsed_run, field):
       _put(record, path, value)
+  for key in ("teacher", "init_from"):
+    stored, section = getattr(experiment, key), record.setdefault(key, {"ema": "main"})
+    section |= stored._asdict() if isinstance(stored, Stored) else {"workdir": ""}
   for part, section in SECTIONS.items():
     given = getattr(experiment, part)
     if given is not experiment.parsed.get(part):
-      named = getattr(given, "name", "") or parts.name_of(given)
-      kept = {k: v for k, v in record.get(section, {}).items() if part == "network" and k in _SHAPE}
-      record[section] = {**kept, "name": f"{parts.HANDED_IN}{named}"}
+      own = getattr(given, "name", "") or parts.name_of(getattr(given, "apply", given))
+      record[section] = _handed_in(experiment, part, record.get(section, {}), own)
+  _record_named(experiment, record)
   return record
+
+
+def _handed_in(
+  experiment: Experiment, part: str, before: Mapping[str, Any], own: str
+) -> dict[str, Any]:
+  """The section of a part that was handed in, with what it said of other things."""
+  name, samples = f"{parts.HANDED_IN}{own}", experiment.samples
+  kept = {key: before[key] for key in _KEPT[part] if key in before}
+  if part == "network":
+    kept = kept or {"shape": samples.shape, "num_classes": samples.num_classes}
+    kept |= {key: True for key in experiment.network.inputs if key in _KEPT[part]}
+  elif part == "method":
+    dropout = experiment.method.label_dropout
+    kept |= {"label_dropout": dropout} if dropout else {}
+    kept |= {"target": {"name": name}} if experiment.method.target else {}
+  elif part == "source" and samples.latents:
+    kept[name] = {"latents": samples.latents, "vae": samples.vae}
+  elif part == "tx" and experiment.schedule is not experiment.parsed.get("schedule"):
+    kept = {key: value for key, value in kept.items() if key == "loss_scale"}
+  return {**kept, "name": name}
+
+
+def _record_named(experiment: Experiment, record: dict[str, Any]) -> None:
+  """The averages, samplers and evaluators, where there are others than the record has."""
+
+  def sections(part, key, of_own):
+    given, parsed, there = getattr(experiment, part), experiment.parsed.get(part), record.get(key)
+    if given is not parsed:
+      same = lambda name: parsed and there and name in there and given[name] is parsed.get(name)
+      record[key] = {n: there[n] if same(n) else of_own(one) for n, one in given.items()}
+
+  named = lambda thing: {"name": f"{parts.HANDED_IN}{parts.name_of(thing)}"}
+  sections("averages", "ema", named)
+  sections("samplers", "samplers", lambda one: _plain(one.record) or named(one.draw))
+  when = ("samplers", "emas", "every_steps", "at_start")
+  about = lambda one: {key: getattr(one, key) for key in when}
+  sections("evaluators", "evals", lambda one: about(one) | named(one.open))
 
 
 def handed_in(record: Mapping[str, Any], part: str) -> bool:

@@ -12,7 +12,7 @@ from cmjax.training import microbatch
 
 NONFINITE = ("stop", "skip", "roll_back")
 ON_SPIKE = ("warn", "stop", "roll_back")
-DOCTOR = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
+DOCTOR: dict[str, Any] = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
 
 
 def run(config: Mapping[str, Any]) -> Run:

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax import guidance, samplers, times
-from cmjax.base import sharding
+from cmjax.base import parts, sharding
 from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
-from cmjax.experiment.sections import Section, call, pick, pick_part, read
+from cmjax.experiment.sections import Section, call, lacks_input, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
 from cmjax.samplers import conventions
 from cmjax.types import Array, Cond, Model, NetFn
@@ -67,6 +67,9 @@ def sampler(trained: Trained, key: str, section: Section) -> Sampler:
   One of your own is a factory of a `Sampler`, marked with `cmjax.base.parts.part`: it is called
   with the section's other keys, and with `sigma_data` if it takes that.
   """
+  if parts.was_handed_in(section.get("name")):
+    refuse = parts.missing(section["name"], "samplers", f"sampler {key}")
+    return Sampler(refuse, 0, record=dict(section))
   name, kwargs = read(section, f"samplers.{key}")
   guided_by, searched = kwargs.get("guidance"), kwargs.pop("searched", True)
   factory = pick_part(SAMPLERS, name, f"sampler (samplers.{key}.name)")
@@ -119,6 +122,8 @@ def _times(trained: Trained, name: str, grid: dict[str, Any]) -> np.ndarray:
   what, sigma_data = f"sampler ({name})", trained.sigma_data
   if name == "segments":
     if "segment" not in trained.inputs:
+      if "segment" in trained.method.needs:
+        raise lacks_input("segment")
       raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
     return times.segment_times(trained.num_segments, sigma_data=sigma_data)
   if name == "consistency":

@@ -37,6 +37,12 @@ def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> A
   return factory(*args, **kwargs)
 
 
+def lacks_input(part: str) -> ValueError:
+  """What to say where a method needs a network that is told its guidance or segment."""
+  key = {"segment": "num_segments"}.get(part, part)
+  return ValueError(f"loss.{key} needs a network that is told its {part}: net.{part}=True.")
+
+
 def arguments(factory: Callable[..., Any]) -> list[inspect.Parameter]:
   """The named arguments of a function, or of what makes an object of a class."""
   parameters = _signature(factory).parameters.values()

@@ -1,5 +1,6 @@
-"""What a train step is made of beside the loss: the optimizer, the averages, the state of step 0."""
+"""What a step is made of beside the loss: the optimizer, the averages, the state of step 0."""
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -13,13 +14,22 @@ from cmjax.training.step import TrainState, make_init
 TARGET = "target"  # the average that is a loss's target network
 
 
-def normalized_paths(experiment: Experiment) -> list[str]:
-  """Where the weights are that are held at unit norm: the network's, its fake's, the method's.
+def normalized(experiment: Experiment) -> Callable[[str], bool] | None:
+  """The path of a parameter -> whether it is held at unit norm; None where none is.
 
-  In EDM2's networks these are all kernels, the one of its head for logvar too; in others, none.
+  They are the network's and its fake's, and the method's. In EDM2's networks these are all kernels,
+  the one of its head for logvar too; in others, none.
   """
-  paths = [f"^(net|fake)/.*({path})" for path in experiment.network.normalized_paths]
-  return paths + list(experiment.method.normalized_paths)
+  of_network, of_method = experiment.network.normalized_paths, experiment.method.normalized_paths
+  if not of_network and not of_method:
+    return None
+
+  def held(path: str) -> bool:
+    part, _, inside = path.partition("/")  # what a network says is of the paths inside it
+    own = part in ("net", "fake") and any(re.search(p, inside) for p in of_network)
+    return own or any(re.search(p, path) for p in of_method)
+
+  return held
 
 
 def transformation(experiment: Experiment) -> optax.GradientTransformation:
@@ -27,8 +37,8 @@ def transformation(experiment: Experiment) -> optax.GradientTransformation:
 
   The weights that a network wants at unit norm are put back there last, after each update.
   """
-  tx, paths = experiment.method.optimizer(experiment.tx), normalized_paths(experiment)
-  return optax.chain(tx, optim.project(networks.normalize_kernel, paths)) if paths else tx
+  tx, held = experiment.method.optimizer(experiment.tx), normalized(experiment)
+  return optax.chain(tx, optim.project(networks.normalize_kernel, held)) if held else tx
 
 
 def target_name(experiment: Experiment) -> str | None:
@@ -61,7 +71,7 @@ def state_init(
     experiment: whose state.
     tx: its `transformation`, where that is made already.
   """
-  net, method, paths = experiment.network, experiment.method, normalized_paths(experiment)
+  net, method, held = experiment.network, experiment.method, normalized(experiment)
   tx, names = tx or transformation(experiment), tuple(decays(experiment))
 
   def init(key, start=None, teacher=None):
@@ -69,7 +79,7 @@ def state_init(
       key_net, key_method = jax.random.split(key)
       params = {"net": net.init(key_net) if start is None else start}
       params |= method.init(key_method, params["net"], teacher)
-      return optim.at_paths(networks.normalize_kernel, paths, params)
+      return optim.at_paths(networks.normalize_kernel, held, params) if held else params
 
     return make_init(init_params, tx, names)(key)
 

@@ -20,7 +20,7 @@ logger = logging.getLogger("cmjax")
 
 
 def make_step_fn(
-  given: Experiment,
+  exp: Experiment,
   tx: optax.GradientTransformation,
   teacher: Network | None = None,
 ) -> Callable[..., Any]:
@@ -31,29 +31,29 @@ def make_step_fn(
   twice and compiled for minutes.
 
   Args:
-    given: the experiment.
+    exp: the experiment.
     tx: its `experiment.transformation`.
     teacher: the network of the frozen teacher.
   """
-  run = given.run
+  run = exp.run
   step_options: dict[str, Any] = {
-    "target": experiment.target_name(given),
+    "target": experiment.target_name(exp),
     "loss_scale": run.loss_scale,
     "num_parts": microbatch.check(run.batch_size, run.microbatch, 1),
   }
-  decays = experiment.decays(given)
+  decays = experiment.decays(exp)
 
   def step_fn(state, batch, key, frozen):
-    loss_fn = make_loss(given, teacher, frozen)
+    loss_fn = make_loss(exp, teacher, frozen)
     return make_train_step(loss_fn, tx, decays, **step_options)(state, batch, key)
 
   return several(step_fn) if run.steps_per_dispatch > 1 else step_fn
 
 
-def make_loss(given: Experiment, teacher: Network | None, frozen: Params) -> LossFn:
+def make_loss(exp: Experiment, teacher: Network | None, frozen: Params) -> LossFn:
   """The loss of an experiment; `frozen` as in `make_step_fn`."""
   model = (teacher, frozen["teacher"]) if teacher else None
-  return given.method.loss(given.network, Frozen(model, frozen["lpips"]))
+  return exp.method.loss(exp.network, Frozen(model, frozen["lpips"]))
 
 
 def trace(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:

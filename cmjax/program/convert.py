@@ -182,10 +182,13 @@ def _logvar_head(
   workdir: Path, record: Mapping[str, Any], mesh: Mesh
 ) -> tuple[dict[str, Any], Params | None]:
   """What is beside the newest checkpoint, and the weights of EDM2's logvar head, if it has one."""
-  if record["loss"].get("weighting") != "edm2":
+  wanted = record["loss"].get("weighting")
+  section = wanted if isinstance(wanted, Mapping) else {"name": wanted}
+  if section["name"] != "edm2":
     with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as stored:
       return stored.meta(stored.steps()[0]), None
-  head = jax.eval_shape(weighting.edm2(sigma_data=1.0).init, jax.random.key(0))
+  channels = {key: section[key] for key in ("channels",) if key in section}
+  head = jax.eval_shape(weighting.edm2(sigma_data=1.0, **channels).init, jax.random.key(0))
   layout = lambda meta: {"params": {"weighting": stored_runs.sharded(head, mesh)}}
   restored = checkpoint.read(workdir, layout, partial=True)
   return restored.meta, restored.state["params"]["weighting"]
@@ -248,8 +251,7 @@ def export(
   if target.exists():
     raise ValueError(f"{target} exists: choose another name, or remove it.")
   mesh = sharding.make_mesh()
-  record = stored_runs.read_record(workdir)
-  name = next(iter(record["ema"])) if ema is None else ema
+  name = stored_runs.averages_of(workdir)[0] if ema is None else ema
   described, params, step = stored_runs.load_average(workdir, name, mesh, network)
   record = described.record
   if _is_stacked(record):

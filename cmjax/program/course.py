@@ -28,16 +28,16 @@ def key_for(seed: int, purpose: str) -> Array:
 
 
 def fresh_state(
-  given: Experiment, init: Callable[..., TrainState], mesh: Mesh, teacher: Loaded | None
+  exp: Experiment, init: Callable[..., TrainState], mesh: Mesh, teacher: Loaded | None
 ) -> TrainState:
   """The state of step 0: random weights, or those that `init_from` names."""
-  key = key_for(given.run.seed, "initialise")
-  start = stored_runs.first_weights(given, key, mesh, teacher)
+  key = key_for(exp.run.seed, "initialise")
+  start = stored_runs.first_weights(exp, key, mesh, teacher)
   of_teacher = None
-  if given.method.starts_from_teacher and teacher:
-    where = getattr(given.teacher, "workdir", "the one handed in")
+  if exp.method.starts_from_teacher and teacher:
+    where = getattr(exp.teacher, "workdir", "the one handed in")
     what = f"loss.vsd: the teacher in {where}"
-    of_teacher = stored_runs.grow(given.network, teacher.model[1], key, what)
+    of_teacher = stored_runs.grow(exp.network, teacher.model[1], key, what)
   return sharding.create(init, mesh, key, start, of_teacher)[0]
 
 
@@ -50,13 +50,13 @@ class Course:
 
   def __init__(
     self,
-    given: Experiment,
+    exp: Experiment,
     mesh: Mesh,
     data: Any,
     restored: checkpoint.Restored | None,
     fresh: Callable[[], TrainState],
   ):
-    self._given, self._mesh, self._data, self._fresh = given, mesh, data, fresh
+    self._exp, self._mesh, self._data, self._fresh = exp, mesh, data, fresh
     meta = restored.meta if restored else {}
     self.rolled_back, self._shift = meta.get("rolled_back", 0), meta.get("batches_left_out", 0)
     self._times, self._place = 0, -1  # of roll backs in a row to one step
@@ -66,8 +66,8 @@ class Course:
     self.state: TrainState = restored.state if restored else self._fresh()
     self.step = int(self.state.step)
     first = self.step + self._shift
-    self._batches = experiment.batches(self._given, self._mesh, first, self._data)
-    key = key_for(self._given.run.seed, "train")
+    self._batches = experiment.batches(self._exp, self._mesh, first, self._data)
+    key = key_for(self._exp.run.seed, "train")
     key = jax.random.fold_in(key, self.rolled_back) if self.rolled_back else key
     self.key: Array = sharding.create(lambda: key, self._mesh)[0]
 

@@ -71,7 +71,7 @@ class Attempt(NamedTuple):
   seconds: float
 
 
-def plan(given: Experiment, topology: str) -> dict[str, Any]:
+def plan(exp: Experiment, topology: str) -> dict[str, Any]:
   """What the run of an experiment needs on a topology, as JSON can hold it.
 
   Where the step does not fit it is tried with `net.remat`, then with `microbatch` halved again and
@@ -79,7 +79,7 @@ def plan(given: Experiment, topology: str) -> dict[str, Any]:
   reported is the first that fits, or else the last that compiled.
 
   Args:
-    given: the experiment; its data is not looked at.
+    exp: the experiment; its data is not looked at.
     topology: local, or TPUs as v5p:4x4x4, or GPUs as h100:8.
 
   Raises:
@@ -88,11 +88,11 @@ def plan(given: Experiment, topology: str) -> dict[str, Any]:
   """
   aim = target(topology)
   # What is said is of one step, however many are sent off at once.
-  experiment.check(given)
-  given = given._replace(run=given.run._replace(steps_per_dispatch=1))
+  experiment.check(exp)
+  exp = exp._replace(run=exp.run._replace(steps_per_dispatch=1))
   attempts, best = [], None
-  for changes in candidates(given, aim):
-    wanted = changed(given, changes)
+  for changes in candidates(exp, aim):
+    wanted = changed(exp, changes)
     logger.info("Compiling for %s%s ...", topology, _flags(changes, " with "))
     attempt, compiled = _attempt(wanted, changes, aim)
     attempts.append(attempt)
@@ -160,54 +160,54 @@ def local_chip(devices: list[Any]) -> costs.Chip:
   return chip._replace(memory=float(memory))
 
 
-def candidates(given: Experiment, aim: Target) -> Iterator[dict[str, Any]]:
+def candidates(exp: Experiment, aim: Target) -> Iterator[dict[str, Any]]:
   """The changes to try, one after the other, from none on: {key of the config: value}."""
   changes, num_chips = {}, len(aim.devices)
   yield changes
-  if given.network.options.get("remat") is False:
+  if exp.network.options.get("remat") is False:
     changes = {"net.remat": True}
     yield changes
-  if "microbatch" in given.record and argument_bytes(given, aim) <= aim.chip.memory:
+  if "microbatch" in exp.record and argument_bytes(exp, aim) <= aim.chip.memory:
     # Accumulation leaves the arguments as they are, so that it is no help where they do not fit.
-    size = given.run.microbatch or given.run.batch_size
+    size = exp.run.microbatch or exp.run.batch_size
     while size % (2 * num_chips) == 0:
       size //= 2
       changes = changes | {"microbatch": size}
       yield changes
-  fsdp = _mesh(given, aim).shape["fsdp"]
+  fsdp = _mesh(exp, aim).shape["fsdp"]
   while num_chips % (2 * fsdp) == 0:
     fsdp *= 2
     changes = changes | {"mesh.data": -1, "mesh.fsdp": fsdp}
     yield changes
 
 
-def changed(given: Experiment, changes: Mapping[str, Any]) -> Experiment:
+def changed(exp: Experiment, changes: Mapping[str, Any]) -> Experiment:
   """The experiment with the changes of a candidate."""
-  run, network = given.run, given.network
+  run, network = exp.run, exp.network
   if "net.remat" in changes and network.at is not None:
     network = network.at(remat=changes["net.remat"])
   if "microbatch" in changes:
     run = run._replace(microbatch=changes["microbatch"])
   mesh = {key.removeprefix("mesh."): v for key, v in changes.items() if key.startswith("mesh.")}
-  return given._replace(network=network, run=run._replace(mesh={**run.mesh, **mesh}))
+  return exp._replace(network=network, run=run._replace(mesh={**run.mesh, **mesh}))
 
 
-def _mesh(given: Experiment, aim: Target) -> Mesh:
-  mesh = experiment.make_mesh(given.run, aim.devices)
-  sharding.check_batch_size(given.run.batch_size, mesh)
+def _mesh(exp: Experiment, aim: Target) -> Mesh:
+  mesh = experiment.make_mesh(exp.run, aim.devices)
+  sharding.check_batch_size(exp.run.batch_size, mesh)
   return mesh
 
 
-def teacher_network(given: Experiment) -> Network | None:
+def teacher_network(exp: Experiment) -> Network | None:
   """The network that a method distils, where no run is read; None if it has no teacher.
 
   It is the student's, without the inputs that only a student has.
   """
-  if given.teacher is None:
+  if exp.teacher is None:
     return None
-  if not isinstance(given.teacher, Stored):
-    return given.teacher[0]
-  return without_inputs(given.network)
+  if not isinstance(exp.teacher, Stored):
+    return exp.teacher[0]
+  return without_inputs(exp.network)
 
 
 def without_inputs(network: Network) -> Network:
@@ -217,57 +217,57 @@ def without_inputs(network: Network) -> Network:
   return network.at(**dict.fromkeys(network.inputs, False))
 
 
-def abstract_arguments(given: Experiment, mesh: Mesh) -> tuple[Any, ...]:
+def abstract_arguments(exp: Experiment, mesh: Mesh) -> tuple[Any, ...]:
   """(state, batch, key, frozen) of the train step: shapes and shardings, no arrays."""
-  teacher, key = teacher_network(given), jax.random.key(0)
+  teacher, key = teacher_network(exp), jax.random.key(0)
   placed = lambda tree, shardings: jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
   split = lambda tree: placed(tree, sharding.shard_params(tree, mesh))
-  state = split(jax.eval_shape(experiment.state_init(given), key))
+  state = split(jax.eval_shape(experiment.state_init(exp), key))
   weights = split(jax.eval_shape(teacher.init, key)) if teacher else None
-  shape = (given.run.batch_size, *given.samples.shape)
+  shape = (exp.run.batch_size, *exp.samples.shape)
   batch = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
-  if given.samples.num_classes:
+  if exp.samples.num_classes:
     batch["label"] = jax.ShapeDtypeStruct(shape[:1], np.int32)
-  if given.samples.latents:
+  if exp.samples.latents:
     batch["image_std"] = batch["image"]
   batch = placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
   key = placed(jax.eval_shape(lambda: key), sharding.replicated(mesh))
   return state, batch, key, {"teacher": weights, "lpips": None}
 
 
-def argument_bytes(given: Experiment, aim: Target) -> int:
+def argument_bytes(exp: Experiment, aim: Target) -> int:
   """Bytes of a chip for the arguments of the step, from their shapes alone."""
-  leaves = jax.tree.leaves(abstract_arguments(given, _mesh(given, aim)))
+  leaves = jax.tree.leaves(abstract_arguments(exp, _mesh(exp, aim)))
   shards = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in leaves]
   return sum(int(np.prod(shape)) * itemsize for shape, itemsize in shards)
 
 
-def trace_step(given: Experiment, mesh: Mesh) -> Any:
+def trace_step(exp: Experiment, mesh: Mesh) -> Any:
   """The train step, traced for the devices of `mesh`; donates the state, as in use."""
-  step = compiled_step.make_step_fn(given, experiment.transformation(given), teacher_network(given))
-  return compiled_step.trace(step, mesh, abstract_arguments(given, mesh))
+  step = compiled_step.make_step_fn(exp, experiment.transformation(exp), teacher_network(exp))
+  return compiled_step.trace(step, mesh, abstract_arguments(exp, mesh))
 
 
-def compile_step(given: Experiment, mesh: Mesh) -> Any:
+def compile_step(exp: Experiment, mesh: Mesh) -> Any:
   """The train step of an experiment, compiled for the devices of `mesh`.
 
   Ask its `memory_analysis()` and `cost_analysis()`: both are of one device.
   """
-  return compiled_step.compile_traced(trace_step(given, mesh), mesh)
+  return compiled_step.compile_traced(trace_step(exp, mesh), mesh)
 
 
 def _attempt(
-  given: Experiment, changes: dict[str, Any], aim: Target
+  exp: Experiment, changes: dict[str, Any], aim: Target
 ) -> tuple[Attempt, tuple[Any, Any] | None]:
   """The step compiled, and whether it fits; (traced, compiled) where it did compile."""
-  limit, arguments = aim.chip.memory, argument_bytes(given, aim)
+  limit, arguments = aim.chip.memory, argument_bytes(exp, aim)
   if limit and arguments > limit:  # no need to ask the compiler
     return Attempt(changes, arguments, None, False, 0.0), None
-  start, mesh = time.perf_counter(), _mesh(given, aim)
+  start, mesh = time.perf_counter(), _mesh(exp, aim)
   try:
-    traced = trace_step(given, mesh)
+    traced = trace_step(exp, mesh)
     compiled = compiled_step.compile_traced(traced, mesh, aim.options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -290,11 +290,11 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 def _describe(
-  given: Experiment, attempt: Attempt, programs: tuple[Any, Any], aim: Target
+  exp: Experiment, attempt: Attempt, programs: tuple[Any, Any], aim: Target
 ) -> dict[str, Any]:
   """The numbers of a step that compiled."""
   (traced, compiled), num_chips = programs, len(aim.devices)
-  params = abstract_arguments(given, _mesh(given, aim))
+  params = abstract_arguments(exp, _mesh(exp, aim))
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   cost = compiled.cost_analysis() or {}
   flops = costs.count_flops(traced.jaxpr.jaxpr)
@@ -310,16 +310,16 @@ def _describe(
   if aim.chip.flops:
     parts = costs.seconds(aim.chip, flops=flops, moved=moved, sent=sent, num_chips=num_chips)
     step |= {"roofline": parts, "xla_seconds": by_xla} | _estimate(parts, by_xla)
-  steps, images = given.run.total_steps, given.run.total_steps * given.run.batch_size
-  run = {"steps": steps, "batch_size": given.run.batch_size, "images": images}
+  steps, images = exp.run.total_steps, exp.run.total_steps * exp.run.batch_size
+  run = {"steps": steps, "batch_size": exp.run.batch_size, "images": images}
   if aim.chip.flops:
     hours = step["seconds"] * steps / 3600
     run |= {"hours": hours, "chip_hours": hours * num_chips}
   return {
-    "method": given.method.name,
-    "network": given.network.name,
+    "method": exp.method.name,
+    "network": exp.network.name,
     "changes": attempt.changes,
-    "mesh": dict(_mesh(given, aim).shape),
+    "mesh": dict(_mesh(exp, aim).shape),
     "parameters": {"network": count(params[0].params["net"]), "teacher": count(params[3])},
     "memory": memory(compiled),
     "step": step,

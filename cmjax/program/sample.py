@@ -25,7 +25,7 @@ logger = logging.getLogger("cmjax")
 
 
 def sample(
-  given: Experiment,
+  exp: Experiment,
   workdir: str | Path,
   *,
   num_samples: int,
@@ -36,7 +36,7 @@ def sample(
   """Draws samples from an average of the newest good checkpoint, or from a post-hoc one.
 
   Args:
-    given: the experiment; its samplers are used.
+    exp: the experiment; its samplers are used.
     workdir: of the run.
     num_samples: how many of each sampler.
     name: one of config.samplers; None: each of them.
@@ -50,19 +50,18 @@ def sample(
   """
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
-  mesh = experiment.make_mesh(given.run)
-  record = stored_runs.read_record(workdir)
-  ema = ema or next(iter(record["ema"]))
-  trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
-  given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
-  guides, decoding = stored_runs.load_guides(given, mesh), experiment.decoder(given.samples, mesh)
-  if latents := given.samples.latents and not decoding:
+  mesh = experiment.make_mesh(exp.run)
+  ema = ema or stored_runs.averages_of(workdir)[0]
+  trained, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network)
+  exp = _as_trained(stored_runs.with_searched_times(exp, workdir), trained)
+  guides, decoding = stored_runs.load_guides(exp, mesh), experiment.decoder(exp.samples, mesh)
+  if latents := exp.samples.latents and not decoding:
     logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
   folder = Path(workdir).absolute() / "samples"
   folder.mkdir(exist_ok=True)
   paths = []
-  for key in [name] if name else list(given.samplers):
-    sampler = experiment.compiled_sampler(given, key, mesh, guides.get(key))
+  for key in [name] if name else list(exp.samplers):
+    sampler = experiment.compiled_sampler(exp, key, mesh, guides.get(key))
     x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
@@ -79,27 +78,31 @@ def sample(
   return paths
 
 
-def _as_trained(given: Experiment, trained: Described) -> Experiment:
+def _as_trained(exp: Experiment, trained: Described) -> Experiment:
   """The experiment with the network as it was trained: the config may have changed since."""
-  return given._replace(network=trained.network)
+  return exp._replace(
+    network=trained.network,
+    record={**exp.record, "net": trained.record["net"]},
+    parsed={**exp.parsed, "network": trained.network},
+  )
 
 
-def evaluate(given: Experiment, workdir: str | Path) -> str:
+def evaluate(exp: Experiment, workdir: str | Path) -> str:
   """Runs config.evals on the newest good checkpoint, rewrites scores.json, cards and the report.
 
   Returns:
     The scores, one a line, then the cards, each with its numbers and their floors.
   """
-  mesh = experiment.make_mesh(given.run)
-  named = {name for one in given.evaluators.values() for name in one.emas}
-  names = dict.fromkeys([*stored_runs.read_record(workdir)["ema"], *sorted(named)])
-  trained, averages, step = stored_runs.load_averages(workdir, names, mesh, given.network)
-  given = _as_trained(stored_runs.with_searched_times(given, workdir), trained)
+  mesh = experiment.make_mesh(exp.run)
+  named = {name for one in exp.evaluators.values() for name in one.emas}
+  names = dict.fromkeys([*stored_runs.averages_of(workdir), *sorted(named)])
+  trained, averages, step = stored_runs.load_averages(workdir, names, mesh, exp.network)
+  exp = _as_trained(stored_runs.with_searched_times(exp, workdir), trained)
   scores, cards_written, primary = {}, [], sharding.process()[0] == 0
-  guides, workdir = stored_runs.load_guides(given, mesh), Path(workdir).absolute()
-  opened = experiment.open_evaluators(given, mesh, guides, emas=averages)
+  guides, workdir = stored_runs.load_guides(exp, mesh), Path(workdir).absolute()
+  opened = experiment.open_evaluators(exp, mesh, guides, emas=averages)
   for label, evaluate in opened.items():
-    for name, value in evaluate(averages, key_for(given.run.seed, "evaluate")):
+    for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
       if isinstance(value, Mapping):
         if primary:
           card = f"{label}_{name}"
@@ -108,7 +111,7 @@ def evaluate(given: Experiment, workdir: str | Path) -> str:
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    score_files.finish(given, experiment.stored_record(given), workdir, scores)
+    score_files.finish(exp, experiment.stored_record(exp), workdir, scores)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
   return "\n".join([f"step {step}", *lines, *cards_written])
 
@@ -117,11 +120,11 @@ def _told(path: Path, card: Mapping[str, Any]) -> str:
   return f"{path}: {', '.join(cards.lines(card))}"
 
 
-def evaluate_images(given: Experiment, workdir: str | Path, images: str | Path) -> str:
+def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) -> str:
   """Scores images that are there already with the Frechet evaluators of config.evals.
 
   Args:
-    given: its data and evaluators; samplers and averages do not matter.
+    exp: its data and evaluators; samplers and averages do not matter.
     workdir: the cards go to its folder `cards`; made if it is not there.
     images: a folder or an .npz, see `image_sets.read`.
 
@@ -129,13 +132,13 @@ def evaluate_images(given: Experiment, workdir: str | Path, images: str | Path) 
     The cards, each with its numbers and their floors.
   """
   data, workdir, told = image_sets.read(images), Path(workdir).absolute(), []
-  mesh = experiment.make_mesh(given.run)
-  labels = experiment.scorers(given)
+  mesh = experiment.make_mesh(exp.run)
+  labels = experiment.scorers(exp)
   if not labels:
     raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
-  _check_shape(given, data, mesh, images)
+  _check_shape(exp, data, mesh, images)
   for label in labels:
-    scorer, to_images = experiment.scorer(given, label, mesh)
+    scorer, to_images = experiment.scorer(exp, label, mesh)
     card = evaluators.image_card(scorer, experiment.image_batches(data, to_images))
     card["images"] |= {"kind": "given", "name": Path(images).name}
     if data[0]["image"].dtype == np.uint8:
@@ -147,10 +150,10 @@ def evaluate_images(given: Experiment, workdir: str | Path, images: str | Path) 
   return "\n".join(told)
 
 
-def _check_shape(given: Experiment, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
+def _check_shape(exp: Experiment, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
   expected, decoding = (
-    tuple(experiment.opened(given).shape),
-    experiment.decoder(given.samples, mesh),
+    tuple(experiment.opened(exp).shape),
+    experiment.decoder(exp.samples, mesh),
   )
   if decoding and data[0]["image"].dtype == np.uint8:
     expected = decoding.shape
@@ -161,23 +164,23 @@ def _check_shape(given: Experiment, data: sources.Source, mesh: Mesh, images: st
     )
 
 
-def make_reference(given: Experiment, to: str | Path) -> str:
+def make_reference(exp: Experiment, to: str | Path) -> str:
   """Writes what the first Frechet evaluator of config.evals needs of the training split.
 
   evals.{label}.reference=FILE then takes the place of looking at all images anew.
 
   Args:
-    given: its data, and the features and scores of the evaluator.
+    exp: its data, and the features and scores of the evaluator.
     to: the .npz, or .pkl as EDM2 has it.
   """
-  found = experiment.reference(given, None, experiment.make_mesh(given.run))
+  found = experiment.reference(exp, None, experiment.make_mesh(exp.run))
   if sharding.process()[0] == 0:
     references.write(to, found)
   return f"{to}: {found.record['num']:,} images, {found.record['detector']['name']}"
 
 
 def search_times(
-  given: Experiment,
+  exp: Experiment,
   workdir: str | Path,
   *,
   name: str | None,
@@ -191,7 +194,7 @@ def search_times(
   them from there, unless samplers.{name}.searched is False.
 
   Args:
-    given: its samplers, and its Frechet evaluator for the features.
+    exp: its samplers, and its Frechet evaluator for the features.
     workdir: of the run.
     name: one of config.samplers; None: all that have intermediate times.
     num_samples: of each probe: a cheap proxy for the full evaluation.
@@ -205,19 +208,19 @@ def search_times(
     raise ValueError(
       f"--num_probes={num_probes} must be at least 5: three to bracket, two to refine"
     )
-  mesh = experiment.make_mesh(given.run)
-  ema = next(iter(stored_runs.read_record(workdir)["ema"]))
-  trained, params, step = stored_runs.load_average(workdir, ema, mesh, given.network)
-  given = _as_trained(given, trained)
-  keys = [name] if name else [k for k, s in given.samplers.items() if s.draw_at and s.nfe > 1]
+  mesh = experiment.make_mesh(exp.run)
+  ema = stored_runs.averages_of(workdir)[0]
+  trained, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network)
+  exp = _as_trained(exp, trained)
+  keys = [name] if name else [k for k, s in exp.samplers.items() if s.draw_at and s.nfe > 1]
   if not keys:
     raise ValueError("No sampler of this config has intermediate times to search.")
   lines, found = [], {}
   for key in keys:
     num_steps, score = experiment.search_score(
-      given, key, mesh, params, jax.random.key(seed), num_samples
+      exp, key, mesh, params, jax.random.key(seed), num_samples
     )
-    low, high = (float(np.arctan2(sigma, given.run.sigma_data)) for sigma in (0.02, 20.0))
+    low, high = (float(np.arctan2(sigma, exp.run.sigma_data)) for sigma in (0.02, 20.0))
     best = search(score, num_steps, low=low, high=high, num_probes=num_probes)
     found[key] = {
       "mid_times": best.times,
@@ -227,19 +230,19 @@ def search_times(
       "probes": [{"mid_times": times, "score": value} for times, value in best.history],
     }
     angles = ", ".join(f"{t:.4f}" for t in best.times)
-    sigmas = ", ".join(f"{given.run.sigma_data * np.tan(t):.4g}" for t in best.times)
+    sigmas = ", ".join(f"{exp.run.sigma_data * np.tan(t):.4g}" for t in best.times)
     lines.append(f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}")
   stored_runs.write_times(workdir, found)
   return "\n".join(lines)
 
 
-def measure(given: Experiment) -> str:
+def measure(exp: Experiment) -> str:
   """What to set sigma_data, P_mean and P_std to: a line of JSON, then the same in words."""
-  source = experiment.opened(given)
+  source = experiment.opened(exp)
   found = sources.statistics(source, max_items=50_000)
   found["shape"] = list(found["shape"])
   words = [
-    f"config.sigma_data is {given.run.sigma_data}; the std of the data is {found['std']:.4f}."
+    f"config.sigma_data is {exp.run.sigma_data}; the std of the data is {found['std']:.4f}."
   ]
   try:
     gain = proposal.measure(sources.as_array(source, limit=20_000)[0])

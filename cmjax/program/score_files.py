@@ -109,28 +109,28 @@ def done(
 
 
 def finish(
-  given: Experiment, record: Mapping[str, Any], workdir: Path, scores: Mapping[str, float]
+  exp: Experiment, record: Mapping[str, Any], workdir: Path, scores: Mapping[str, float]
 ) -> None:
   """Writes scores.json and the run's page."""
   write_json(workdir / "scores.json", dict(scores))
   data = record.get("data", {}).get("name", "")
-  title = f"{workdir.name}: {given.method.name} on {data}"
-  writer.report(workdir, title=title, config=dict(record), scores=rows(given, scores))
+  title = f"{workdir.name}: {exp.method.name} on {data}"
+  writer.report(workdir, title=title, config=dict(record), scores=rows(exp, scores))
 
 
-def rows(given: Experiment, scores: Mapping[str, float]) -> list[dict[str, Any]]:
+def rows(exp: Experiment, scores: Mapping[str, float]) -> list[dict[str, Any]]:
   """The scores as a table: a row for each sampler and average, its price and the floor beside."""
   table = []
-  speed = next((key for key, e in given.evaluators.items() if e.measures_speed), None)
+  speed = next((key for key, e in exp.evaluators.items() if e.measures_speed), None)
   for name, value in scores.items():
     label, _, member = name.partition("/")
     sampler, _, rest = member.partition("/")
     ema, _, what = rest.partition("/")
-    if not ema or sampler not in given.samplers:
+    if not ema or sampler not in exp.samplers:
       continue
     what = f"/{what}" if what else ""
     row = {"score": f"{label}{what}", "sampler": sampler, "average": ema}
-    row |= {"NFE": given.samplers[sampler].nfe, "value": value}
+    row |= {"NFE": exp.samplers[sampler].nfe, "value": value}
     row |= {"floor": scores.get(f"{label}/floor{what}")}
     table.append(row | {"images/s": scores.get(f"{speed}/{sampler}")})
   return table

@@ -46,23 +46,23 @@ class Prepared(NamedTuple):
     return self.teacher.model[0] if self.teacher else None
 
 
-def prepare(given: Experiment, workdir: Path) -> Prepared:
+def prepare(exp: Experiment, workdir: Path) -> Prepared:
   """Opens data, teacher and evaluators, and puts the step together; compiles nothing yet."""
-  run, mesh = given.run, experiment.make_mesh(given.run)
+  run, mesh = exp.run, experiment.make_mesh(exp.run)
   sharding.check_batch_size(run.batch_size, mesh)
   microbatch.check(run.batch_size, run.microbatch, mesh.size)
-  teacher = stored_runs.load_teacher(given, mesh)
+  teacher = stored_runs.load_teacher(exp, mesh)
   network = teacher.model[0] if teacher else None
-  lpips = sharding.gather(given.method.lpips(), mesh)
+  lpips = sharding.gather(exp.method.lpips(), mesh)
   frozen = {"teacher": teacher and teacher.model[1], "lpips": lpips}
-  compiled_step.make_loss(given, network, frozen)  # what is wrong with its section is found here
-  data, tx = experiment.opened(given), experiment.transformation(given)
-  init, step_fn = experiment.state_init(given, tx), compiled_step.make_step_fn(given, tx, network)
+  compiled_step.make_loss(exp, network, frozen)  # what is wrong with its section is found here
+  data, tx = experiment.opened(exp), experiment.transformation(exp)
+  init, step_fn = experiment.state_init(exp, tx), compiled_step.make_step_fn(exp, tx, network)
   abstract = jax.eval_shape(init, jax.random.key(0))
   num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)
-  check_writable(workdir, num_bytes, given.snapshots, run.total_steps, abstract.ema)
-  guides = stored_runs.load_guides(given, mesh)
-  evaluators = experiment.open_evaluators(given, mesh, guides)
+  check_writable(workdir, num_bytes, exp.snapshots, run.total_steps, abstract.ema)
+  guides = stored_runs.load_guides(exp, mesh)
+  evaluators = experiment.open_evaluators(exp, mesh, guides)
   return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators)
 
 
@@ -77,16 +77,16 @@ class Sitting:
     stop: the signal that has come; None without.
   """
 
-  def __init__(self, given: Experiment, workdir: Path, allow_config_change: bool):
-    self._given, self._workdir, self._primary = given, workdir, sharding.process()[0] == 0
-    self._record = experiment.stored_record(given)
-    self._prepared = prepared = prepare(given, workdir)
+  def __init__(self, exp: Experiment, workdir: Path, allow_config_change: bool):
+    self._exp, self._workdir, self._primary = exp, workdir, sharding.process()[0] == 0
+    self._record = experiment.stored_record(exp)
+    self._prepared = prepared = prepare(exp, workdir)
     self._open_stores(allow_config_change)
     restored = self._checkpoints.restore(self._layout)
-    fresh = functools.partial(fresh_state, given, prepared.init, prepared.mesh, prepared.teacher)
-    self._course = Course(given, prepared.mesh, prepared.data, restored, fresh)
+    fresh = functools.partial(fresh_state, exp, prepared.init, prepared.mesh, prepared.teacher)
+    self._course = Course(exp, prepared.mesh, prepared.data, restored, fresh)
     self.step = self._start = self._course.step
-    run = given.run
+    run = exp.run
     if self._start > run.total_steps:
       raise ValueError(
         f"{workdir} is at step {self._start} already, but total_steps={run.total_steps}. Raise it, "
@@ -99,33 +99,33 @@ class Sitting:
       batch_size=run.batch_size,
       start_step=self._start,
       enabled=self._primary,
-      loggers=given.loggers,
+      loggers=exp.loggers,
     )
     self._describe_run(restored)
     skipped = restored.meta.get("skipped", 0) if restored else 0
     self._window = doctor.Window(run, self._explain, skipped)
-    network, method = given.network, given.method
+    network, method = exp.network, exp.method
     probing = run.probe_every_steps is not None
-    self._probe = doctor.Probe(network, given.samples, method.tangent) if probing else None
+    self._probe = doctor.Probe(network, exp.samples, method.tangent) if probing else None
     self._compiled, self._scores, self.last, self.stop = None, {}, False, None
     self._done = self._evaluated_before(restored)
     self._interrupted: Callable[[int], signal.Signals | None] = lambda step: None
 
   def _open_stores(self, allow_config_change: bool) -> None:
     """Checkpoints and snapshots, and what a stored config must agree with."""
-    run, prepared = self._given.run, self._prepared
+    run, prepared = self._exp.run, self._prepared
     options: dict[str, Any] = dict(
       num_examples=len(prepared.data), allow_change=allow_config_change
     )
     self._layout = functools.partial(
-      stored_runs.layout, self._given, prepared.abstract, prepared.mesh, **options
+      stored_runs.layout, self._exp, prepared.abstract, prepared.mesh, **options
     )
     self._check_same = functools.partial(stored_runs.check_same_run, self._record, **options)
     self._checkpoints = checkpoint.Checkpoints(
       self._workdir, keep=run.keep, primary=self._primary, agree=sharding.all_agree
     )
     self._snapshots = Snapshots(
-      self._workdir, self._given.snapshots, primary=self._primary, check=self._check_same
+      self._workdir, self._exp.snapshots, primary=self._primary, check=self._check_same
     )
 
   def _describe_run(self, restored: checkpoint.Restored | None) -> None:
@@ -160,21 +160,21 @@ class Sitting:
   def look(self) -> None:
     """Where the run is, whether that is the end, and whether a signal has come."""
     self.step = self._course.step
-    self.last = self.step == self._given.run.total_steps
+    self.last = self.step == self._exp.run.total_steps
     self.stop = self._interrupted(self.step)
 
   def report(self) -> None:
     """Records the means of the metrics since the last record, where one is due."""
-    if not (self.last or self.stop or self.step % self._given.run.log_every_steps == 0):
+    if not (self.last or self.stop or self.step % self._exp.run.log_every_steps == 0):
       return
     if scalars := self._window.flush():
-      scalars["lr"] = float(jnp.asarray(self._given.schedule(jnp.asarray(self.step - 1))))
+      scalars["lr"] = float(jnp.asarray(self._exp.schedule(jnp.asarray(self.step - 1))))
       scalars["rolled_back"] = float(self._course.rolled_back)
       self._reporter.write(self.step, scalars | self._reporter.throughput())
 
   def probe(self) -> None:
     """Compares the network's jvp with a difference in float64, where that is due."""
-    every = self._given.run.probe_every_steps
+    every = self._exp.run.probe_every_steps
     if self._probe is None or not every or self.stop or self.step % every:
       return
     with self._reporter.paused():
@@ -186,7 +186,7 @@ class Sitting:
 
   def save(self) -> None:
     """Starts writing a checkpoint and a snapshot, where they are due."""
-    run, course = self._given.run, self._course
+    run, course = self._exp.run, self._course
     if self.last or self.stop or (self.step > self._start and not self.step % run.save_every_steps):
       self._window.read()  # a step to stop at must not become a checkpoint
       doctor.check_finite(course.state, run.nonfinite)
@@ -204,13 +204,13 @@ class Sitting:
   def evaluate(self) -> None:
     """Runs the evaluators that are due, but for those that ended here in an earlier sitting."""
     for label, evaluate in self._prepared.evaluators.items():
-      due = experiment.due(self._given.evaluators[label], self.step)
+      due = experiment.due(self._exp.evaluators[label], self.step)
       if label in self._done:
         self._scores |= self._done[label]
       elif self.last or (due and not self.stop):
         with self._reporter.paused():
           self._checkpoints.wait()  # so that a crash during evaluation loses no training step
-          values = evaluate(self._course.state.ema, key_for(self._given.run.seed, "evaluate"))
+          values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
           self._scores |= score_files.keep(
             self._reporter, self.step, label, values, self._keep_card
           )
@@ -227,17 +227,17 @@ class Sitting:
 
   def take_step(self) -> None:
     """Sends the next steps to the devices, and reads the metrics of those before."""
-    count, course, frozen = self._given.run.steps_per_dispatch, self._course, self._prepared.frozen
+    count, course, frozen = self._exp.run.steps_per_dispatch, self._course, self._prepared.frozen
     batches = course.next_batches(count)
-    given = batches if count > 1 else batches[0]
+    inputs = batches if count > 1 else batches[0]
     if self._compiled is None:
       with self._reporter.paused():
-        arguments = (course.state, given, course.key, frozen)
+        arguments = (course.state, inputs, course.key, frozen)
         self._compiled = compiled_step.compile_step(
           self._prepared.step_fn, self._prepared.mesh, arguments
         )
     with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
-      course.state, metrics = self._compiled(course.state, given, course.key, frozen)
+      course.state, metrics = self._compiled(course.state, inputs, course.key, frozen)
     course.step += count
     self._done = {}
     self._window.add(course.step, metrics, batches)  # reads those before: the device is busy again
@@ -260,7 +260,7 @@ class Sitting:
   def finish(self) -> dict[str, float]:
     """Writes scores.json and the run's page; the last value of every evaluator."""
     if self._primary:
-      score_files.finish(self._given, self._record, self._workdir, self._scores)
+      score_files.finish(self._exp, self._record, self._workdir, self._scores)
     return self._scores
 
   def _explain(self, step: int, batch: Batch) -> str:
@@ -268,15 +268,15 @@ class Sitting:
 
     With the weights of now: those of a step or two later, where the policy is to go on.
     """
-    given, course, prepared = self._given, self._course, self._prepared
-    loss_fn = compiled_step.make_loss(given, prepared.teacher_network, prepared.frozen)
-    target = experiment.target_name(given)
+    exp, course, prepared = self._exp, self._course, self._prepared
+    loss_fn = compiled_step.make_loss(exp, prepared.teacher_network, prepared.frozen)
+    target = experiment.target_name(exp)
     params = course.state.params
     params |= {} if target is None else {"target": course.state.ema[target]}
 
     def scaled(*args):
       value, metrics = loss_fn(*args)
-      return value * given.run.loss_scale, metrics
+      return value * exp.run.loss_scale, metrics
 
     index = jnp.asarray(step - 1, jnp.int32)
     return doctor.locate(scaled, params, batch, jax.random.fold_in(course.key, index), index)

@@ -73,18 +73,18 @@ def read_experiment(workdir: str | Path) -> Experiment:
 
 
 def load_state(
-  workdir: str | Path, mesh: Mesh, given: Experiment | None = None
+  workdir: str | Path, mesh: Mesh, exp: Experiment | None = None
 ) -> checkpoint.Restored:
   """The newest good checkpoint of a run, laid out on `mesh`; the run is not changed by it.
 
   Args:
     workdir: of the run.
     mesh: where its arrays go.
-    given: the run's experiment, where parts of it were handed in from Python.
+    exp: the run's experiment, where parts of it were handed in from Python.
   """
 
   def layout(meta):
-    init = experiment.state_init(given or experiment.parse(meta["config"]))
+    init = experiment.state_init(exp or experiment.parse(meta["config"]))
     return sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
 
   return checkpoint.read(Path(workdir).expanduser(), layout)
@@ -94,6 +94,16 @@ def average_names(record: Mapping[str, Any]) -> list[str]:
   """The averages that a run's checkpoints have."""
   target = (record["loss"].get("target") or {"name": "current"})["name"]
   return [*record["ema"], *(["target"] if target != "current" else [])]
+
+
+def averages_of(workdir: str | Path) -> list[str]:
+  """The averages of a run's config, in its order, by its newest checkpoint that says so."""
+  stored = checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True)
+  with contextlib.closing(stored):
+    for step in stored.steps():
+      with contextlib.suppress(Exception):  # damaged, which is told where it is read
+        return list(stored.meta(step)["config"]["ema"])
+  raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
 
 
 def load_network(
@@ -229,28 +239,31 @@ def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   write_json(path, before | dict(found))
 
 
-def with_searched_times(given: Experiment, workdir: str | Path) -> Experiment:
-  """The experiment with the intermediate times that were searched for this run, if there are any."""
+def with_searched_times(exp: Experiment, workdir: str | Path) -> Experiment:
+  """The experiment with the intermediate times that were searched for this run, where there are."""
   path = Path(workdir) / TIMES
   if not path.is_file():
-    return given
-  samplers = dict(given.samplers)
+    return exp
+  samplers = dict(exp.samplers)
   for key, found in json.loads(path.read_text()).items():
     sampler = samplers.get(key)
     if sampler is not None and sampler.searched and sampler.with_times:
       samplers[key] = sampler.with_times(tuple(found["mid_times"]))
       logger.info("samplers.%s: mid_times=%s, from %s.", key, found["mid_times"], path)
-  return given._replace(samplers=samplers)
+  return exp._replace(samplers=samplers)
 
 
-def load_teacher(given: Experiment, mesh: Mesh) -> Loaded | None:
+def load_teacher(exp: Experiment, mesh: Mesh) -> Loaded | None:
   """The frozen model that a method distils: read once, that average alone; None without."""
-  teacher = given.teacher
+  teacher = exp.teacher
+  if teacher is None:
+    return None
   if not isinstance(teacher, Stored):
-    return None if teacher is None else Loaded(teacher, None)
-  loaded = load_model(given, teacher, mesh)
+    network, params = teacher
+    return Loaded((network, _placed(params, mesh)), None)
+  loaded = load_model(exp, teacher, mesh)
   assert loaded.run is not None, "it was just read"
-  if given.method.teacher_needs_no_class and not loaded.run.label_dropout:
+  if exp.method.teacher_needs_no_class and not loaded.run.label_dropout:
     raise ValueError(
       f"loss.guidance asks the teacher in {teacher.workdir} for its prediction without a "
       "class, but it was trained with loss.label_dropout=0: train one with 0.1, or drop guidance."
@@ -258,15 +271,20 @@ def load_teacher(given: Experiment, mesh: Mesh) -> Loaded | None:
   return loaded
 
 
-def load_guides(given: Experiment, mesh: Mesh) -> dict[str, Model]:
+def _placed(params: Params, mesh: Mesh) -> Params:
+  """Weights that were handed in, wherever they are, laid out on the mesh."""
+  return jax.device_put(params, sharding.shard_params(params, mesh))
+
+
+def load_guides(exp: Experiment, mesh: Mesh) -> dict[str, Model]:
   """The weaker models of the samplers under autoguidance, by the sampler's key."""
-  guides = {key: s.guide for key, s in given.samplers.items() if s.guide is not None}
-  return {key: load_model(given, guide, mesh).model for key, guide in guides.items()}
+  guides = {key: s.guide for key, s in exp.samplers.items() if s.guide is not None}
+  return {key: load_model(exp, guide, mesh).model for key, guide in guides.items()}
 
 
-def _check_relative(given: Experiment, other: Described, workdir: str) -> None:
+def _check_relative(exp: Experiment, other: Described, workdir: str) -> None:
   """Raises if a teacher's data scale or shape are others than this run's."""
-  ours, theirs = given.samples, other.samples
+  ours, theirs = exp.samples, other.samples
   sizes, others = _sizes(ours), _sizes(theirs)
   for key in sizes:
     if sizes[key] != others[key]:
@@ -280,10 +298,10 @@ def _check_relative(given: Experiment, other: Described, workdir: str) -> None:
       f"{_latents(ours.latents)}: samples of either would be wrong to the other. Take a network of "
       "the same convention, or data and data.records.latents of the network's."
     )
-  if given.run.sigma_data != other.run.sigma_data:
+  if exp.run.sigma_data != other.run.sigma_data:
     raise ValueError(
       f"The network in {workdir} was trained with sigma_data={other.run.sigma_data}, this run has "
-      f"{given.run.sigma_data}. Set sigma_data={other.run.sigma_data}."
+      f"{exp.run.sigma_data}. Set sigma_data={other.run.sigma_data}."
     )
 
 
@@ -300,28 +318,31 @@ def _latents(convention: str | None) -> str:
 
 
 def first_weights(
-  given: Experiment, key: Array, mesh: Mesh, teacher: Loaded | None = None
+  exp: Experiment, key: Array, mesh: Mesh, teacher: Loaded | None = None
 ) -> Params | None:
   """The weights that `init_from` names, grown to this network; None: random ones.
 
   A part that this network has beside (guidance, segment) starts at zero, so that the network starts
   as the one that it comes from. Where they are the teacher's, they are not read again.
   """
-  wanted = given.init_from
+  wanted = exp.init_from
   if wanted is None:
     return None
-  same = teacher is not None and wanted == given.teacher
-  (_, params), described = teacher if teacher and same else load_model(given, wanted, mesh)
-  theirs_record = described.record if described else given.record
+  if not isinstance(wanted, Stored):
+    params = _placed(wanted[1], mesh)
+    return grow(exp.network, params, key, "init_from: the model that was handed in")
+  same = teacher is not None and wanted == exp.teacher
+  (_, params), described = teacher if teacher and same else load_model(exp, wanted, mesh)
+  theirs_record = described.record if described else exp.record
   # With the same shapes: nothing but the samples would show it.
   for name, default in (("preconditioning", "trigflow"), ("embedding", "positional")):
-    ours, theirs = (r["net"].get(name, default) for r in (given.record, theirs_record))
+    ours, theirs = (r["net"].get(name, default) for r in (exp.record, theirs_record))
     if ours != theirs:
       raise ValueError(
         f"init_from: the network in {wanted.workdir} has net.{name}={theirs!r}, this run "
         f"has {ours!r}: its weights would mean something else. Set net.{name}={theirs!r}."
       )
-  return grow(given.network, params, key, f"init_from: {wanted.workdir}")
+  return grow(exp.network, params, key, f"init_from: {wanted.workdir}")
 
 
 def grow(net: Network, params: Params, key: Array, what: str) -> Params:
@@ -349,7 +370,7 @@ def sharded(abstract: Any, mesh: Mesh) -> Any:
 
 
 def layout(
-  given: Experiment,
+  exp: Experiment,
   abstract: TrainState,
   mesh: Mesh,
   meta: dict[str, Any],
@@ -362,7 +383,7 @@ def layout(
   With `allow_change` it may be another, as long as it makes a state of the same shapes.
   """
   options: dict[str, Any] = dict(num_examples=num_examples, allow_change=allow_change)
-  changes = check_same_run(experiment.stored_record(given), meta, "checkpoints", **options)
+  changes = check_same_run(experiment.stored_record(exp), meta, "checkpoints", **options)
   if changes:
     init = experiment.state_init(experiment.parse(meta["config"]))
     _check_same_shapes(abstract, jax.eval_shape(init, jax.random.key(0)))

@@ -26,7 +26,7 @@ def sweep(
   sigma_rels: Sequence[float],
   *,
   step: int | None = None,
-  given: Experiment | None = None,
+  exp: Experiment | None = None,
 ) -> str:
   """Scores averages of these lengths with the run's first Frechet evaluator.
 
@@ -37,7 +37,7 @@ def sweep(
     workdir: of a run with snapshots.
     sigma_rels: the lengths.
     step: that they end at, one with a snapshot; None: the last.
-    given: the run's experiment, where parts of it were handed in from Python; None: by its record.
+    exp: the run's experiment, where parts of it were handed in from Python; None: by its record.
 
   Returns:
     A table, and the best length of each sampler.
@@ -45,20 +45,20 @@ def sweep(
   Raises:
     ValueError: the run has no Frechet evaluator; scores of other samplers or snapshots are there.
   """
-  given = given or stored_runs.read_experiment(workdir)
-  mesh, key = experiment.make_mesh(given.run), key_for(given.run.seed, "evaluate")
-  given = stored_runs.with_searched_times(given, workdir)
-  label, score = experiment.frechet_scores(given, mesh, stored_runs.load_guides(given, mesh))
-  with stored_runs.open_snapshots(workdir, mesh, given.network) as snapshots:
+  exp = exp or stored_runs.read_experiment(workdir)
+  mesh, key = experiment.make_mesh(exp.run), key_for(exp.run.seed, "evaluate")
+  exp = stored_runs.with_searched_times(exp, workdir)
+  label, score = experiment.frechet_scores(exp, mesh, stored_runs.load_guides(exp, mesh))
+  with stored_runs.open_snapshots(workdir, mesh, exp.network) as snapshots:
     step = averages.end_step(snapshots, step)
     recipe = averages.recipe(snapshots, sigma_rels, step)
     path = Path(workdir).expanduser() / "posthoc" / f"sweep_{label}_step{step}.json"
-    samplers = given.evaluators[label].samplers
-    evaluator = given.record["evals"][label]
+    samplers = exp.evaluators[label].samplers
+    evaluator = exp.record["evals"][label]
     conditions = {
       "evaluator": {k: v for k, v in evaluator.items() if k not in IRRELEVANT},
-      "samplers": {name: _section(given, name) for name in samplers},
-      "seed": given.run.seed,
+      "samplers": {name: _section(exp, name) for name in samplers},
+      "seed": exp.run.seed,
       "copies": recipe.copies,
     }
     scores = _stored(path, conditions)
@@ -79,9 +79,9 @@ def sweep(
   return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
 
 
-def _section(given: Experiment, sampler: str) -> dict[str, Any]:
+def _section(exp: Experiment, sampler: str) -> dict[str, Any]:
   """What the conditions of a score say of a sampler."""
-  return dict(given.samplers[sampler].record)
+  return dict(exp.samplers[sampler].record)
 
 
 def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Training: from an experiment and a workdir to a trained model, in as many sittings as it takes."""
+"""Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class Interrupted(SystemExit):
 
 
 def train(
-  given: Experiment, workdir: str | Path, *, allow_config_change: bool = False
+  exp: Experiment, workdir: str | Path, *, allow_config_change: bool = False
 ) -> dict[str, float]:
   """Trains, or goes on training, until run.total_steps.
 
@@ -31,7 +31,7 @@ def train(
   for bit, as one that was not.
 
   Args:
-    given: the experiment, of `experiment.parse(config)`, with parts of your own where you want.
+    exp: the experiment, of `experiment.parse(config)`, with parts of your own where you want.
     workdir: of this run; made if it is not there.
     allow_config_change: go on although the checkpoint was made with other values: they are logged,
       and kept in config_changes.jsonl. What the state has no place for is refused all the same.
@@ -46,9 +46,9 @@ def train(
     Interrupted: on SIGTERM or SIGINT, after saving.
   """
   workdir = Path(workdir).absolute()
-  experiment.check(given)
+  experiment.check(exp)
   with lock.hold(workdir, primary=sharding.process()[0] == 0, agree=sharding.all_agree):
-    with Sitting(given, workdir, allow_config_change) as sitting:
+    with Sitting(exp, workdir, allow_config_change) as sitting:
       # Bookkeeping first, so that step 0, a resumed run and the last step are one case.
       while True:
         sitting.look()

@@ -60,7 +60,7 @@ def _clip(clip_norm: float | None) -> list[optax.GradientTransformation]:
 
 
 def project(
-  onto: Callable[[jax.Array], jax.Array], paths: Sequence[str]
+  onto: Callable[[jax.Array], jax.Array], paths: Sequence[str] | Callable[[str], bool]
 ) -> optax.GradientTransformation:
   """The last transformation of a chain: after its update these parameters lie where `onto` says.
 
@@ -73,7 +73,7 @@ def project(
   Args:
     onto: a parameter -> the parameter where it is to be; of the same shape.
     paths: regular expressions; a parameter is held if one is found in its path, such as
-      "net/out_conv/kernel".
+      "net/out_conv/kernel". Or a function: path -> whether it is held.
   """
 
   def update(updates, state, params=None):
@@ -85,12 +85,15 @@ def project(
 
 
 def at_paths(
-  function: Callable[..., jax.Array], paths: Sequence[str], tree: Params, *rest: Params
+  function: Callable[..., jax.Array],
+  paths: Sequence[str] | Callable[[str], bool],
+  tree: Params,
+  *rest: Params,
 ) -> Params:
   """`tree` with function(leaf, *leaves of `rest`) at the paths of `project`; elsewhere as it is."""
+  chosen = paths if callable(paths) else lambda name: any(re.search(p, name) for p in paths)
 
   def leaf(path, a, *others):
-    name = param_names.name(path)
-    return function(a, *others) if any(re.search(p, name) for p in paths) else a
+    return function(a, *others) if chosen(param_names.name(path)) else a
 
   return jax.tree_util.tree_map_with_path(leaf, tree, *rest)

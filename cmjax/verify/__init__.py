@@ -44,14 +44,14 @@ def _caught(check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 
 
 def verify(
-  given: Experiment | None = None,
+  exp: Experiment | None = None,
   workdir: str | Path | None = None,
   groups: Iterable[str] | None = None,
 ) -> tuple[str, bool]:
   """The table of all checks, with those of one network and loss where an experiment is given.
 
   Args:
-    given: whose network and loss are measured; None: the mathematics alone.
+    exp: whose network and loss are measured; None: the mathematics alone.
     workdir: of its run; the weights are those of its newest checkpoint, if there is one.
     groups: names in `CHECKS`; None: all.
 
@@ -59,6 +59,6 @@ def verify(
     The table, one row a line, and whether every row passed.
   """
   found = rows(groups)
-  if given is not None:
-    found += network(given, workdir)
+  if exp is not None:
+    found += network(exp, workdir)
   return table(found), all(r.passed for r in found)

@@ -163,7 +163,7 @@ def _label(policy: dict[str, str]) -> str:
 def _weights(given: Experiment, workdir: str | Path | None) -> tuple[Network, Any]:
   """The network, and weights of it: those of a run, or random ones."""
   if workdir is not None and any((Path(workdir).expanduser() / "checkpoints").glob("*")):
-    first = next(iter(stored_runs.read_record(workdir)["ema"]))
+    first = stored_runs.averages_of(workdir)[0]
     mesh = experiment.make_mesh(given.run)
     described, params, _ = stored_runs.load_average(workdir, first, mesh, given.network)
     return described.network, jax.tree.map(jnp.asarray, jax.device_get(params))

@@ -19,6 +19,7 @@ from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.commands import convert as command
 from cmjax.convert import detect, files, jcm, names, pickles, tensors
+from cmjax.experiment import models
 from cmjax.program import convert, sample, stored_runs
 from helpers import foreign_files as ff
 from helpers import tiny
@@ -47,7 +48,7 @@ def net_config(name, **changes):
 
 
 def network(name, **changes):
-  return experiment.network(net_config(name, **changes))
+  return models.network(net_config(name, **changes).net, SIGMA_DATA)
 
 
 def random_like(shapes, seed=0, scale=1.0):
@@ -234,9 +235,8 @@ def test_a_pickle_is_recognised_and_its_weights_are_those_that_went_in(name, tmp
   found = detect.detect(weights)
   expected = net_config(name, dropout=0.25).net.to_dict()
   assert {key: found.net[key] for key in expected} == expected
-  config = convert.run_config(found)
-  experiment.network(config)  # takes all that was found
-  got = convert._params(config, found)
+  made = experiment.parse(convert.run_record(found))  # takes all that was found
+  got = convert._params(made, found)
   if name == "edm2":  # which stores float16
     params = jax.tree.map(lambda a: a.astype("f2").astype("f4"), params)
     head = got["weighting"]["logvar_linear"]["kernel"]
@@ -268,8 +268,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_network_is_recognised_from_names_and_shapes(name):
   count, net = PUBLISHED[name]
-  config = mlc.ConfigDict({"net": {"dtype": "float32"} | net, "sigma_data": SIGMA_DATA})
-  shapes = jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+  made = models.network({"dtype": "float32", "in_channels": 3} | net, SIGMA_DATA)
+  shapes = jax.eval_shape(made.init, jax.random.key(0))
   # Views of one number: no memory.
   zeros = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), "f4"), a.shape), shapes)
   torch_names = names.torch_names(zeros, names.OF_NETWORK[net["name"]])
@@ -407,7 +407,7 @@ def test_jcm_is_read_as_the_ncsnpp_that_it_is(tmp_path):
   foreign = read(tmp_path, serialization.msgpack_serialize(state))
   found = detect.detect(foreign.networks[files.choose(foreign.networks, None)])
   assert found.net["fir"] == (1, 3, 3, 1) and found.net["encoder"] == "residual"
-  got = convert._params(convert.run_config(found), found)
+  got = convert._params(experiment.parse(convert.run_record(found)), found)
   jax.tree.map(np.testing.assert_array_equal, got["net"], params)
   flat = dict(files._flat(theirs))
   del flat["AttnBlockpp_1/NIN_2/W"]
@@ -441,8 +441,9 @@ def _trained(run):
 
 def test_a_converted_run_is_edms_denoiser(run, trained):
   _, params, _ = run
-  config, net, averages, step = trained
-  assert step == 0 and config.net.preconditioning == "edm" and config.net.dropout == 0.25
+  (net, _, _, _, record), averages, step = trained
+  assert step == 0 and record["net"]["preconditioning"] == "edm"
+  assert record["net"]["dropout"] == 0.25
   jax.tree.map(np.testing.assert_array_equal, averages["main"], params)
   raw = network("ddpmpp", **SMALL, preconditioning="trigflow")  # F_EDM itself, told c_noise
   x = jax.random.normal(jax.random.key(1), (2 * 8 * 8 * 3,)).reshape(2, 8, 8, 3)
@@ -467,7 +468,7 @@ def test_a_converted_run_says_where_it_comes_from(run):
   assert "CC BY-NC-SA 4.0" in said["licence"]
   meta = stored_runs.load_state(workdir, sharding.make_mesh()).meta
   assert meta["provenance"] == said
-  assert stored_runs.read_config(workdir).to_dict() == meta["config"]
+  assert stored_runs.read_record(workdir) == meta["config"]
 
 
 def test_a_converted_run_teaches_and_is_sampled(run):
@@ -476,9 +477,10 @@ def test_a_converted_run_teaches_and_is_sampled(run):
   net = net_config("ddpmpp", **SMALL).net
   with config.unlocked():
     config.net = net
-  _, teacher = stored_runs.load_teacher(config, sharding.make_mesh())
-  jax.tree.map(np.testing.assert_array_equal, teacher, params)
-  picture, arrays = sample.sample(config, workdir, num_samples=8, name="one_step", seed=0)
+  given = experiment.parse(config)
+  loaded = stored_runs.load_teacher(given, sharding.make_mesh())
+  jax.tree.map(np.testing.assert_array_equal, loaded.model[1], params)
+  picture, arrays = sample.sample(given, workdir, num_samples=8, name="one_step", seed=0)
   with np.load(arrays) as found:
     assert found["samples"].shape == (8, 8, 8, 3) and np.isfinite(found["samples"]).all()
   assert picture.exists()
@@ -566,15 +568,15 @@ DIT = dict(
   ],
 )  # fmt: skip
 def test_our_own_networks_go_out_under_their_own_names_and_come_back(net, name, shape, tmp_path):
-  config = convert.run_config(detect.Found("cmjax", net, SIGMA_DATA, (1, 1), {}))
-  params = random_like(jax.eval_shape(experiment.network(config).init, jax.random.key(0)))
+  given = experiment.parse(convert.run_record(detect.Found("cmjax", net, SIGMA_DATA, (1, 1), {})))
+  params = random_like(jax.eval_shape(given.network.init, jax.random.key(0)))
   before, after, path = tmp_path / "before", tmp_path / "after", tmp_path / "own.safetensors"
-  convert._save(before, config, {"net": params, "weighting": {}}, {})
+  convert._save(before, given, {"net": params, "weighting": {}}, {})
   convert.export(before, path)
   assert only(files.read(path)).tensors[name].shape == shape
   convert.convert(path, after)
-  found, _, averages, _ = stored_runs.load_network(after, sharding.make_mesh())
-  assert found.net.to_dict() == config.net.to_dict() and found.sigma_data == SIGMA_DATA
+  found, averages, _ = stored_runs.load_network(after, sharding.make_mesh())
+  assert found.record["net"] == given.record["net"] and found.run.sigma_data == SIGMA_DATA
   jax.tree.map(np.testing.assert_array_equal, averages["main"], params)
 
 
@@ -588,6 +590,7 @@ def test_our_own_networks_go_out_under_their_own_names_and_come_back(net, name, 
   ],
 )
 def test_networks_of_edm2_on_latents_have_its_convention(change, convention):
-  net = {"name": "edm2", "in_channels": 4, "preconditioning": "edm"} | change
-  config = convert.run_config(detect.Found("edm2", net, 0.5, (), {}))
-  assert experiment.latent_convention(config) == convention
+  edm2 = {"name": "edm2", "resolution": 64, "in_channels": 4, "preconditioning": "edm"}
+  net = edm2 | change
+  record = convert.run_record(detect.Found("edm2", net, 0.5, (), {}))
+  assert models.samples(record["net"], record["data"]).latents == convention

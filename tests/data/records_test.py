@@ -3,26 +3,24 @@
 import concurrent.futures
 import json
 import re
-import runpy
 import shutil
 import sys
 
 import jax
 import jax.numpy as jnp
-import ml_collections as mlc
 import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cmjax import experiment, latents
+from cmjax import experiment, latents, pages
 from cmjax.base import sharding
 from cmjax.commands import prepare
 from cmjax.data import pipeline, records, shards, sources
 from cmjax.data.prepare import validation
 from cmjax.program import compiled_step, plan, stored_runs, train
 from cmjax.training import microbatch
-from helpers.prepared_sets import CONFIGS, RNG, config, latent_arrays, write_set
+from helpers.prepared_sets import RNG, config, latent_arrays, write_set
 
 
 def images(num=35, shape=(4, 5, 3)):
@@ -302,48 +300,50 @@ def test_latents_of_another_convention_are_refused_at_train_time(tmp_path):
   )
   message = r"a \(data.records.latents='scm'\): Recorded is another latent convention.*name 'edm2'"
   with pytest.raises(ValueError, match=message):
-    train.train(config(path), tmp_path / "run")
-  assert experiment.source(config(path, "edm2")).shape == (4, 4, 4)
+    train.train(experiment.parse(config(path)), tmp_path / "run")
+  opened = lambda *args: experiment.opened(experiment.parse(config(*args)))
+  assert opened(path, "edm2").shape == (4, 4, 4)
   with pytest.raises(
     ValueError, match="holds latents of the convention 'edm2', but the config says"
   ):
-    experiment.source(config(path, None))
+    opened(path, None)
   with pytest.raises(ValueError, match="Unknown convention .data.records.latents. 'sdxl'"):
-    experiment.source(config(path, "sdxl"))
+    opened(path, "sdxl")
   pixels = write_set(tmp_path / "b", images(shape=(4, 4, 4)), num_classes=10)
   with pytest.raises(ValueError, match="holds pixels, but data.records.latents='scm'. Prepare"):
-    experiment.source(config(pixels))
+    opened(pixels)
   changed = latents.record() | {"mean": [0.0] * 4}
   path = write_set(tmp_path / "c", latent_arrays(), num_classes=10, recorded=changed)
   with pytest.raises(ValueError, match=r"mean \[0.0, 0.0, 0.0, 0.0\] \(expected \[1.56"):
-    experiment.source(config(path))
+    opened(path)
 
 
 def test_a_step_on_latents_is_made_of_their_mean_and_std(tmp_path, monkeypatch):
   path = write_set(tmp_path, latent_arrays(), num_classes=10, recorded=latents.record())
   monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
-  c = config(path)
-  state, batch, *rest = plan.abstract_arguments(c, sharding.make_mesh())
-  batches = experiment.batches(c, sharding.make_mesh(), 0)
+  given = experiment.parse(config(path))
+  state, batch, *rest = plan.abstract_arguments(given, sharding.make_mesh())
+  batches = experiment.batches(given, sharding.make_mesh(), 0)
   shapes = {name: a.shape for name, a in next(batches).items()}
   batches.close()
   assert {name: a.shape for name, a in batch.items()} == shapes
-  step = compiled_step.make_step_fn(c, experiment.network(c), None, rest[-1])
+  step = compiled_step.make_step_fn(given, experiment.transformation(given))
   after, metrics = jax.eval_shape(step, state, batch, *rest)
   assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in metrics
 
 
 def test_a_network_of_another_convention_is_refused_as_a_teacher(tmp_path, monkeypatch):
-  ours, theirs = config("a", "scm"), config("b", "edm2")
-  trained = stored_runs.Trained(theirs, experiment.network(theirs), {"main": {}}, 0)
-  monkeypatch.setattr(stored_runs, "load_network", lambda *_: trained)
-  section, mesh = mlc.ConfigDict(dict(workdir="there", ema="main")), sharding.make_mesh()
+  parsed = lambda *args: experiment.parse(config(*args))
+  ours, theirs = parsed("a", "scm"), parsed("b", "edm2")
+  trained = stored_runs.Trained(experiment.describe(theirs.record), {"main": {}}, 0)
+  monkeypatch.setattr(stored_runs, "load_network", lambda *_, **__: trained)
+  stored, mesh = experiment.Stored("there", "main"), sharding.make_mesh()
   message = "in there was trained on latents of the convention 'edm2', this run is for .* 'scm'"
   with pytest.raises(ValueError, match=message):
-    stored_runs.load_model(ours, section, mesh)
+    stored_runs.load_model(ours, stored, mesh)
   with pytest.raises(ValueError, match="'edm2', this run is for no latents"):
-    stored_runs.load_model(config("a", None), section, mesh)
-  assert stored_runs.load_model(theirs, section, mesh)[1] == {}
+    stored_runs.load_model(parsed("a", None), stored, mesh)
+  assert stored_runs.load_model(theirs, stored, mesh).model[1] == {}
 
 
 @pytest.mark.slow  # a minute, nearly all of it compilation
@@ -354,21 +354,21 @@ def test_a_run_on_latents_trains_and_is_no_start_for_another_convention(tmp_path
     name: write_set(tmp_path / name, latent_arrays(), num_classes=10, recorded=record)
     for name, record in recorded.items()
   }
-  trained = config(paths["edm2"], "edm2", total_steps=2)
+  trained = experiment.parse(config(paths["edm2"], "edm2", total_steps=2))
   train.train(trained, tmp_path / "run")
   assert stored_runs.load_state(tmp_path / "run", sharding.make_mesh()).step == 2
-  assert 0.4 < sources.statistics(experiment.source(trained))["std"] < 0.6
+  assert 0.4 < sources.statistics(experiment.opened(trained))["std"] < 0.6
   start = {"init_from.workdir": str(tmp_path / "run")}
   message = "trained on latents of the convention 'edm2', this run is for latents of the .* 'scm'"
   with pytest.raises(ValueError, match=message):
-    train.train(config(paths["scm"], **start), tmp_path / "other")
+    train.train(experiment.parse(config(paths["scm"], **start)), tmp_path / "other")
 
 
 def test_a_mirrored_latent_is_refused(tmp_path):
   path = write_set(tmp_path, latent_arrays(), num_classes=10, recorded=latents.record())
   c = config(path, **{"data.flip": True})
   with pytest.raises(ValueError, match="data.flip=True: a mirrored latent"):
-    experiment.batches(c, sharding.make_mesh(), 0)
+    experiment.batches(experiment.parse(c), sharding.make_mesh(), 0)
 
 
 def echo(params, batch, key, step):
@@ -379,8 +379,8 @@ def echo(params, batch, key, step):
 def test_latents_are_drawn_anew_at_every_step_from_the_mean_and_the_std(tmp_path):
   arrays = latent_arrays(num=8)
   path = write_set(tmp_path, arrays, num_classes=10, recorded=latents.record())
-  c = config(path)
-  batches = experiment.batches(c, sharding.make_mesh(), 0)
+  given = experiment.parse(config(path))
+  batches = experiment.batches(given, sharding.make_mesh(), 0)
   batch = next(batches)
   batches.close()
   assert set(batch) == {"image", "image_std", "label"}
@@ -421,7 +421,6 @@ def test_the_draw_shares_no_noise_with_the_loss():
 @pytest.mark.parametrize("family", ["teacher", "sct", "scd", "scd_vsd"])
 def test_the_pages_of_imagenet_512_have_the_papers_numbers(family):
   """sCM, table 5 and appendix C."""
-  get = runpy.run_path(str(CONFIGS / f"imagenet512_{family}.py"))["get_config"]
   table = {
     "s": (192, 1.0, 0.0, 0.25, 0.025, 1_048_576),
     "m": (256, 0.9, 0.1, 0.35, 0.03, 1_048_576),
@@ -430,7 +429,7 @@ def test_the_pages_of_imagenet_512_have_the_papers_numbers(family):
     "xxl": (448, 0.65, 0.1, 0.35, 0.015, 376_000),
   }
   for size, (channels, rate, dropout, sct_dropout, sigma_rel, teacher_steps) in table.items():
-    c = get(size)
+    c = pages.load(f"imagenet512_{family}:{size}")
     assert c.net.channels == channels and c.batch_size == 2048 and not c.data.flip
     is_teacher = family == "teacher"
     assert c.optim.lr == pytest.approx(rate * (1e-2 if is_teacher else 1e-4))
@@ -452,7 +451,6 @@ def test_the_pages_of_imagenet_512_have_the_papers_numbers(family):
 @pytest.mark.parametrize("family", ["teacher", "sct", "scd"])
 def test_the_pages_of_imagenet_64_have_the_papers_numbers(family):
   """sCM, table 4."""
-  get = runpy.run_path(str(CONFIGS / f"imagenet64_{family}.py"))["get_config"]
   table = {
     "s": (192, 1.0, 0.0, 0.075, 1_048_576),
     "m": (256, 0.9, 0.1, 0.06, 1_486_000),
@@ -460,7 +458,7 @@ def test_the_pages_of_imagenet_64_have_the_papers_numbers(family):
     "xl": (384, 0.7, 0.1, 0.04, 540_000),
   }
   for size, (channels, rate, dropout, sigma_rel, teacher_steps) in table.items():
-    c, is_teacher = get(size), family == "teacher"
+    c, is_teacher = pages.load(f"imagenet64_{family}:{size}"), family == "teacher"
     assert c.net.channels == channels and c.batch_size == 2048
     assert c.optim.lr == pytest.approx(rate * (1e-2 if is_teacher else 1e-4))
     assert c.net.dropout == dict(teacher=dropout, sct=0.45, scd=0.0)[family]

@@ -179,7 +179,7 @@ def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, 
 @pytest.mark.slow
 def test_the_plane_takes_its_smoke_steps(tmp_path, one_device):
   scores = train.train(load("toy2d_sct:smoke"), tmp_path)
-  # Four steps do not make a model: of 32 points nothing more can be said of the score.
+  # Four steps do not make a model: of 64 points nothing more can be said of the score.
   assert scores["swd/two_step/main"] > 0 and scores["swd/floor"] > 0
 
 

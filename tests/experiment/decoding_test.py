@@ -48,6 +48,11 @@ def configure(data, vae, **fd):
   return c
 
 
+def given(data, vae, **fd):
+  """The experiment of `configure`."""
+  return experiment.parse(configure(data, vae, **fd))
+
+
 def by_hand(vae, z):
   """Images of latents by the autoencoder alone."""
   made, params = autoencoder.load(vae)
@@ -63,7 +68,7 @@ def moments(images):
 def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
   z = RNG.normal(0, 0.5, (19, 4, 4, 4)).astype(np.float32)
   for mesh in (MESH, None):
-    made = experiment.decoder(configure(data, vae), mesh)
+    made = experiment.decoder(given(data, vae).samples, mesh)
     assert made.shape == (8, 8, 3)
     assert made.record == {"convention": "scm", "vae_sha256": files.digest(vae)}
     np.testing.assert_allclose(made.decode(z), by_hand(vae, z), rtol=1e-4, atol=1e-5)
@@ -71,22 +76,21 @@ def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
   c = configure(data, vae)
   c.net.in_channels = 5
   with pytest.raises(ValueError, match="'scm' is for latents of 4 channels; got"):
-    experiment.decoder(c)
+    experiment.decoder(experiment.parse(c).samples)
 
 
 @pytest.mark.slow  # a sampler and a detector to compile, twice
 def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
-  c = configure(data, vae)
-  net = experiment.network(c)
-  params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
-  key, made = jax.random.key(3), experiment.evaluators(c, net, ONE)
+  e = given(data, vae)
+  params = jax.tree.map(lambda a: a + 0.1, e.network.init(jax.random.key(0)))
+  key, made = jax.random.key(3), experiment.open_evaluators(e, ONE)
   assert set(made) == {"grid", "fd"}
-  z = experiment.sampler(c, "one_step", net, ONE)(params, key, np.arange(250))[1]
+  z = experiment.compiled_sampler(e, "one_step", ONE)(params, key, np.arange(250))[1]
   images = by_hand(vae, z)
-  (shown,) = [x for _, x in made["grid"].evaluate({"main": params}, key)]
+  (shown,) = [x for _, x in made["grid"]({"main": params}, key)]
   np.testing.assert_allclose(shown, np.clip(images[:6], -1, 1), atol=1e-4)
-  found = dict(made["fd"].evaluate({"main": params}, key))
-  means = lambda split, num: experiment.source(c, split).take(np.arange(num))["image"]
+  found = dict(made["fd"]({"main": params}, key))
+  means = lambda split, num: experiment.opened(e, split).take(np.arange(num))["image"]
   train_z, test_z = means("train", 300), means("test", 250)
   real = moments(by_hand(vae, train_z))
   assert found["one_step/main"] == pytest.approx(frechet.distance(moments(images), real), rel=1e-3)
@@ -100,32 +104,31 @@ def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
 
 
 def test_mode_sample_has_images_beside_the_latents(data, vae, tmp_path, monkeypatch):
-  c = configure(data, vae)
-  net = experiment.network(c)
-  params = net.init(jax.random.key(0))
-  trained = stored_runs.Trained(c, net, {"main": params}, 7)
-  monkeypatch.setattr(stored_runs, "load_network", lambda *_: trained)
-  draw = lambda c: sample.sample(c, tmp_path, num_samples=5, name=None, seed=0, ema="main")
-  picture, arrays = draw(c)
+  e = given(data, vae)
+  params = e.network.init(jax.random.key(0))
+  trained = stored_runs.Trained(experiment.describe(e.record), {"main": params}, 7)
+  monkeypatch.setattr(stored_runs, "load_network", lambda *_, **__: trained)
+  draw = lambda e: sample.sample(e, tmp_path, num_samples=5, name=None, seed=0, ema="main")
+  picture, arrays = draw(e)
   with np.load(arrays) as file:
     expected = rounding.to_uint8(by_hand(vae, file["samples"]), "round")
     assert np.abs(file["images"].astype(int) - expected).max() <= 1
     assert file["samples"].shape == (5, 4, 4, 4)
   assert picture.suffix == ".png" and picture.is_file()
   picture.unlink()
-  (arrays,) = draw(configure(data, None))
+  (arrays,) = draw(given(data, None))
   with np.load(arrays) as file:
     assert file.files == ["samples"]
   assert not picture.exists()
 
 
 def test_given_images_and_given_latents_are_scored(data, vae, tmp_path):
-  c = configure(data, vae, floor=False)
+  e = given(data, vae, floor=False)
   z = RNG.normal(0, 0.5, (250, 4, 4, 4)).astype(np.float32)
   np.savez(tmp_path / "latents.npz", samples=z)
   np.savez(tmp_path / "both.npz", samples=z, images=rounding.to_uint8(by_hand(vae, z), "round"))
   score = lambda name: cards.read(
-    sample.evaluate_images(c, tmp_path / "w", tmp_path / name).partition(": ")[0]
+    sample.evaluate_images(e, tmp_path / "w", tmp_path / name).partition(": ")[0]
   )
   a, b = score("latents.npz"), score("both.npz")
   assert a["values"]["frechet"] == pytest.approx(b["values"]["frechet"], rel=1e-3)
@@ -139,31 +142,31 @@ def test_what_needs_a_file_is_off_without_and_says_so(data, caplog):
   c = configure(data, None)
   c.evals.fd.update(features="inception", weights=None)
   with caplog.at_level("INFO", "cmjax"):
-    assert experiment.evaluators(c, experiment.network(c), MESH) == {}
+    assert experiment.open_evaluators(experiment.parse(c), MESH) == {}
   assert "evals.grid is off, since data.records.vae is None: name a file" in caplog.text
   assert "evals.fd is off, since evals.fd.weights is None: name a file" in caplog.text
   del c.evals.fd["weights"]
   with pytest.raises(ValueError, match="need evals.fd.weights, the file of them"):
-    experiment.evaluators(c, experiment.network(c), MESH)
+    experiment.open_evaluators(experiment.parse(c), MESH)
 
 
 def test_scores_of_latents_need_an_autoencoder_and_the_right_one(data, vae, tmp_path):
   with pytest.raises(ValueError, match=r"float32 \[4, 4, 4\]. Of latents: name the autoencoder"):
-    experiment.scorer(configure(data, None), "fd", MESH)
+    experiment.scorer(given(data, None), "fd", MESH)
   other = tmp_path / "other.safetensors"
   autoencoder.write(
     other, jax.tree.map(lambda a: a + 1, small_autoencoder.small()[2])
   )  # fmt: skip
   with pytest.raises(ValueError, match=r"were made by an autoencoder of .*Name that file"):
-    experiment.source(configure(data, other))
+    experiment.opened(given(data, other))
   with pytest.raises(ValueError, match="there is no such file. Give the SD-VAE's"):
-    experiment.source(configure(data, tmp_path / "none.safetensors"))
+    experiment.opened(given(data, tmp_path / "none.safetensors"))
   c = configure(data, vae)
   c.data.records.latents = None
   with pytest.raises(ValueError, match="but data.records.latents is None: drop one"):
-    experiment.decoder(c, MESH)
+    experiment.decoder(experiment.parse(c).samples, MESH)
 
 
 def test_the_autoencoder_may_be_named_later(data, vae):
-  ours, theirs = (configure(data, file).lock() for file in (vae, None))
+  ours, theirs = (given(data, file).record for file in (vae, None))
   assert stored_runs.digest(ours) == stored_runs.digest(theirs)

@@ -20,12 +20,20 @@ MESH = sharding.make_mesh()
 ALL = ("frechet", "kernel", "precision_recall", "density_coverage")
 
 
+def given(data="digits", **fd):
+  """The experiment of `configure`."""
+  return experiment.parse(configure(data, **fd))
+
+
 def configure(data="digits", **fd):
   """The tiny config on digits, or on points, with one evaluator of images."""
   c = tiny.config().unlock()
   if data == "digits":
     c.data.name = "digits"
-    c.net = dict(name="ddpmpp", resolution=8, in_channels=1, num_classes=0)
+    c.net = dict(
+      name="ddpmpp", resolution=8, in_channels=1, channels=4, channel_mult=(1,), num_blocks=1,
+      attn_resolutions=(), num_classes=0, dtype="float32",
+    )  # fmt: skip
   section = dict(
     name="frechet", features="pixels", samplers=("one_step",), emas=("main",), every_steps=1,
     num_samples=100, batch_size=50, subset_size=80, num_subsets=4,
@@ -46,7 +54,7 @@ def pixels_distance(images):
 
 def evaluate(tmp_path, images, **fd):
   """The card of images under a config."""
-  said = sample.evaluate_images(configure(**fd), tmp_path / "scores", images)
+  said = sample.evaluate_images(given(**fd), tmp_path / "scores", images)
   path, _, numbers = said.partition(": ")
   return cards.read(path), numbers
 
@@ -88,7 +96,7 @@ def test_samples_that_are_floats_are_rounded_by_the_rule(tmp_path, rule):
 
 def test_a_reference_that_was_written_gives_the_same_numbers_as_the_data(tmp_path):
   np.savez(tmp_path / "a.npz", arr_0=held_out()[:200])
-  said = sample.make_reference(configure(scores=ALL), tmp_path / "ref" / "digits.npz")
+  said = sample.make_reference(given(scores=ALL), tmp_path / "ref" / "digits.npz")
   assert "1,442 images, pixels" in said
   a, _ = evaluate(tmp_path, tmp_path / "a.npz", scores=ALL)
   file = str(tmp_path / "ref" / "digits.npz")
@@ -104,7 +112,7 @@ def test_a_card_says_how_the_reference_was_prepared(tmp_path):
   path = prepared_sets.write_set(tmp_path / "set", {"image": train, "label": label}, num_classes=1)
   c = configure(scores=("frechet",), floor=False)
   c.data = dict(name="records", flip=False, records=dict(path=str(path)))
-  reference = experiment.reference(c, "fd", MESH).record
+  reference = experiment.reference(experiment.parse(c), "fd", MESH).record
   _, manifest = manifests.read(path, "train")
   assert reference["prepared"]["shards_sha256"] == [shard.sha256 for shard in manifest.shards]
   assert reference["prepared"]["made"] == manifest.details.get("made")
@@ -121,9 +129,9 @@ def test_a_classifier_looks_at_images_by_its_file(tmp_path):
   card, _ = evaluate(tmp_path, tmp_path / "a.npz", **options)
   assert card["values"]["frechet"] == pytest.approx(card["floor"]["frechet"], rel=1e-12)
   assert card["score"] == "FD-classifier" and len(card["detector"]["weights_sha256"]) == 64
-  sample.make_reference(configure(**options), tmp_path / "r.npz")
+  sample.make_reference(given(**options), tmp_path / "r.npz")
   with pytest.raises(ValueError, match="r.npz was made by another detector: accuracy is"):
-    experiment.scorer(configure(reference=str(tmp_path / "r.npz")), "fd", MESH)
+    experiment.scorer(given(reference=str(tmp_path / "r.npz")), "fd", MESH)
 
 
 def test_images_of_another_shape_are_refused(tmp_path):
@@ -196,15 +204,14 @@ def test_what_an_evaluator_cannot_have_is_said_before_anything_is_computed(fd, m
   config = configure(**fd)
   config.samplers = dict(one_step=dict(name="consistency"))
   with pytest.raises(ValueError, match=message):
-    experiment.evaluators(config, experiment.network(tiny.config()), MESH)
+    experiment.open_evaluators(experiment.parse(config), MESH)
 
 
 def test_step_0_has_grids_and_no_scores_unless_asked_otherwise():
   config = tiny.config()
-  network = experiment.network(config)
   due = lambda: [
-    {step: evaluator.due(step) for step in (0, 3, 6, 12)}
-    for evaluator in experiment.evaluators(config, network, MESH).values()
+    {step: experiment.due(evaluator, step) for step in (0, 3, 6, 12)}
+    for evaluator in experiment.parse(config).evaluators.values()
   ]
   every = {0: True, 3: False, 6: True, 12: True}
   assert due() == [every, every | {0: False}]
@@ -214,8 +221,8 @@ def test_step_0_has_grids_and_no_scores_unless_asked_otherwise():
 
 def test_points_are_not_rounded():
   with pytest.raises(ValueError, match="rounding='round', but the data are float32, not 8 bits"):
-    experiment.scorer(configure(data="points", rounding="round"), "fd", MESH)
-  scorer, to_images = experiment.scorer(configure(data="points"), "fd", MESH)
+    experiment.scorer(given(data="points", rounding="round"), "fd", MESH)
+  scorer, to_images = experiment.scorer(given(data="points"), "fd", MESH)
   x = np.array([[0.123, -4.0]], np.float32)
   assert scorer.record["rounding"] == "none" and to_images(x) is x
 
@@ -224,11 +231,10 @@ def test_points_are_not_rounded():
 
 
 def test_a_sample_is_a_function_of_its_number_on_any_devices_in_any_batch():
-  config = tiny.config()
-  net = experiment.network(config)
-  params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
+  tiny_one = tiny.experiment_of()
+  params = jax.tree.map(lambda a: a + 0.1, tiny_one.network.init(jax.random.key(0)))
   one = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
-  draw = lambda mesh, numbers: experiment.sampler(config, "two_steps", net, mesh)(
+  draw = lambda mesh, numbers: experiment.compiled_sampler(tiny_one, "two_steps", mesh)(
     params, jax.random.key(5), np.asarray(numbers)
   )
   numbers, whole = draw(one, range(12))
@@ -242,21 +248,21 @@ def test_a_sample_is_a_function_of_its_number_on_any_devices_in_any_batch():
 
 def test_a_search_scores_what_the_evaluator_would_on_any_devices_in_any_batch():
   c = configure("points", samplers=("two_steps",), num_samples=100, batch_size=50)
-  net, key = experiment.network(c), jax.random.key(3)
-  params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
+  key, parsed = jax.random.key(3), lambda: experiment.parse(c)
+  params = jax.tree.map(lambda a: a + 0.1, parsed().network.init(jax.random.key(0)))
   expected = []
   for t in (1.1, 0.6):
     c.samplers.two_steps.mid_times = (t,)
-    expected.append(experiment.frechet_scores(c, net, MESH)[1](params, key)["two_steps"])
+    expected.append(experiment.frechet_scores(parsed(), MESH)[1](params, key)["two_steps"])
   assert abs(expected[0] - expected[1]) > 1e-3
   for mesh, batch_size in ((MESH, 50), (sharding.make_mesh(2, 4), 32), (MESH, 500)):
     c.evals.fd.batch_size = batch_size
-    num_steps, score = experiment.search_score(c, "two_steps", net, mesh, params, key, 100)
+    num_steps, score = experiment.search_score(parsed(), "two_steps", mesh, params, key, 100)
     assert num_steps == 2
     assert [score((1.1,)), score((0.6,))] == pytest.approx(expected, rel=1e-5)
   c.evals.fd.batch_size = 0
   with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-    experiment.search_score(c, "two_steps", net, MESH, params, key, 100)
+    experiment.search_score(parsed(), "two_steps", MESH, params, key, 100)
 
 
 # --- what a run leaves ----------------------------------------------------------------------------
@@ -267,7 +273,8 @@ def test_a_card_of_a_run_knows_its_step_and_what_makes_the_run_what_it_is(tmp_pa
   card |= {"options": {}, "score": "FID", "rounding": "round"}
 
   def written(**values):
-    path = score_files.write_card(tiny.config(**values), tmp_path, 12, "fd_one_step_main", card)
+    record = tiny.experiment_of(**values).record
+    path = score_files.write_card(record, tmp_path, 12, "fd_one_step_main", card)
     assert path == tmp_path / "cards" / "fd_one_step_main_step12.json"
     return cards.read(path)
 
@@ -281,7 +288,7 @@ def test_a_card_of_a_run_knows_its_step_and_what_makes_the_run_what_it_is(tmp_pa
 def test_each_value_is_a_row_of_the_report_and_has_a_chart_with_its_floor():
   scores = {"fd/floor": 0.5, "fd/floor/recall": 0.9}
   scores |= {"fd/one_step/main": 2.0, "fd/one_step/main/recall": 0.4}
-  rows = score_files.rows(configure(data="points"), scores)
+  rows = score_files.rows(given(data="points"), scores)
   assert [(r["score"], r["value"], r["floor"]) for r in rows] == [
     ("fd", 2.0, 0.5), ("fd/recall", 0.4, 0.9),
   ]  # fmt: skip

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cmjax import experiment
+from cmjax import experiment, weighting
 from cmjax.base import sharding
-from cmjax.experiment.losses import weightings
-from cmjax.experiment.models import tangent_network
 from helpers import tiny
 
 MESH = sharding.make_mesh()
@@ -17,12 +15,12 @@ MESH = sharding.make_mesh()
 
 def build_all(config):
   """Everything of a config that `train` builds before it compiles."""
-  net = experiment.network(config)
-  jax.eval_shape(experiment.state_init(config, net), jax.random.key(0))
-  experiment.ema_decays(config)
-  experiment.loss(config, net)
-  experiment.evaluators(config, net, MESH)
-  experiment.batches(config, MESH, 0).close()
+  given = experiment.parse(config)
+  experiment.check(given)
+  jax.eval_shape(experiment.state_init(given), jax.random.key(0))
+  given.method.loss(given.network, experiment.Frozen())
+  experiment.open_evaluators(given, MESH)
+  experiment.batches(given, MESH, 0).close()
 
 
 def changed(values):
@@ -72,7 +70,7 @@ def test_the_tiny_config_itself_builds():
       "'euler'. Choose from: consistency, ddim, dpmpp_2m, heun, segments, stoch",
     ),
     ({"evals.swd.name": "fid"}, "'fid'. Choose from: frechet, samples, sliced_wasserstein"),
-    ({"optim.name": "sgd"}, "optimizer .optim.name. 'sgd'. Choose from: adam, radam"),
+    ({"optim.name": "sgdm"}, "optimizer .optim.name. 'sgdm'. Choose from: adam, radam"),
     ({"optim.schedule.name": "cosine"}, "'cosine'. Choose from: constant, inverse_sqrt"),
     ({"loss.weighting": "snr"}, "'snr'. Choose from: constant, edm2, inverse_sigma, learned"),
     ({"loss.norm": "l1"}, "Unknown tangent norm 'l1'. Choose from: l2, rms"),
@@ -146,27 +144,27 @@ def test_parts_that_do_not_fit_each_other_say_what_would(values, message):
 def test_an_image_size_that_the_unet_cannot_halve_names_the_nearest():
   net = ConfigDict(dict(DDPMPP) | {"resolution": 6, "channel_mult": (1, 1, 1)})
   with pytest.raises(ValueError, match="resolution=6 cannot be halved 2 times.*Nearest: 8"):
-    experiment.network(changed({"net": net}))
+    experiment.parse(changed({"net": net}))
 
 
 def test_labels_reach_a_conditional_network_and_no_other():
   values = {"net": ConfigDict(dict(DDPMPP) | {"num_classes": 10}), "data.name": "digits"}
   config = changed(values | {"batch_size": 8})
-  batch = next(batches := experiment.batches(config, MESH, 0))
+  batch = next(batches := experiment.batches(experiment.parse(config), MESH, 0))
   batches.close()
   assert batch["image"].shape == (8, 8, 8, 1) and batch["label"].shape == (8,)
   config.net.num_classes = 0
-  batch = next(batches := experiment.batches(config, MESH, 0))
+  batch = next(batches := experiment.batches(experiment.parse(config), MESH, 0))
   batches.close()
   assert batch.keys() == {"image"}
   config.net.num_classes = 7
   with pytest.raises(ValueError, match="net.num_classes=7 but data 'digits' has 10 classes"):
-    experiment.source(config)
+    experiment.opened(experiment.parse(config))
 
 
 def test_batches_start_where_they_are_asked_to():
-  config = tiny.config()
-  from_0, from_2 = (experiment.batches(config, MESH, start) for start in (0, 2))
+  given = tiny.experiment_of()
+  from_0, from_2 = (experiment.batches(given, MESH, start) for start in (0, 2))
   expected = [np.asarray(next(from_0)["image"]) for _ in range(3)]
   np.testing.assert_array_equal(next(from_2)["image"], expected[2])
   from_0.close()
@@ -176,9 +174,8 @@ def test_batches_start_where_they_are_asked_to():
 def test_a_learned_weighting_starts_where_a_tangent_of_unit_norm_has_unit_weight():
   # exp(w) / D ||g / ||g||||^2 = exp(w) / D, whose optimum is w = log D.
   for values, bias in [({}, np.log(2.0)), ({"loss.norm": "rms"}, 0.0)]:
-    config = changed(values)
-    state = experiment.state_init(config, experiment.network(config))(jax.random.key(0))
-    w = weightings(config)["weighting"].apply(state.params["weighting"], jnp.full(4, 0.7))
+    state = experiment.state_init(experiment.parse(changed(values)))(jax.random.key(0))
+    w = weighting.learned().apply(state.params["weighting"], jnp.full(4, 0.7))
     np.testing.assert_allclose(w, bias, rtol=1e-6)
 
 
@@ -192,20 +189,20 @@ def test_a_learned_weighting_starts_where_a_tangent_of_unit_norm_has_unit_weight
   ],
 )
 def test_a_sampler_costs_its_network_evaluations(section, nfe):
-  config = changed({"samplers.x": ConfigDict(section)})
-  assert experiment.sampler_nfe(config, "x") == nfe
+  given = experiment.parse(changed({"samplers.x": ConfigDict(section)}))
+  assert given.samplers["x"].nfe == nfe
 
 
 def test_a_tangent_has_the_precision_of_its_own_and_the_network_keeps_its():
   """F_error and the gradient's F of the bfloat16 network, ||g|| of the float32 one, to the bit."""
 
   def metrics(**values):
-    config = changed({f"{k.replace('__', '.')}": v for k, v in values.items()})
-    net = experiment.network(config)
-    params = experiment.state_init(config, net)(jax.random.key(0)).params
+    given = experiment.parse(changed({f"{k.replace('__', '.')}": v for k, v in values.items()}))
+    params = experiment.state_init(given)(jax.random.key(0)).params
     params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
     batch = {"image": jax.random.normal(jax.random.key(1), (16, 2))}
-    found = experiment.loss(config, net)(params, batch, jax.random.key(2), 10)[1]
+    loss = given.method.loss(given.network, experiment.Frozen())
+    found = loss(params, batch, jax.random.key(2), 10)[1]
     return {name: float(mean.total) for name, mean in found.items()}
 
   wide, narrow = metrics(net__dtype="float32"), metrics(net__dtype="bfloat16")
@@ -227,4 +224,6 @@ def test_a_tangent_has_the_precision_of_its_own_and_the_network_keeps_its():
   ],
 )
 def test_a_step_has_a_second_pass_only_where_the_precisions_differ(values, expected):
-  assert (tangent_network(changed(values)) is None) == expected
+  given = experiment.parse(changed(values))
+  second = experiment.tangent_network(given.network, given.method.tangent)
+  assert (second is None) == expected

@@ -31,7 +31,7 @@ def _teacher(tmp_path_factory, _one_device):
   config.loss = dict(name="diffusion", P_mean=-1.0, P_std=1.2, weighting="learned")
   config.samplers = dict(one_step=dict(name="heun", num_steps=3))
   config.evals = {}
-  train.train(config, folder)
+  train.train(experiment.parse(config), folder)
   return folder
 
 
@@ -60,7 +60,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_trains_from_its_config_and_is_scored(name, teacher, tmp_path):
   config = method(name, teacher)
-  scores = train.train(config, tmp_path)
+  scores = train.train(experiment.parse(config), tmp_path)
   assert np.isfinite(scores["swd/one_step/main"])
   state = stored_runs.load_state(tmp_path, sharding.make_mesh()).state
   before = stored_runs.load_network(teacher, sharding.make_mesh()).averages["main"]
@@ -70,7 +70,7 @@ def test_every_method_trains_from_its_config_and_is_scored(name, teacher, tmp_pa
 
 
 def test_the_target_of_ct_lags_behind_and_is_in_the_checkpoint(teacher, tmp_path):
-  train.train(method("ct", teacher), tmp_path)
+  train.train(experiment.parse(method("ct", teacher)), tmp_path)
   state = stored_runs.load_state(tmp_path, sharding.make_mesh()).state
   assert set(state.ema) == {"main", "short", "target"}
   moved = np.abs(state.params["net"]["fc_out"]["kernel"] - state.ema["target"]["fc_out"]["kernel"])
@@ -79,7 +79,7 @@ def test_the_target_of_ct_lags_behind_and_is_in_the_checkpoint(teacher, tmp_path
 
 def test_the_fake_score_starts_as_the_teacher_and_has_its_own_optimizer(teacher, tmp_path):
   config = method("scd_vsd", teacher, **{"optim.lr": 0.0})
-  train.train(config, tmp_path)
+  train.train(experiment.parse(config), tmp_path)
   state = stored_runs.load_state(tmp_path, sharding.make_mesh()).state
   start = stored_runs.load_network(teacher, sharding.make_mesh()).averages["main"]["fc_out"][
     "kernel"
@@ -91,13 +91,12 @@ def test_the_fake_score_starts_as_the_teacher_and_has_its_own_optimizer(teacher,
 
 
 def test_a_student_with_a_new_input_starts_as_its_teacher(teacher):
-  config = method("scd_multistep", teacher)
-  mesh, net = sharding.make_mesh(), experiment.network(config)
-  params = stored_runs.first_weights(config, net, jax.random.key(0), mesh)
-  source, averages = stored_runs.load_network(teacher, mesh)[1:3]
+  given, mesh = experiment.parse(method("scd_multistep", teacher)), sharding.make_mesh()
+  params = stored_runs.first_weights(given, jax.random.key(0), mesh)
+  source, averages, _ = stored_runs.load_network(teacher, mesh)
   x, t = jax.random.normal(jax.random.key(1), (8, 2)), jnp.full(8, 0.7)
-  F = net.apply(params, x, t, {"segment": jnp.full(8, 0.3)}, None)
-  np.testing.assert_array_equal(F, source.apply(averages["main"], x, t, {}, None))
+  F = given.network.apply(params, x, t, {"segment": jnp.full(8, 0.3)}, None)
+  np.testing.assert_array_equal(F, source.network.apply(averages["main"], x, t, {}, None))
 
 
 def test_searched_times_are_written_beside_the_run_and_used_by_default(teacher, tmp_path):
@@ -106,20 +105,20 @@ def test_searched_times_are_written_beside_the_run_and_used_by_default(teacher, 
     name="frechet", features="pixels", samplers=("two_steps",), emas=("main",), every_steps=99,
     num_samples=64, batch_size=64,
   )  # fmt: skip
-  train.train(config, tmp_path)
-  before = sample.evaluate(config, tmp_path)
+  train.train(experiment.parse(config), tmp_path)
+  before = sample.evaluate(experiment.parse(config), tmp_path)
   text = sample.search_times(
-    config, tmp_path, name="two_steps", num_samples=64, num_probes=5, seed=0
+    experiment.parse(config), tmp_path, name="two_steps", num_samples=64, num_probes=5, seed=0
   )
   found = json.loads((tmp_path / "sampler_times.json").read_text())["two_steps"]
   assert len(found["probes"]) == 5 and found["step"] == 12
   assert found["score"] == min(probe["score"] for probe in found["probes"])
   assert f"{found['mid_times'][0]:.4f}" in text
-  after = sample.evaluate(config, tmp_path)
+  after = sample.evaluate(experiment.parse(config), tmp_path)
   line = lambda text: next(x for x in text.splitlines() if x.startswith("fd/two_steps"))
   assert line(before) != line(after)
   config.samplers.two_steps.searched = False
-  assert line(sample.evaluate(config, tmp_path)) == line(before)
+  assert line(sample.evaluate(experiment.parse(config), tmp_path)) == line(before)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_what_does_not_fit_is_refused_before_training(name, values, message, tea
   config = method(name, teacher)
   config.update_from_flattened_dict(values)
   with pytest.raises(ValueError, match=message):
-    train.train(config, tmp_path)
+    train.train(experiment.parse(config), tmp_path)
   assert not (tmp_path / "checkpoints").exists()
 
 
@@ -172,33 +171,34 @@ def labelled_digits():
 @pytest.mark.slow  # a U-Net and its sampler to compile
 def test_guidance_needs_a_teacher_that_dropped_labels(tmp_path):
   digits, student = labelled_digits()
-  train.train(digits, tmp_path / "teacher")
+  train.train(experiment.parse(digits), tmp_path / "teacher")
   student.teacher.workdir = str(tmp_path / "teacher")
   with pytest.raises(ValueError, match="trained with loss.label_dropout=0: train one with 0.1"):
-    train.train(student, tmp_path / "student")
+    train.train(experiment.parse(student), tmp_path / "student")
 
 
 def test_guidance_of_a_sampler_needs_a_network_that_dropped_labels():
   digits = labelled_digits()[0]
   digits.samplers.heun.guidance = dict(name="classifier_free", scale=1.5)
   with pytest.raises(ValueError, match="loss.label_dropout is 0: train with label_dropout=0.1"):
-    experiment.sampler(digits, "heun", experiment.network(digits), sharding.make_mesh())
+    experiment.compiled_sampler(experiment.parse(digits), "heun", sharding.make_mesh())
 
 
 @pytest.mark.slow  # two runs and two samplers of a U-Net to compile
 def test_a_guided_student_trains_from_a_teacher_that_dropped_labels(tmp_path):
   digits, student = labelled_digits()
   digits.loss.label_dropout = 0.2
-  train.train(digits, tmp_path / "dropped")
+  train.train(experiment.parse(digits), tmp_path / "dropped")
   student.teacher.workdir = student.init_from.workdir = str(tmp_path / "dropped")
   student.samplers = dict(
     plain=dict(name="consistency"),
     guided=dict(name="consistency", guidance=dict(name="input", scale=2.0)),
   )
-  train.train(student, tmp_path / "student")
+  train.train(experiment.parse(student), tmp_path / "student")
   trained = stored_runs.load_network(tmp_path / "student", sharding.make_mesh())
   params = jax.tree.map(lambda a: a + 0.05, trained.averages["main"])
-  draw = lambda key: experiment.sampler(student, key, trained.net, sharding.make_mesh())(
+  given = experiment.parse(student)
+  draw = lambda key: experiment.compiled_sampler(given, key, sharding.make_mesh())(
     params, jax.random.key(0), np.arange(8)
   )[1]
   assert np.abs(draw("plain") - draw("guided")).max() > 1e-4  # the scale reaches the network
@@ -208,7 +208,7 @@ def test_weights_of_another_preconditioning_are_refused(teacher, tmp_path):
   config = method("dscm", teacher)
   config.net.preconditioning = "edm"
   with pytest.raises(ValueError, match="net.preconditioning='trigflow', this run has 'edm'"):
-    train.train(config, tmp_path)
+    train.train(experiment.parse(config), tmp_path)
 
 
 def test_weights_of_lpips_that_are_damaged_name_the_file(tmp_path):
@@ -217,7 +217,7 @@ def test_weights_of_lpips_that_are_damaged_name_the_file(tmp_path):
   config = method("ct", "")
   config.loss.distance = dict(name="lpips", path=str(path))
   with pytest.raises(ValueError, match="loss.distance.path: .*lpips.npz is no .npz of weights: "):
-    experiment.lpips_weights(config)
+    experiment.parse(config).method.lpips()
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_ct_trains_with_lpips_from_a_file_of_weights(tmp_path):
   )
   config.evals, config.total_steps, config.loss.curriculum.total_steps = {}, 2, 2
   config.batch_size, config.log_every_steps = 2, 1
-  train.train(config, tmp_path / "run")
+  train.train(experiment.parse(config), tmp_path / "run")
   last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
   assert last["step"] == 2 and last["distance"] > 0
 
@@ -251,4 +251,4 @@ def test_a_mistyped_part_of_a_guidance_is_named():
   config.samplers.one_step.guidance = dict(name="classifier_free", scale=1.5, intervall=(0.1, 1.0))
   config.net.num_classes, config.loss.label_dropout = 3, 0.1
   with pytest.raises(ValueError, match="takes no intervall. It takes: name, scale, interval"):
-    experiment.sampler(config, "one_step", experiment.network(config), sharding.make_mesh())
+    experiment.compiled_sampler(experiment.parse(config), "one_step", sharding.make_mesh())

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
-from cmjax import pages
+from cmjax import experiment, pages
+from cmjax.metrics import scoring
 from helpers import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -259,3 +261,29 @@ def test_smoke_keeps_to_what_divides_what():
 def test_smoke_leaves_a_network_from_elsewhere_as_it_is():
   config = tiny.config(**{"net.name": "mine.networks:Mine", "net.width": 512})
   assert pages.smoke(config).net.to_dict() == config.net.to_dict()
+
+
+def test_smoke_leaves_each_score_as_many_samples_as_it_needs():
+  scores = dict(name="frechet", scores=tuple(scoring.SCORES), num_samples=50_000, batch_size=500)
+  options = dict(num_splits=100, k=200, k_density=200, subset_size=500)
+  config = tiny.config(evals=dict(all=scores, options=scores | options))
+  for section in pages.smoke(config).evals.values():
+    known = {key: section[key] for key in scoring.Options._fields if key in section}
+    options = scoring.Options()._replace(**known)
+    scoring.check_numbers(section.num_samples, section.scores, options, "smoke")
+    assert section.num_samples == pages.NUM_SAMPLES and section.batch_size == pages.BATCH_SIZE
+
+
+def test_smoke_takes_few_steps_of_a_solver():
+  config = tiny.config(samplers=dict(heun=dict(name="heun", num_steps=256), one=dict(name="ddim")))
+  small = pages.smoke(config).samplers
+  assert small.heun.num_steps == 3 and "num_steps" not in small.one
+
+
+@pytest.mark.parametrize(
+  "net", [dict(name="dit", size="XL"), dict(name="ddpmpp"), dict(name="mlp", dim=2)]
+)
+def test_smoke_makes_a_small_network_of_one_that_says_little(net):
+  config = pages.smoke(tiny.config(net=net | dict(dtype="float32")))
+  params = jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(params)) < 150_000

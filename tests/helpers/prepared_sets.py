@@ -1,7 +1,5 @@
 """Prepared data sets of a few images or latents, and a config for them."""
 
-from pathlib import Path
-
 import ml_collections as mlc
 import numpy as np
 
@@ -9,9 +7,6 @@ from cmjax.data import manifest, shards
 from helpers import tiny
 
 RNG = np.random.default_rng(0)
-
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write_set(path, arrays, *, split="train", num_classes=0, per_shard=10, recorded=None):

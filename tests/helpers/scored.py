@@ -33,7 +33,10 @@ def exact(net, params, key, shape, times, *, sigma_data, cond):
 def configure(data):
   c = tiny.config().unlock()
   c.data = dict(name="npz", flip=False, npz=dict(path=data))
-  c.net = dict(name="ddpmpp", resolution=4, in_channels=3, num_classes=3)
+  c.net = dict(
+    name="ddpmpp", resolution=4, in_channels=3, channels=4, channel_mult=(1,), num_blocks=1,
+    attn_resolutions=(), num_classes=3, dtype="float32",
+  )  # fmt: skip
   c.samplers = dict(exact=dict(name="ddim", num_steps=2))
   c.evals = {
     f"batch{size}": dict(
@@ -52,11 +55,12 @@ def main(data, out, coordinator=None, count=None, index=None):
     sharding.start(coordinator, int(count), int(index))
   sampling.SAMPLERS["ddim"] = exact
   evaluation.detector = lambda *args, **kwargs: LINEAR
-  config, net = configure(data), Network(lambda key: {}, lambda *args: args[1])
-  made = experiment.evaluators(config, net, sharding.make_mesh())
+  net = Network(lambda key: {}, lambda *args: args[1])
+  given = experiment.parse(configure(data))._replace(network=net)
+  made = experiment.open_evaluators(given, sharding.make_mesh())
   cards = {}
-  for label, evaluator in made.items():
-    found = dict(evaluator.evaluate({"main": {}}, jax.random.key(0)))
+  for label, evaluate in made.items():
+    found = dict(evaluate({"main": {}}, jax.random.key(0)))
     cards[label] = found["exact_main"]
   with open(out, "w") as file:
     json.dump(cards, file)

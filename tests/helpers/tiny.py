@@ -72,8 +72,8 @@ def config(variant: str = "", **values) -> mlc.ConfigDict:
   return c
 
 
-def parsed(variant: str = "", **values) -> experiment.Experiment:
-  """The experiment of `config`."""
+def experiment_of(variant: str = "", **values) -> experiment.Experiment:
+  """The experiment of `config(variant, **values)`."""
   return experiment.parse(config(variant, **values))
 
 

@@ -30,8 +30,8 @@ def rows(batch) -> dict[int, str]:
 def watching(batches, seen):
   """`experiment.batches`, which also calls seen(step, rows) for each."""
 
-  def watched(config, mesh, start, data):
-    with contextlib.closing(batches(config, mesh, start, data)) as original:
+  def watched(given, mesh, start, data):
+    with contextlib.closing(batches(given, mesh, start, data)) as original:
       for step, batch in enumerate(original, start):
         seen(step, rows(batch))
         yield batch

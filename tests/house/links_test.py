@@ -65,9 +65,13 @@ def broken_links(page, text):
   return broken
 
 
+# What tests of misspelt names misspell.
+MISSPELT = {"tests/none.py", "configs/imagenet64_sdc.py"}
+
+
 def missing_files(text):
   """Files of the repository, named by their whole path, that are not there."""
-  return sorted({name for name in FILE.findall(text) if not (ROOT / name).exists()})
+  return sorted({name for name in FILE.findall(text) if not (ROOT / name).exists()} - MISSPELT)
 
 
 def missing_modules(text):

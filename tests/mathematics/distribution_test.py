@@ -121,7 +121,7 @@ def test_the_total_is_the_sum_and_the_fake_part_is_the_diffusion_loss_of_the_sam
   def consistency(params, batch, key, step):
     return params["net"] * 3.0, {"loss": (1, 1), "mine": (2, 1)}
 
-  value, metrics = make(consistency, lambda_vsd=0.5)(
+  value, metrics = jax.jit(make(consistency, lambda_vsd=0.5))(
     params(S, 1.5 * S), batch(), jax.random.key(1), 0
   )
   mean = lambda name: float(metrics[name].total) / float(metrics[name].count)
@@ -130,7 +130,7 @@ def test_the_total_is_the_sum_and_the_fake_part_is_the_diffusion_loss_of_the_sam
   assert metrics["mine"] == (2, 1) and mean("consistency_loss") == pytest.approx(3 * S)
   samples = {"image": S * jax.random.normal(jax.random.key(2), (4096, D))}
   apart = diffusion.loss(SCALE, FAKE_T, weighting.constant(), sigma_data=SIGMA_DATA)
-  expected, _ = apart({"net": 1.5 * S, "weighting": {}}, samples, jax.random.key(4), 0)
+  expected, _ = jax.jit(apart)({"net": 1.5 * S, "weighting": {}}, samples, jax.random.key(4), 0)
   assert mean("fake_loss") == pytest.approx(float(expected), rel=0.05)
 
 

@@ -171,6 +171,7 @@ def correlated(params, x, t, cond, key):
   return (c * along - f) @ axes / (SIGMA_DATA * s)
 
 
+@pytest.mark.heavy
 def test_inpainting_a_gaussian_slowly_draws_from_the_exact_conditional():
   # A short step is one of Langevin's with the score, x + sigma z + sigma^2 / 2 score, so slowly
   # decreasing noise ends in the conditional; few steps do not, which is the method's own error.

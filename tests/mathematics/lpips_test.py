@@ -7,6 +7,8 @@ import pytest
 
 from cmjax.losses import lpips
 
+pytestmark = pytest.mark.heavy  # VGG16 in full width
+
 
 @functools.cache
 def weights():

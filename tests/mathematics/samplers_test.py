@@ -126,6 +126,7 @@ def test_stochastic_without_churn_is_heun():
     np.testing.assert_allclose(ours, heun, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_churn_keeps_the_variance_of_the_data():
   n = 100_000
   key, grid = jax.random.key(1), times.ode_times(256, sigma_data=SIGMA_DATA)

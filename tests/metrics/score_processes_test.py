@@ -25,7 +25,11 @@ def score(tmp_path, count):
   }
   outs = [tmp_path / f"{count}.{i}.json" for i in range(count)]
   several = lambda i: (f"localhost:{port}", str(count), str(i)) if count > 1 else ()
-  command = (sys.executable, str(ROOT / "tests" / "scored.py"), str(tmp_path / "data.npz"))
+  command = (
+    sys.executable,
+    str(ROOT / "tests" / "helpers" / "scored.py"),
+    str(tmp_path / "data.npz"),
+  )
   started = [
     subprocess.Popen([*command, str(out), *several(i)], env=environment, stderr=subprocess.PIPE)
     for i, out in enumerate(outs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.networks import DiT, from_nnx, dit, grow
+from cmjax.networks import DiT, dit, from_nnx, grow
 
 SMALL = dict(
   resolution=4, in_channels=2, patch=2, size=None, depth=2, width=16, num_heads=2,

@@ -20,7 +20,7 @@ from cmjax.commands import prepare
 from cmjax.convert import autoencoder, files, names
 from cmjax.data import records
 from cmjax.losses import lpips
-from cmjax.networks import DiT, from_nnx, autoencoder_kl, dit
+from cmjax.networks import DiT, autoencoder_kl, dit, from_nnx
 from cmjax.networks.unet import BlockSpec, Style, UNetBlock
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers")

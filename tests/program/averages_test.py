@@ -16,11 +16,6 @@ from cmjax.program import averages, sample, stored_runs
 from cmjax.run import checkpoint, snapshots
 from helpers import tiny
 
-CACHE = (
-  "jax_compilation_cache_dir",
-  "jax_persistent_cache_min_compile_time_secs",
-  "jax_persistent_cache_min_entry_size_bytes",
-)
 ON_ALL_DEVICES = sharding.make_mesh
 PAIR = (0.05, 0.10)
 
@@ -240,9 +235,9 @@ def test_a_length_that_the_copies_cannot_make_is_warned_of(walk, caplog):
 
 
 def test_the_plan_is_read_from_the_config():
-  plan = tiny.parsed("snapshots").snapshots
+  plan = tiny.experiment_of("snapshots").snapshots
   assert plan == (2, {"power_05": 0.05, "power_10": 0.10}, "float16")
-  assert tiny.parsed().snapshots is None
+  assert tiny.experiment_of().snapshots is None
 
 
 @pytest.mark.parametrize(
@@ -307,18 +302,13 @@ def test_values_beyond_float16_are_stored_in_float32_with_a_warning(tmp_path, ca
 
 @pytest.fixture(name="run", scope="module")
 def _run(tmp_path_factory):
-  """A run with snapshots, on one device; its programs are compiled once for all tests."""
-  before = {name: getattr(jax.config, name) for name in CACHE}
-  for name, value in zip(CACHE, (str(tmp_path_factory.mktemp("cache")), 0, -1), strict=True):
-    jax.config.update(name, value)
+  """A run with snapshots, on one device."""
   make_mesh = lambda data=-1, fsdp=1: ON_ALL_DEVICES(data, fsdp, devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, "make_mesh", make_mesh)
     workdir = tmp_path_factory.mktemp("run")
     tiny.train(tiny.config("snapshots"), workdir)
     yield workdir
-  for name, value in before.items():
-    jax.config.update(name, value)
 
 
 @pytest.fixture(name="copy")
@@ -530,7 +520,7 @@ def test_samples_and_scores_are_drawn_from_it_by_name(written):
 
 def test_a_run_starts_from_it_and_distils_it(written, average):
   where = {"workdir": str(written), "ema": "posthoc_0.150"}
-  given, mesh = tiny.parsed(init_from=where, teacher=where), sharding.make_mesh()
+  given, mesh = tiny.experiment_of(init_from=where, teacher=where), sharding.make_mesh()
   start = stored_runs.first_weights(given, jax.random.key(0), mesh)
   _, teacher = stored_runs.load_teacher(given, mesh).model
   for params in (start, teacher):

@@ -100,7 +100,7 @@ def test_inside_a_shard_map_each_device_counts():
 
 
 def test_a_whole_step_counts_as_in_xla():
-  given = tiny.parsed(**{"net.width": 64, "batch_size": 64})
+  given = tiny.experiment_of(**{"net.width": 64, "batch_size": 64})
   traced = plan.trace_step(given, sharding.make_mesh(1, 1, devices=jax.devices()[:1]))
   counted = sum(costs.count_flops(traced.jaxpr.jaxpr).values())
   by_xla = traced.lower().cost_analysis()["flops"]  # with all that works number by number

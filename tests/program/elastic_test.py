@@ -1,27 +1,23 @@
 """A run moves to other numbers of devices: same batches, same noise, same parameters."""
 
 import os
-import pathlib
-import runpy
 import signal
 
 import jax
 import numpy as np
 import pytest
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.program import train
 from helpers import tiny, watched
-from helpers.compile_once import _compile_once  # noqa: F401 (a fixture: 8 devices are compiled for once)
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TINY = {"net.width": 128, "batch_size": 64, "optim.lr": 1e-3, "evals": {}}
 
 
 def digits():
   """The page's network, made small, without scores."""
-  config = runpy.run_path(str(CONFIGS / "digits_sct.py"))["get_config"]()
+  config = pages.load("digits_sct").unlock()
   config.net.update(channels=32, channel_mult=(1,), attn_resolutions=())
   config.update(batch_size=32, evals={}, total_steps=100, log_every_steps=10)
   config.init_from.workdir = ""

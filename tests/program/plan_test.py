@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_the_planned_step_is_the_one_that_trains():
-  given = tiny.parsed(**{"net.width": 128})  # wide enough to be split
+  given = tiny.experiment_of(**{"net.width": 128})  # wide enough to be split
   tx, key = experiment.transformation(given), jax.random.key(3)
   frozen = {"teacher": None, "lpips": None}
   state, _ = sharding.create(experiment.state_init(given), MESH, key)
@@ -51,7 +51,7 @@ def test_a_plan_has_the_teacher_and_the_labels_that_a_run_would_have():
 
 
 def test_the_plan_of_the_devices_here_is_that_of_the_run():
-  given = tiny.parsed(**{"net.width": 128, "mesh.fsdp": 4})
+  given = tiny.experiment_of(**{"net.width": 128, "mesh.fsdp": 4})
   report = plan.plan(given, "local")
   params = jax.eval_shape(given.network.init, jax.random.key(0))
   number = sum(x.size for x in jax.tree.leaves(params))
@@ -74,7 +74,7 @@ def test_the_plan_of_the_devices_here_is_that_of_the_run():
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_tried_in_other_ways_until_it_does(monkeypatch):
-  given = tiny.parsed(**{"net.width": 256})
+  given = tiny.experiment_of(**{"net.width": 256})
   sizes = [argument_bytes(given, fsdp) for fsdp in (1, 2)]
   small = costs.CHIPS["h100"]._replace(memory=0.5 * sum(sizes))
   monkeypatch.setitem(costs.CHIPS, "h100", small)
@@ -129,13 +129,13 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(monkeypatch):
 
   monkeypatch.setattr(plan, "trace_step", lambda *args: None)
   monkeypatch.setattr(compiled_step, "compile_traced", refuse)
-  report = plan.plan(tiny.parsed(), "h100:2")
+  report = plan.plan(tiny.experiment_of(), "h100:2")
   assert [a["peak"] for a in report["attempts"]] == [90 * 2**30] * 5
   assert report["fits"] is False and "step" not in report
   assert "none of these ways" in plan.table(report)
   message = "INTERNAL: something else"
   with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-    plan.plan(tiny.parsed(), "h100:2")
+    plan.plan(tiny.experiment_of(), "h100:2")
 
 
 def test_a_topology_that_cannot_be_is_one_line_with_advice(monkeypatch):
@@ -158,9 +158,9 @@ def test_an_unknown_topology_says_which_there_are(topology):
 
 def test_chips_that_do_not_divide_the_batch_or_are_too_many_are_refused():
   with pytest.raises(ValueError, match="batch_size=12 must be a multiple of the 8 .* Nearest: 16"):
-    plan.plan(tiny.parsed(**{"batch_size": 12}), "h100:8")
+    plan.plan(tiny.experiment_of(**{"batch_size": 12}), "h100:8")
   with pytest.raises(ValueError, match="does not fit 8 devices"):
-    plan.plan(tiny.parsed(**{"mesh.fsdp": 3}), "h100:8")
+    plan.plan(tiny.experiment_of(**{"mesh.fsdp": 3}), "h100:8")
   with pytest.raises(ValueError, match="started with 8 CPU devices, and 16 are asked for"):
     plan.target("h100:16")
 

@@ -18,7 +18,6 @@ from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.program import stored_runs, train
 from helpers import tiny, watched
-from helpers.compile_once import _compile_once  # noqa: F401 (a fixture: one program for all in this process)
 
 ROOT = pathlib.Path(__file__).parents[2]
 VALUES = {
@@ -50,8 +49,8 @@ class Processes:
     self.all = []
     for i, log in enumerate(self.logs):
       command = [
-        *(sys.executable, str(ROOT / "tests" / "watched.py"), str(self.rows[i])),
-        f"--config={ROOT / 'tests' / 'tiny.py'}:long",
+        *(sys.executable, str(ROOT / "tests" / "helpers" / "watched.py"), str(self.rows[i])),
+        f"--config={ROOT / 'tests' / 'helpers' / 'tiny.py'}:long",
         *(f"--workdir={workdir}", f"--coordinator=localhost:{port}", f"--num_processes={count}"),
         *(f"--process_id={i}", *overrides),
       ]

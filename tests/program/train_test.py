@@ -20,7 +20,6 @@ from cmjax.base import sharding
 from cmjax.data import sources
 from cmjax.program import compiled_step, course, doctor, stored_runs, train
 from helpers import tiny
-from helpers.compile_once import CACHE
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAN = float("nan")
@@ -472,8 +471,7 @@ def _start():
   def start(workdir):
     command = [sys.executable, "-m", "cmjax.main", "--config=tests/helpers/tiny.py:long"]
     log = open(workdir / "log", "a")
-    env = os.environ | {name.upper(): str(getattr(jax.config, name)) for name in CACHE}
-    process = subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, stderr=log, env=env)
+    process = subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, stderr=log)
     processes.append((process, log))
     return process
 

@@ -161,7 +161,7 @@ def test_the_head_for_logvar_is_held_as_well_and_other_networks_are_not():
   after = optax.apply_updates(params, updates)["weighting"]["logvar_linear"]["kernel"]
   np.testing.assert_allclose(rms(after), 1 - 1e-4, atol=2e-4)
   params = {"net": {"fc_in": {"kernel": jnp.full((2, 3), 5.0)}}}
-  tx = experiment.transformation(tiny.parsed())
+  tx = experiment.transformation(tiny.experiment_of())
   updates, _ = tx.update(params, tx.init(params), params)
   np.testing.assert_allclose(updates["net"]["fc_in"]["kernel"], -1e-2, rtol=1e-4)
 

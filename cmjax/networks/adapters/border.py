@@ -69,7 +69,7 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
   _check_parameters(body)
 
   def init(key):
-    return jax.tree.map(lambda a: a.astype(jnp.float32), body.init(key))
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), body.init(key))
 
   def apply(params, x, t, cond, key):
     # Who has float64 asks for it: finite differences of a network that trains in another dtype.
@@ -91,7 +91,10 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
       )
     how = options | changes
     remat = how.pop("remat", None)
-    return network(body if remat == body.remat else body.rebuild(remat), **how)
+    if remat == body.remat:
+      return network(body, **how)
+    assert body.rebuild is not None, "a module with the option can be built anew"
+    return network(body.rebuild(remat), **how)
 
   return Network(
     init,

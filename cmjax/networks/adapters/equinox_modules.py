@@ -31,8 +31,8 @@ def from_equinox(
   [...], t [] and the arrays of cond without their batch axis.
 
   Randomness: if `__call__` takes `key`, it gets the key, or None without one. With `vmapped` each
-  sample gets a key of its own. Without a key the module is in `equinox.nn.inference_mode`. A dropout
-  mask is a function of the key alone, so a jvp has the same mask in primal and tangent.
+  sample gets a key of its own. Without a key the module is in `equinox.nn.inference_mode`. Dropout
+  is a function of the key alone, so a jvp has the same mask in primal and tangent.
 
   `init(key)` gives a nested dict of float32 arrays with the paths of the attributes, such as
   `layers/0/weight`: all floating-point arrays of the module. Other arrays, such as tables of whole
@@ -145,6 +145,11 @@ def _like(module: Any, params: Params) -> Any:
 def _check_state(module: Any, name: str) -> None:
   """Raises for modules with `equinox.nn.State`."""
   eqx = _equinox()
+  if isinstance(module, tuple):
+    raise ValueError(
+      f"What builds the module gave {len(module)} things. It must give the module alone, so "
+      "without eqx.nn.make_with_state: a network has no state."
+    )
   advice = "eqx.nn.GroupNorm, eqx.nn.LayerNorm or eqx.nn.RMSNorm"
   kinds = (eqx.nn.BatchNorm, eqx.nn.StateIndex)
   stateful = jax.tree_util.tree_leaves_with_path(module, is_leaf=lambda a: isinstance(a, kinds))
@@ -157,11 +162,6 @@ def _check_state(module: Any, name: str) -> None:
         f"{name} has state in {where}, an eqx.nn.{type(leaf).__name__}. A network is a pure "
         "function of its parameters: leave the stateful layer out."
       )
-  if isinstance(module, tuple):
-    raise ValueError(
-      f"What builds the module gave {len(module)} things. It must give the module alone, so "
-      "without eqx.nn.make_with_state: a network has no state."
-    )
 
 
 def _with_constants(make: Callable[..., Any], abstract: Any, name: str) -> Any:
@@ -172,7 +172,7 @@ def _with_constants(make: Callable[..., Any], abstract: Any, name: str) -> Any:
     return abstract
 
   @jax.jit  # so that the parameters beside them are not computed
-  def constants(key: Array) -> list[Array]:
+  def constants(key: Array) -> list[Any]:
     leaves = jax.tree.leaves(make(key=key))
     return [leaves[i] for i in where]
 

@@ -81,15 +81,17 @@ def _body(module, shape, num_classes, inputs, float32_paths, name) -> border.Bod
 
   def call(params, x, t, cond, key):
     rngs = None if key is None else {"dropout": key}
-    return module.apply({"params": params}, x, t, cond, rngs=rngs, **border.flags(keywords, key))
+    options = border.flags(keywords, key)
+    try:
+      return module.apply({"params": params}, x, t, cond, rngs=rngs, **options)
+    except flax.errors.InvalidRngError as error:
+      raise ValueError(
+        f"{name} draws random numbers where it has none: {error}. The only stream is 'dropout', "
+        "and it is there with a key alone: take `deterministic` or `train` as an argument of "
+        "__call__, and pass it on."
+      ) from None
 
-  try:
-    shapes = jax.eval_shape(variables, jax.random.key(0))
-  except flax.errors.InvalidRngError as error:
-    raise ValueError(
-      f"{name} draws random numbers where it has no key: {error}. Take `deterministic` or `train` "
-      "as an argument of __call__ and pass it on: without a key the network is deterministic."
-    ) from None
+  shapes = jax.eval_shape(variables, jax.random.key(0))
   _check_collections(shapes, name)
   return border.Body(
     init,

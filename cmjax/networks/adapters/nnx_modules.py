@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import core
 
 from cmjax.base import param_names
 from cmjax.networks.adapters import border
@@ -164,7 +165,7 @@ def _has_constants(module: nnx.Module) -> bool:
   """Whether the abstract module has arrays outside of variables."""
   # Built abstractly, such an attribute is a tracer, which NNX does not take for an array.
   leaked = any(
-    isinstance(value, jax.core.Tracer)
+    isinstance(value, core.Tracer)
     for _, node in nnx.iter_graph(module)
     if isinstance(node, nnx.Pytree)
     for value in vars(node).values()
