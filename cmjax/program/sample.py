@@ -241,9 +241,7 @@ def measure(exp: Experiment) -> str:
   source = experiment.opened(exp)
   found = sources.statistics(source, max_items=50_000)
   found["shape"] = list(found["shape"])
-  words = [
-    f"config.sigma_data is {exp.run.sigma_data}; the std of the data is {found['std']:.4f}."
-  ]
+  words = [f"config.sigma_data is {exp.run.sigma_data}; the std of the data is {found['std']:.4f}."]
   try:
     gain = proposal.measure(sources.as_array(source, limit=20_000)[0])
     teacher = proposal.teacher(gain)
