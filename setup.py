@@ -32,9 +32,11 @@ EXTRAS = {
   "cuda": ["jax[cuda12]>=0.10"],
   # Compiling for a TPU pod needs the libtpu of the same jaxlib, and jax[tpu] is what pins the pair.
   "plan": ["jax[tpu]>=0.10"],
+  "equinox": ["equinox>=0.13"],  # for `networks.from_equinox`
   "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"],
   "test": [
     "beartype>=0.20",
+    "equinox>=0.13",
     "pyarrow>=17",
     "pyright[nodejs]>=1.1.400",  # nodejs: Node comes as a wheel, not as a download at first use
     "pytest>=8.3",

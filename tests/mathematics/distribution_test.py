@@ -167,7 +167,7 @@ def test_generator_teacher_and_fake_see_label_and_guidance_and_only_training_has
 
 
 def test_a_step_costs_8_passes_beside_the_consistency_loss_and_one_generator_pass():
-  net = networks.as_network(functools.partial(networks.MLP, dim=2, width=128, depth=3))
+  net = networks.from_nnx(functools.partial(networks.MLP, dim=2, width=128, depth=3))
   weight = weighting.constant()
   p = net.init(jax.random.key(0))
   velocity = continuous.teacher_velocity(net, net.init(jax.random.key(1)), sigma_data=0.5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmjax.networks import DiT, as_network, dit, grow
+from cmjax.networks import DiT, dit, from_nnx, grow
 
 SMALL = dict(
   resolution=4, in_channels=2, patch=2, size=None, depth=2, width=16, num_heads=2,
@@ -23,7 +23,7 @@ def paths(params):
 
 def shaken(make, scale=0.2):
   """Parameters that are all different from 0, as after some training."""
-  shapes = jax.eval_shape(as_network(make).init, jax.random.key(0))
+  shapes = jax.eval_shape(from_nnx(make).init, jax.random.key(0))
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), jnp.float32), shapes)
 
@@ -36,14 +36,14 @@ def inputs(b=3, dtype=np.float32):
 @functools.cache
 def built():
   """The small network in float32 with its apply compiled, and shaken parameters."""
-  net = as_network(small)
+  net = from_nnx(small)
   return net._replace(apply=jax.jit(net.apply)), shaken(small)
 
 
 @functools.cache
 def told():
   """The small network with guidance and segment, its apply compiled."""
-  net = as_network(functools.partial(small, guidance=True, segment=True))
+  net = from_nnx(functools.partial(small, guidance=True, segment=True))
   return net._replace(apply=jax.jit(net.apply))
 
 
@@ -51,7 +51,7 @@ def told():
 def fresh(scan):
   """Its initial parameters."""
   make = functools.partial(small, guidance=True, segment=True, scan=scan)
-  return as_network(make).init(jax.random.key(0))  # not compiled: the draws are shared, and faster
+  return from_nnx(make).init(jax.random.key(0))  # not compiled: the draws are shared, and faster
 
 
 # --- the published networks ---------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_jvp_agrees_with_finite_differences():
   options = dict(qk_norm="rms", modulation="pnorm_scale_shift", embedding="fourier", scan=True)
   make = functools.partial(small, **options, fourier_scale=0.5)
   with jax.enable_x64(True):
-    net, params = as_network(make, dtype=jnp.float64), shaken(make)
+    net, params = from_nnx(make, dtype=jnp.float64), shaken(make)
     x, t, cond = inputs(dtype=np.float64)
     dx, dt = jnp.sin(3 * x), jnp.cos(t)
     apply = jax.jit(lambda params, x, t: net.apply(params, x, t, cond, None))
@@ -177,7 +177,7 @@ def test_jvp_agrees_with_finite_differences():
 @functools.cache
 def derivatives(remat, scan, consistency):
   """F, and gradients of a loss on it: as of a consistency model, on a jvp's primal with dropout."""
-  net = as_network(functools.partial(small, remat=remat, scan=scan))
+  net = from_nnx(functools.partial(small, remat=remat, scan=scan))
   x, t, cond = inputs()
 
   @jax.jit
@@ -227,7 +227,7 @@ def dots(jaxpr):
 
 @pytest.mark.parametrize(("scan", "mapping"), [(False, 3 + 2 + 1), (True, 3 + 1 + 1)])
 def test_body_runs_in_bfloat16_and_embeddings_in_float32(scan, mapping):
-  net = as_network(functools.partial(small, scan=scan), dtype="bfloat16")
+  net = from_nnx(functools.partial(small, scan=scan), dtype="bfloat16")
   params = jax.eval_shape(net.init, jax.random.key(0))
   jaxpr = jax.make_jaxpr(net.apply)(params, *inputs(), jax.random.key(0))
   found = list(dots(jaxpr.jaxpr))
@@ -274,7 +274,7 @@ def test_variance_of_published_weights_is_left_out():
     "last": params["last"] | {"linear": jax.tree.map(half, params["last"]["linear"])}
   }
   x, t, cond = inputs()
-  F = jax.jit(as_network(make).apply)(params, x, t, cond, None)
+  F = jax.jit(from_nnx(make).apply)(params, x, t, cond, None)
   assert F.shape == x.shape
   np.testing.assert_allclose(F, built()[0].apply(less, x, t, cond, None), rtol=1e-4, atol=1e-5)
 

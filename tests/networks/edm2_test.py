@@ -11,7 +11,7 @@ from flax import nnx
 
 from cmjax import weighting
 from cmjax.convert import names
-from cmjax.networks import EDM2, as_network, grow, magnitude
+from cmjax.networks import EDM2, from_nnx, grow, magnitude
 from cmjax.networks.edm2 import EDM2Block, MPCondition
 from cmjax.networks.unet import BlockSpec
 
@@ -39,7 +39,7 @@ def paths(params):
 
 def shaken(make):
   """Parameters far from the initial ones: weights of another norm, and gains that are not 0."""
-  shapes = jax.eval_shape(as_network(make).init, jax.random.key(0))
+  shapes = jax.eval_shape(from_nnx(make).init, jax.random.key(0))
   draw, factors = rng(), {"gain": 0.5, "out_gain": 1.0, "emb_gain": 0.5}
 
   def leaf(path, a):
@@ -392,7 +392,7 @@ def np_flat(p, x, e):
 @functools.cache
 def built(make):
   """The network with its apply compiled, and shaken parameters."""
-  net = as_network(make)
+  net = from_nnx(make)
   return net._replace(apply=jax.jit(net.apply)), shaken(make)
 
 
@@ -445,7 +445,7 @@ def test_a_block_limits_what_it_puts_out(drawn_by_numpy):
 
 
 def test_output_is_zero_at_the_start_where_only_its_gain_has_a_gradient(drawn_by_numpy):
-  net = as_network(functools.partial(flat, modulation="edm2"))
+  net = from_nnx(functools.partial(flat, modulation="edm2"))
   params = net.init(jax.random.key(0))
   x, t, cond = inputs(flat)
 
@@ -463,7 +463,7 @@ def test_output_is_zero_at_the_start_where_only_its_gain_has_a_gradient(drawn_by
 
 def test_jvp_agrees_with_finite_differences_and_is_finite_at_the_ends():
   with jax.enable_x64(True):
-    net, params = as_network(flat, dtype=jnp.float64), shaken(flat)
+    net, params = from_nnx(flat, dtype=jnp.float64), shaken(flat)
     x, t, cond = inputs(flat, np.float64)
     F_fn = lambda x, t: net.apply(params, x, t, cond, None)
     jvp = jax.jit(lambda x, t, dx, dt: jax.jvp(F_fn, (x, t), (dx, dt)))
@@ -481,7 +481,7 @@ def test_jvp_agrees_with_finite_differences_and_is_finite_at_the_ends():
 
 def derivatives(make):
   """(params, key) -> the gradient of a loss on the primal of a jvp, and the jvp itself."""
-  net = as_network(make)
+  net = from_nnx(make)
   x, t, cond = inputs(make)
 
   def both(params, key):
@@ -495,7 +495,7 @@ def derivatives(make):
 
 
 def test_rematerialisation_is_of_each_block():
-  params = jax.eval_shape(as_network(flat).init, jax.random.key(0))
+  params = jax.eval_shape(from_nnx(flat).init, jax.random.key(0))
   for remat in (False, True):
     again = derivatives(functools.partial(flat, dropout=0.3, remat=remat))
     text = str(jax.make_jaxpr(again)(params, jax.random.key(0)))
@@ -526,7 +526,7 @@ def dot_dtypes(jaxpr):
 
 def test_body_runs_in_bfloat16_with_embeddings_and_norms_in_float32():
   make = functools.partial(flat, modulation="edm2", embedding="mp_fourier", guidance=True)
-  net = as_network(make, dtype="bfloat16")
+  net = from_nnx(make, dtype="bfloat16")
   params = jax.eval_shape(net.init, jax.random.key(0))
   x, t, cond = inputs(flat)
   jaxpr = jax.make_jaxpr(net.apply)(params, x, t, cond | {"guidance": t}, None)
@@ -543,7 +543,7 @@ def test_body_runs_in_bfloat16_with_embeddings_and_norms_in_float32():
 
 def test_a_student_that_is_told_more_starts_as_its_teacher_and_can_listen(drawn_by_numpy):
   told = functools.partial(flat, guidance=True, segment=True)
-  (net, params), student = built(flat), as_network(told)
+  (net, params), student = built(flat), from_nnx(told)
   grown = grow(params, student.init(jax.random.key(7)))
   new = {path for path in paths(grown) if path not in paths(params)}
   assert new == {f"map_{name}/{leaf}" for name in ("guidance", "segment")
@@ -583,11 +583,11 @@ def test_dropout_can_be_kept_to_small_resolutions():
 )
 def test_edm2_explains_bad_options(kwargs, message):
   with pytest.raises(ValueError, match=message):
-    as_network(functools.partial(small, **kwargs))
+    from_nnx(functools.partial(small, **kwargs))
 
 
 def test_bad_inputs_are_explained_while_tracing():
-  net = as_network(functools.partial(flat, guidance=True))
+  net = from_nnx(functools.partial(flat, guidance=True))
   params = jax.eval_shape(net.init, jax.random.key(0))
   x, t, cond = inputs(flat)
   call = lambda *args: jax.eval_shape(net.apply, params, *args, None)

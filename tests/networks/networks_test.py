@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from cmjax import embeddings
-from cmjax.networks import MLP, DDPMpp, as_network, grow, layers
+from cmjax.networks import MLP, DDPMpp, from_nnx, grow, layers
 from cmjax.networks.attention import attend, split_heads
 from cmjax.networks.unet import (
   MODULATIONS,
@@ -41,7 +41,7 @@ FLAT_MODULES = pytest.mark.parametrize("make", [mlp, flat], ids=["mlp", "ddpmpp"
 
 def shaken(make, scale=0.2):
   """Parameters that are all different from 0, as after some training."""
-  shapes = jax.eval_shape(as_network(make).init, jax.random.key(0))
+  shapes = jax.eval_shape(from_nnx(make).init, jax.random.key(0))
   rng = np.random.default_rng(0)
   draw = lambda path, a: (path[-1].key == "scale") + scale * rng.normal(size=a.shape)
   return jax.tree_util.tree_map_with_path(lambda *a: jnp.asarray(draw(*a), jnp.float32), shapes)
@@ -57,12 +57,12 @@ def inputs(make, b=3, dtype=np.float32):
 @functools.cache
 def built(make):
   """The network in float32 with its apply compiled, and shaken parameters."""
-  net = as_network(make)
+  net = from_nnx(make)
   return net._replace(apply=jax.jit(net.apply)), shaken(make)
 
 
 def count(**kwargs):
-  net = as_network(functools.partial(DDPMpp, **kwargs))
+  net = from_nnx(functools.partial(DDPMpp, **kwargs))
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   return sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)), len(jax.tree.leaves(shapes))
 
@@ -88,7 +88,7 @@ def test_unet_walks_through_the_channels_of_edm():
 
 def test_parameter_paths_follow_the_names_of_edm():
   make = functools.partial(DDPMpp, num_classes=10)
-  shapes = jax.eval_shape(as_network(make).init, jax.random.key(0))
+  shapes = jax.eval_shape(from_nnx(make).init, jax.random.key(0))
   flat = jax.tree_util.tree_leaves_with_path(shapes)
   paths = {jax.tree_util.keystr(p, simple=True, separator="/"): a.shape for p, a in flat}
   assert all(type(k.key) is str for p, _ in flat for k in p)
@@ -109,7 +109,7 @@ def test_ddpmpp_keeps_the_shape_of_the_image(size):
   make = functools.partial(
     DDPMpp, resolution, in_channels, 32, (1, 2), num_blocks=2, attn_resolutions=(resolution // 2,)
   )
-  net = as_network(make)
+  net = from_nnx(make)
   x = jnp.zeros((5, resolution, resolution, in_channels))
   params = jax.eval_shape(net.init, jax.random.key(0))
   F = jax.eval_shape(net.apply, params, x, jnp.zeros(5), {}, jax.random.key(1))
@@ -159,7 +159,7 @@ def test_samples_of_a_batch_do_not_see_each_other(make):
 @MODULES
 def test_jvp_agrees_with_finite_differences(make):
   with jax.enable_x64(True):
-    net = as_network(make, dtype=jnp.float64)
+    net = from_nnx(make, dtype=jnp.float64)
     params = shaken(make)
     x, t, cond = inputs(make, dtype=np.float64)
     dx, dt = jnp.sin(3 * x), jnp.cos(t)
@@ -175,7 +175,7 @@ def test_jvp_agrees_with_finite_differences(make):
 
 @FLAT_MODULES
 def test_gradient_runs_through_the_primal_of_a_jvp(make):
-  net, params = as_network(make), shaken(make)
+  net, params = from_nnx(make), shaken(make)
   x, t, cond = inputs(make)
   key = jax.random.key(5)
 
@@ -199,7 +199,7 @@ def test_gradient_runs_through_the_primal_of_a_jvp(make):
 
 @FLAT_MODULES
 def test_tangent_is_finite_on_a_constant_image_and_at_both_ends(make):
-  net, params = as_network(make), shaken(make)
+  net, params = from_nnx(make), shaken(make)
   x, _, cond = inputs(make)
   t = jnp.array([0.0, math.pi / 2 - 1e-6, math.pi / 2])
   F_fn = lambda x, t: net.apply(params, x, t, cond, None)
@@ -220,7 +220,7 @@ def dot_dtypes(jaxpr):
 
 @pytest.mark.parametrize(("make", "mapping"), [(mlp, 3 + 2), (unet, 3 + NUM_BLOCKS)])
 def test_body_runs_in_bfloat16_and_embeddings_in_float32(make, mapping):
-  net = as_network(make, dtype="bfloat16")
+  net = from_nnx(make, dtype="bfloat16")
   params = jax.eval_shape(net.init, jax.random.key(0))
   jaxpr = jax.make_jaxpr(net.apply)(params, *inputs(make), jax.random.key(0))
   found = list(dot_dtypes(jaxpr.jaxpr))
@@ -235,7 +235,7 @@ def test_body_runs_in_bfloat16_and_embeddings_in_float32(make, mapping):
 
 
 def test_init_is_a_function_of_the_key_and_gives_float32():
-  net = as_network(mlp)
+  net = from_nnx(mlp)
   a, b, c = (net.init(jax.random.key(i)) for i in (0, 0, 1))
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(a))
   jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -265,7 +265,7 @@ def test_products_have_their_precision_in_every_derivative(make):
 
   found = {}
   for name in ("highest", "default"):
-    net = as_network(make, matmul_precision=name)
+    net = from_nnx(make, matmul_precision=name)
     params = jax.eval_shape(net.init, jax.random.key(0))
     with jax.default_matmul_precision("high"):
       jaxpr = jax.make_jaxpr(functools.partial(step, net))(params, *inputs(make))
@@ -278,11 +278,11 @@ def test_products_have_their_precision_in_every_derivative(make):
 
 def test_adapter_refuses_what_it_cannot_carry():
   with pytest.raises(ValueError, match="int32 is not floating-point"):
-    as_network(mlp, dtype="int32")
+    from_nnx(mlp, dtype="int32")
   with pytest.raises(ValueError, match="'best'. Choose from: default, high, highest"):
-    as_network(mlp, matmul_precision="best")
+    from_nnx(mlp, matmul_precision="best")
   with pytest.raises(ValueError, match="'mapp', .*found in no parameter.*blocks/block0"):
-    as_network(mlp, float32_paths=("mapp",))
+    from_nnx(mlp, float32_paths=("mapp",))
 
   class Counter(nnx.Module):
     float32_paths = ()
@@ -291,7 +291,7 @@ def test_adapter_refuses_what_it_cannot_carry():
       self.calls = nnx.Variable(jnp.zeros(()))
 
   with pytest.raises(ValueError, match="(?i)variable"):
-    as_network(Counter)
+    from_nnx(Counter)
 
 
 # --- layers -------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def leaves(params):
 
 @TOLD_MODULES
 def test_new_layers_start_at_zero_and_leave_the_other_initial_weights_alone(make, plain):
-  told, fresh = (leaves(as_network(m).init(jax.random.key(0))) for m in (make, plain))
+  told, fresh = (leaves(from_nnx(m).init(jax.random.key(0))) for m in (make, plain))
   for path, a in fresh.items():
     np.testing.assert_array_equal(told[path], a)
   new = {path: a for path, a in told.items() if path not in fresh}
@@ -525,7 +525,7 @@ def test_a_student_that_is_told_more_starts_as_its_teacher(make, plain):
   # With the same embedding of time: only guidance and segment may be added.
   student = functools.partial(make, embedding="positional") if plain is flat else make
   net, teacher = built(plain)
-  fresh = as_network(student).init(jax.random.key(7))
+  fresh = from_nnx(student).init(jax.random.key(7))
   params = grow(teacher, fresh)
   assert jax.tree.structure(params) == jax.tree.structure(fresh)
   x, t, cond = told_inputs(plain)
@@ -541,8 +541,8 @@ def test_a_student_that_is_told_more_starts_as_its_teacher(make, plain):
 
 
 def test_grow_names_every_weight_that_does_not_fit():
-  fresh = as_network(told_mlp).init(jax.random.key(0))
-  teacher = as_network(mlp).init(jax.random.key(1))
+  fresh = from_nnx(told_mlp).init(jax.random.key(0))
+  teacher = from_nnx(mlp).init(jax.random.key(1))
   narrow = teacher | {"fc_in": teacher["fc_in"] | {"kernel": jnp.zeros((9, 16))}}
   with pytest.raises(ValueError, match=r"fc_in/kernel is \(9, 16\), this network's \(14, 16\)"):
     grow(narrow, fresh)
@@ -603,7 +603,7 @@ def test_fourier_embedding_is_cosines_then_sines_of_full_turns():
 
 
 def test_fourier_embedding_stays_in_float32_in_a_bfloat16_network():
-  net = as_network(told_flat, dtype="bfloat16")
+  net = from_nnx(told_flat, dtype="bfloat16")
   params = jax.eval_shape(net.init, jax.random.key(0))
   jaxpr = jax.make_jaxpr(net.apply)(params, *told_inputs(flat), None)
   found = [dtypes for _, dtypes in dot_dtypes(jaxpr.jaxpr)]
@@ -648,7 +648,7 @@ def test_networks_take_times_of_both_signs(make):
 )
 def test_ddpmpp_explains_bad_options(kwargs, message):
   with pytest.raises(ValueError, match=message):
-    as_network(functools.partial(DDPMpp, **kwargs))
+    from_nnx(functools.partial(DDPMpp, **kwargs))
 
 
 @MODULES
@@ -708,8 +708,8 @@ def test_dropout_can_be_kept_to_small_resolutions():
 
 def test_float64_input_means_float64_inside_whatever_the_network_trains_in():
   with jax.enable_x64(True):
-    net = as_network(functools.partial(MLP, 2, 8, 1, 16), dtype="bfloat16")
-    exact = as_network(functools.partial(MLP, 2, 8, 1, 16), dtype="float64")
+    net = from_nnx(functools.partial(MLP, 2, 8, 1, 16), dtype="bfloat16")
+    exact = from_nnx(functools.partial(MLP, 2, 8, 1, 16), dtype="float64")
     params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
     x, t = jnp.ones((3, 2), jnp.float64), jnp.full(3, 0.7, jnp.float64)
     F = net.apply(params, x, t, {}, None)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from cmjax.convert import names
-from cmjax.networks import ADM, DDPMpp, as_network, layers
+from cmjax.networks import ADM, DDPMpp, from_nnx, layers
 from cmjax.networks.run_blocks import dropout_key, run_block
 from cmjax.networks.unet import (
   BlockSpec,
@@ -356,7 +356,7 @@ def test_remat_changes_no_value_no_tangent_and_no_gradient():
 def test_remat_wraps_every_block(make):
   count = []
   for remat in (False, True):
-    net = as_network(functools.partial(make, remat=remat))
+    net = from_nnx(functools.partial(make, remat=remat))
     jaxpr = jax.make_jaxpr(functools.partial(net.apply, key=None))(shapes_of(make), *inputs())
     count.append(sum("prevent_cse" in eqn.params for eqn in jaxpr.eqns))
   assert count == [0, 15]  # of three levels

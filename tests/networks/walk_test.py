@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.networks import ADM, EDM2, DDPMpp, as_network
+from cmjax.networks import ADM, EDM2, DDPMpp, from_nnx
 
 SMALL = dict(channels=8, channel_mult=(1, 1), num_blocks=3, attn_resolutions=(4,), resolution=8)
 # One level, two blocks: where a gradient is compiled.
@@ -30,16 +30,14 @@ def inputs():
 @functools.cache
 def drawn(name):
   """Parameters away from their start, where every block is blind."""
-  shapes = jax.eval_shape(
-    as_network(functools.partial(MAKES[name], **FLAT)).init, jax.random.key(0)
-  )
+  shapes = jax.eval_shape(from_nnx(functools.partial(MAKES[name], **FLAT)).init, jax.random.key(0))
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape)), shapes)
 
 
 def derivatives(name, *, gradient, **options):
   """F, its tangent and, with `gradient`, that of a consistency loss; with dropout, in float64."""
-  net = as_network(functools.partial(MAKES[name], dropout=0.3, **FLAT, **options))
+  net = from_nnx(functools.partial(MAKES[name], dropout=0.3, **FLAT, **options))
 
   @jax.jit
   def run(params, x, t):
@@ -78,7 +76,7 @@ def test_scan_changes_no_value_tangent_gradient_or_dropout_mask(name, remat, gra
 def test_scan_keeps_the_weights_and_has_fewer_convolutions_to_compile(name):
   shapes, programs = [], []
   for scan in (False, True):
-    net = as_network(functools.partial(MAKES[name], scan=scan))
+    net = from_nnx(functools.partial(MAKES[name], scan=scan))
     shapes.append(jax.eval_shape(net.init, jax.random.key(0)))
     x, t = (a.astype(np.float32) for a in inputs())
     jaxpr = jax.make_jaxpr(net.apply)(shapes[-1], x, t, {}, None)

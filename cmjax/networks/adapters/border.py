@@ -91,7 +91,8 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
       )
     how = options | changes
     remat = how.pop("remat", None)
-    return network(body if remat == body.remat else body.rebuild(remat), **how)
+    rebuild = body.rebuild if remat != body.remat else None
+    return network(rebuild(remat) if rebuild else body, **how)
 
   return Network(
     init,

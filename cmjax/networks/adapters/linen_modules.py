@@ -86,8 +86,8 @@ def _body(module, shape, num_classes, inputs, float32_paths, name) -> border.Bod
       return module.apply({"params": params}, x, t, cond, rngs=rngs, **options)
     except flax.errors.InvalidRngError as error:
       raise ValueError(
-        f"{name} draws random numbers where it has none: {error}. The only stream is 'dropout', and "
-        "it is there with a key alone: take `deterministic` or `train` as an argument of __call__, "
+        f"{name} draws random numbers where it has none: {error}. The only stream is 'dropout', "
+        "and only where there is a key: take `deterministic` or `train` as an argument of __call__, "
         "and pass it on."
       ) from None
 
