@@ -569,7 +569,7 @@ def test_linen_dropout_that_ignores_the_key_is_refused():
       return nn.Dropout(0.5, deterministic=False)(nn.Dense(2)(x))
 
   with pytest.raises(
-    ValueError, match="random numbers where it has none.*Dropout_0.*take `deterministic`"
+    ValueError, match="random numbers where it has none.*Dropout_0.*Take `deterministic`"
   ):
     networks.from_linen(Restless(), shape=(2,))
 
