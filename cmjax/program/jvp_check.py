@@ -15,7 +15,7 @@ import numpy as np
 from cmjax.base import param_names
 from cmjax.experiment import Samples
 from cmjax.losses import means
-from cmjax.program import first_nonfinite
+from cmjax.program import equations
 from cmjax.types import NetFn, Network, Params
 
 KEYS = ("dtype", "matmul_precision")
@@ -148,7 +148,7 @@ def first_wrong(
           values.append(y)
           places.append(f"{place} ({primitive})")
 
-    first_nonfinite.evaluate(lambda x, t: apply(params, x, t, cond, None), visit, x, t)
+    equations.evaluate(lambda x, t: apply(params, x, t, cond, None), visit, x, t)
     return values
 
   _, slopes = jax.jvp(intermediates, (x, t), (dxdt, jnp.ones_like(t)))

@@ -207,7 +207,11 @@ def teacher_network(exp: Experiment) -> Network | None:
     return None
   if not isinstance(exp.teacher, Stored):
     return exp.teacher[0]
-  network = exp.network
+  return without_inputs(exp.network)
+
+
+def without_inputs(network: Network) -> Network:
+  """The network without the inputs that only a student has: guidance, segment."""
   if not network.inputs or network.at is None:
     return network
   return network.at(**dict.fromkeys(network.inputs, False))

@@ -46,7 +46,7 @@ def test_the_runs_are_the_pages_made_small(benchmark, args):
     shapes = benchmark["_shapes"](config)
     size = sum(np.prod(x.shape) for x in benchmark["jax"].tree.leaves(shapes))
     assert 2e6 < size < 4e6  # as it says
-  assert experiment.sampler_nfe(configs["teacher"], "heun") == 9
+  assert experiment.parse(configs["teacher"]).samplers["heun"].nfe == 9
   assert configs["sct"].total_steps == 30 and configs["sct"].evals.fd.every_steps == 15
 
 

@@ -27,8 +27,9 @@ def test_a_method_stretched_to_any_length_still_builds(method, data):
   for steps in (187, 605, 1213):
     config = BENCHMARK["configure"](ARGS, data, method, 0, steps)
     assert config.total_steps == steps and config.net.resolution == resolution
-    net = experiment.network(config)
-    assert callable(experiment.loss(config, net, (net, None)))
+    given = experiment.parse(config)
+    frozen = experiment.Frozen((given.network, None))
+    assert callable(given.method.loss(given.network, frozen))
     if method in ("ct", "ict"):
       assert config.loss.curriculum.total_steps == steps
     if method == "ect":  # all stages, and nearly all steps in them
@@ -89,16 +90,17 @@ def test_the_second_step_is_searched_and_scored_where_a_run_is_there(monkeypatch
   path = tmp_path / "digits" / "results.json"
   path.write_text(json.dumps(rows))
 
-  def search_times(config, workdir, *, name, num_samples, num_probes, seed):
-    assert name == "2" and num_samples == config.evals.fd.num_samples and num_probes == 12
+  def search_times(given, workdir, *, name, num_samples, num_probes, seed):
+    assert name == "2" and num_samples == BENCHMARK["NUM_SAMPLES"] and num_probes == 12
+    assert given.record["evals"]["fd"]["num_samples"] == num_samples
     stored_runs.write_times(workdir, {name: {"mid_times": [0.7]}})
 
-  def frechet_scores(config, net, mesh):
-    assert tuple(config.evals.fd.samplers) == ("2",)
-    (t,) = config.samplers["2"].mid_times
+  def frechet_scores(given, mesh):
+    assert given.evaluators["fd"].samplers == ("2",)
+    (t,) = given.samplers["2"].record["mid_times"]
     return "fd", lambda params, key: {"2": params + t}
 
-  loaded = types.SimpleNamespace(net=None, averages={"main": 1.0, "short": 0.5})
+  loaded = types.SimpleNamespace(averages={"main": 1.0, "short": 0.5})
   monkeypatch.setattr(sample, "search_times", search_times)
   monkeypatch.setattr(experiment, "frechet_scores", frechet_scores)
   monkeypatch.setattr(stored_runs, "load_network", lambda *args: loaded)

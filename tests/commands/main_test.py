@@ -203,8 +203,8 @@ def test_verifying_needs_no_workdir_and_its_verdict_is_the_exit_code(
   seen = []
   monkeypatch.setattr(verify, "verify", lambda *args: seen.append(args) or ("the table", passed))
   assert program("--mode=verify")[:2] == (code, "the table\n")
-  (config, workdir), *others = seen
-  assert config.batch_size == 16 and workdir is None and not others
+  (given, workdir), *others = seen
+  assert given.run.batch_size == 16 and workdir is None and not others
 
 
 def test_verifying_the_library_alone_needs_no_config():

@@ -162,7 +162,7 @@ def test_a_workdir_alone_means_the_config_of_its_run(verb, tmp_path, told, calle
   assert code == 0, err
   (((used, workdir), more),) = calls
   config.samplers.two_steps.mid_times, config.optim.clip_norm = (0.9,), 0.5
-  assert (used.to_dict(), workdir, more) == (config.to_dict(), str(tmp_path), options)
+  assert (used.record, workdir, more) == (config.to_dict(), str(tmp_path), options)
 
 
 def test_a_page_goes_before_the_config_of_the_run(tmp_path, told, called):
@@ -172,7 +172,7 @@ def test_a_page_goes_before_the_config_of_the_run(tmp_path, told, called):
   stored = f"--config={tmp_path / 'config.json'}"
   override = "--config.samplers.two_steps.mid_times=(0.9,)"
   assert told("train", stored, f"--workdir={tmp_path}", override)[0] == 0
-  assert [args[0].seed for args, _ in calls] == [0, 7]
+  assert [args[0].run.seed for args, _ in calls] == [0, 7]
   assert calls[1][0][0].samplers.two_steps.mid_times == (0.9,)
 
 
@@ -195,7 +195,7 @@ def test_a_verb_calls_its_program_and_says_the_answer(
   monkeypatch.setattr(plan, "table", lambda report: f"table of {report}")
   assert told(*args, CONFIG) == (0, said, "")
   ((used, *others), more), *_ = calls
-  assert (used.to_dict(), tuple(others), more) == (tiny.config().to_dict(), options, {})
+  assert (used.record, tuple(others), more) == (tiny.config().to_dict(), options, {})
 
 
 def test_a_plan_is_written_where_there_is_a_workdir(told, called, monkeypatch):

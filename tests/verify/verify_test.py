@@ -14,6 +14,7 @@ from cmjax import (
   edm,
   ema,
   embeddings,
+  experiment,
   guidance,
   samplers,
   tangent,
@@ -387,14 +388,15 @@ def test_the_table_shows_what_failed_and_a_crash_is_a_row(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_is_measured_at_its_precision(dtype):
-  found = verify.network(tiny.config(**{"net.dtype": dtype}))
-  # By jvp against differences, F, dF/dt at the config's precision and at three others; the culprit.
-  assert len(found) == (2 + 4) * 6 + 1
+  found = verify.network(tiny.parsed(**{"net.dtype": dtype}))
+  # By jvp against differences, F, dF/dt at the config's precision and at three others; the
+  # culprit; the gradient of the loss.
+  assert len(found) == (2 + 4) * 6 + 1 + 1
   assert all(r.passed for r in found)
   F_error = max(r.error for r in found if r.name.startswith(f"F in {dtype}"))
   assert (1e-3 if dtype == "bfloat16" else 1e-9) < F_error < (0.03 if dtype == "bfloat16" else 1e-5)
   # block0/affine and map_layer0 are float32 anyway.
-  assert found[-1].name.split()[2] in (
+  assert found[-2].name.split()[2] in (
     "fc_in",
     "fc_out",
     "block0/fc0",
@@ -406,12 +408,12 @@ def test_a_network_is_measured_at_its_precision(dtype):
 def test_the_derivative_is_measured_at_every_precision_and_judged_at_the_tangents():
   config = tiny.config(**{"net.dtype": "bfloat16"}).unlock()
   config.loss.tangent = dict(name="exact", dtype="float32", matmul_precision="highest")
-  found = verify.network(config)
+  found = verify.network(experiment.parse(config))
   errors = {}
   for r in found:
     if r.name.startswith("dF/dt in "):
       errors.setdefault(r.name.rsplit(",", 1)[0][len("dF/dt in ") :], []).append(r.error)
-  judged = {r.name.rsplit(",", 1)[0] for r in found[6:-1] if r.tolerance < math.inf}
+  judged = {r.name.rsplit(",", 1)[0] for r in found[6:-2] if r.tolerance < math.inf}
   assert judged == {"F in bfloat16", "dF/dt in float32 (highest products)"}
   assert set(errors) == {"float32 (highest products)", "float32", "bfloat16", "float16"}
   worst = {name: max(values) for name, values in errors.items()}
@@ -422,16 +424,15 @@ def test_the_derivative_is_measured_at_every_precision_and_judged_at_the_tangent
 
 def test_a_precision_that_is_not_in_use_may_overflow(monkeypatch):
   """The first layer's weights times 1e6 are infinite in float16, and only there."""
-  config = tiny.config()
   weights = verify.precision._weights
 
   def large(*args):
-    params = weights(*args)
+    net, params = weights(*args)
     params["fc_in"]["kernel"] = params["fc_in"]["kernel"] * 1e6
-    return params
+    return net, params
 
   monkeypatch.setattr(verify.precision, "_weights", large)
-  rows = {r.name: r for r in verify.network(config)}
+  rows = {r.name: r for r in verify.network(tiny.parsed())}
   half = [r for name, r in rows.items() if name.startswith("dF/dt in float16")]
   assert all(math.isinf(r.error) and r.passed for r in half) and len(half) == 6
   assert all(math.isfinite(r.error) for r in rows.values() if r not in half)
@@ -442,7 +443,7 @@ def test_a_network_with_a_wrong_derivative_fails_in_float64(monkeypatch):
   monkeypatch.setattr(
     embeddings, "positional", lambda t, n: positional(jax.lax.stop_gradient(t), n)
   )
-  found = verify.network(tiny.config())
+  found = verify.network(tiny.parsed())
   failed = [r.name for r in found if not r.passed]
   assert len(failed) == 6
   assert all(name.startswith("dF/dt by jvp and by differences, float64") for name in failed)
@@ -450,9 +451,46 @@ def test_a_network_with_a_wrong_derivative_fails_in_float64(monkeypatch):
 
 @pytest.mark.slow
 def test_the_network_is_that_of_the_checkpoint(tmp_path):
-  config = tiny.config(evals={}, total_steps=4)
-  before = verify.network(config, tmp_path)
-  train.train(config, tmp_path)
-  trained = verify.network(config, tmp_path)
+  given = tiny.parsed(evals={}, total_steps=4)
+  before = verify.network(given, tmp_path)
+  train.train(given, tmp_path)
+  trained = verify.network(given, tmp_path)
   assert all(r.passed for r in before + trained)
   assert [r.truth for r in before] != [r.truth for r in trained]
+
+
+# --- the row of the loss ---
+
+METHODS = ("sct", "scd", "ct", "ect", "teacher", "cd_continuous")
+
+
+def loss_row(given):
+  """The last row of an experiment: its loss's gradient."""
+  (row,) = verify.precision._loss(given, verify.precision._weights(given, None)[1])
+  return row
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_gradient_of_a_method_is_right_in_float32(name):
+  row = loss_row(experiment.parse(tiny.config() | dict(loss=LOSSES[name])))
+  assert row.passed and 0 < row.error < 1e-5 and row.truth > 1e-3
+  assert row.name.startswith("gradient of the loss ") and " in float32, " in row.name
+
+
+def test_a_loss_that_computes_in_float16_fails_and_so_does_one_that_is_not_finite():
+  given = tiny.parsed()
+
+  def row(wrong):
+    def make(network, frozen):
+      apply = lambda params, x, t, cond, key: wrong(network.apply(params, x, t, cond, key))
+      return given.method.loss(network._replace(apply=apply), frozen)
+
+    return loss_row(given._replace(method=given.method._replace(loss=make)))
+
+  assert row(lambda F: F).error == loss_row(given).error
+  assert not row(lambda F: F.astype("float16").astype(F.dtype)).passed
+  assert not row(lambda F: F + 0 * jnp.log(0 * F)).passed
+
+
+def test_inputs_and_labels_and_latents_are_part_of_the_loss_that_is_measured():
+  ...
