@@ -63,9 +63,7 @@ def _evaluate(
   return [read(v) for v in jaxpr.outvars]
 
 
-def _apply(
-  eqn: Any, args: list[Any], stack: str, visit: Visit, compute: Compute
-) -> Sequence[Any]:
+def _apply(eqn: Any, args: list[Any], stack: str, visit: Visit, compute: Compute) -> Sequence[Any]:
   name = eqn.primitive.name
   inner = next((eqn.params[key] for key in _INNER if key in eqn.params), None)
   if inner is not None and name in _CALLS:
@@ -90,9 +88,7 @@ def _open(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
   return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
 
 
-def _scan(
-  eqn: Any, args: list[Any], stack: str, visit: Visit, compute: Compute
-) -> list[Any]:
+def _scan(eqn: Any, args: list[Any], stack: str, visit: Visit, compute: Compute) -> list[Any]:
   jaxpr, body_consts = _open(eqn.params["jaxpr"])
   length, backwards = eqn.params["length"], eqn.params["reverse"]
   # What has one axis less inside is a slice of each iteration: so in every version of JAX.
@@ -156,8 +152,8 @@ def _widened(x: Any) -> Any:
 def _compute_wide(eqn: Any, args: list[Any]) -> Sequence[Any]:
   name, params = eqn.primitive.name, eqn.params
   wide = [_widened(x) for x in args]
-  again = lambda inner: lambda *args: _evaluate(
-    *_open(inner), list(args), "", _see_nothing, _compute_wide
+  again = lambda inner: (
+    lambda *args: _evaluate(*_open(inner), list(args), "", _see_nothing, _compute_wide)
   )
   if name == "cond":
     index, *operands = wide

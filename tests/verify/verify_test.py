@@ -492,5 +492,4 @@ def test_a_loss_that_computes_in_float16_fails_and_so_does_one_that_is_not_finit
   assert not row(lambda F: F + 0 * jnp.log(0 * F)).passed
 
 
-def test_inputs_and_labels_and_latents_are_part_of_the_loss_that_is_measured():
-  ...
+def test_inputs_and_labels_and_latents_are_part_of_the_loss_that_is_measured(): ...
