@@ -6,6 +6,7 @@ import math
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from cmjax import (
@@ -27,6 +28,7 @@ from cmjax.losses import continuous, continuous_2023, diffusion, discrete, distr
 from cmjax.program import train
 from cmjax.samplers import conventions, few_steps, ode, search_times
 from helpers import tiny
+from helpers.losses import LOSSES
 
 MODULES = dict(
   distances=distances, edm=edm, editing=editing, ema=ema, guidance=guidance, samplers=samplers,
