@@ -9,6 +9,7 @@ this network in the place of its own.
 
 import argparse
 import functools
+import logging
 
 import equinox as eqx
 import jax
@@ -66,17 +67,18 @@ class Mine(eqx.Module):
     return self.fc_out(h)
 
 
-def main(workdir: str, steps: int) -> None:
-  """Trains the network in the workdir."""
-  config = pages.load("toy2d_sct")
-  config.total_steps = steps
-  make = functools.partial(Mine, width=128)
-  network = networks.from_equinox(make, shape=(2,), vmapped=True)
-  train.train(experiment.parse(config)._replace(network=network), workdir)
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--workdir", default="runs/own_equinox")
+  parser.add_argument("--config", default="toy2d_sct", help="a page of points in the plane")
+  parser.add_argument("--steps", type=int, default=500)
+  args = parser.parse_args(argv)
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  config = pages.load(args.config).unlock()
+  config.total_steps = args.steps
+  network = networks.from_equinox(functools.partial(Mine, width=128), shape=(2,), vmapped=True)
+  return train.train(experiment.parse(config)._replace(network=network), args.workdir)
 
 
 if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", default="runs/own_equinox")
-  parser.add_argument("--steps", type=int, default=500)
-  main(**vars(parser.parse_args()))
+  main()

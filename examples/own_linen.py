@@ -7,6 +7,7 @@ this network in the place of its own.
 """
 
 import argparse
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -46,16 +47,18 @@ class Mine(nn.Module):
     return nn.Dense(2, kernel_init=nn.initializers.zeros)(h)
 
 
-def main(workdir: str, steps: int) -> None:
-  """Trains the network in the workdir."""
-  config = pages.load("toy2d_sct")
-  config.total_steps = steps
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--workdir", default="runs/own_linen")
+  parser.add_argument("--config", default="toy2d_sct", help="a page of points in the plane")
+  parser.add_argument("--steps", type=int, default=500)
+  args = parser.parse_args(argv)
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  config = pages.load(args.config).unlock()
+  config.total_steps = args.steps
   network = networks.from_linen(Mine(width=128), shape=(2,))
-  train.train(experiment.parse(config)._replace(network=network), workdir)
+  return train.train(experiment.parse(config)._replace(network=network), args.workdir)
 
 
 if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", default="runs/own_linen")
-  parser.add_argument("--steps", type=int, default=500)
-  main(**vars(parser.parse_args()))
+  main()

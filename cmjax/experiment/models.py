@@ -68,7 +68,7 @@ def network(section: Section, sigma_data: float) -> Network:
   """
   if parts.was_handed_in(section.get("name")):
     refuse = parts.missing(section["name"], "network")
-    return Network(refuse, refuse, inputs=_inputs(section), name=section["name"])
+    return Network(refuse, refuse, inputs=inputs_of(section), name=section["name"])
   name, dtype, kwargs = read(section, "net", "dtype")
   matmul_precision = kwargs.pop("matmul_precision", None)
   kind = pick(PRECONDITIONINGS, kwargs.pop("preconditioning", "trigflow"), "net.preconditioning")
@@ -91,12 +91,13 @@ def network(section: Section, sigma_data: float) -> Network:
     apply=apply,
     at=lambda **changes: network({**section, **changes}, sigma_data),
     options=options,
-    inputs=_inputs(section) or made.inputs,
+    inputs=inputs_of(section) or made.inputs,
     name=name,
   )
 
 
-def _inputs(section: Section) -> tuple[str, ...]:
+def inputs_of(section: Section) -> tuple[str, ...]:
+  """What a network's section says that it reads beside the label."""
   return tuple(key for key in ("guidance", "segment") if section.get(key))
 
 

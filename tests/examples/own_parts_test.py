@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import own_data
+import own_equinox
+import own_linen
 import own_logger
 import own_loss
 import own_metric
+import own_nnx
 import pytest
 
 from cmjax import experiment, pages, times
@@ -38,6 +41,16 @@ def test_the_lagrangian_residual_vanishes_at_the_flow_map_of_gaussian_data():
   ]
   exact, wrong = (float(error.total / error.count) for error in errors)
   assert exact < 1e-10 < 1e-2 < wrong
+
+
+@pytest.mark.parametrize("example", [own_nnx, own_linen, own_equinox], ids=lambda m: m.__name__)
+def test_a_network_of_ones_own_trains_and_says_what_it_is(example, tmp_path):
+  scores = example.main([f"--workdir={tmp_path}", *FLAGS])
+  assert np.isfinite(scores["swd/one_step/main"]) and (tmp_path / "report.html").exists()
+  assert "Mine" in stored_runs.read_record(tmp_path)["net"]["name"]
+  assert "embed/kernel" in (parameters := (tmp_path / "parameters.txt").read_text()) or (
+    "embed/weight" in parameters
+  )
 
 
 def test_a_loss_of_ones_own_trains_and_samples_from_its_record_by_name(tmp_path):

@@ -7,8 +7,6 @@ import pytest
 
 from cmjax.losses import lpips
 
-pytestmark = pytest.mark.heavy  # VGG16 in full width
-
 
 @functools.cache
 def weights():
@@ -35,7 +33,16 @@ def images(b=2, side=16):
 
 @functools.cache
 def compiled(pooling, resize=None):
-  return jax.jit(lpips.distance(weights(), pooling=pooling, resize=resize))
+  # As an argument: constants are kept with the program, 55 MB of them.
+  distance = lambda w, a, b: lpips.distance(w, pooling=pooling, resize=resize)(a, b)
+  return functools.partial(jax.jit(distance), weights())
+
+
+@functools.cache
+def layer(n):
+  """Kernel [3, 3, in, out] and bias of a convolution, in float64."""
+  w, bias = (np.float64(weights()[f"features.{n}.{part}"]) for part in ("weight", "bias"))
+  return np.ascontiguousarray(w.transpose(2, 3, 1, 0)), bias
 
 
 def by_hand(a, b, pooling):
@@ -43,9 +50,9 @@ def by_hand(a, b, pooling):
   mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
   def conv(x, n):
-    w, bias = (np.float64(weights()[f"features.{n}.{part}"]) for part in ("weight", "bias"))
-    x, side = np.pad(x, ((1, 1), (1, 1), (0, 0))), len(x)
-    y = sum(x[i : i + side, j : j + side] @ w[:, :, i, j].T for i in range(3) for j in range(3))
+    (w, bias), side = layer(n), len(x)
+    x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    y = sum(x[i : i + side, j : j + side] @ w[i, j] for i in range(3) for j in range(3))
     return np.maximum(y + bias, 0)
 
   def features(x):
@@ -81,9 +88,10 @@ def test_distance_is_symmetric_and_zero_for_equal_images():
 @functools.cache
 def derivatives():
   """In float64: x, b, direction -> the gradient at x, and its derivative in that direction."""
-  d = lpips.distance(weights(), pooling="max", resize=None)
-  grad = lambda x, b: jax.grad(lambda x: d(x, b).sum())(x)
-  return jax.jit(lambda x, b, direction: jax.jvp(lambda x: grad(x, b), (x,), (direction,)))
+  d = functools.partial(lpips.distance, pooling="max", resize=None)
+  grad = lambda w, x, b: jax.grad(lambda x: d(w)(x, b).sum())(x)
+  both = lambda w, x, b, direction: jax.jvp(lambda x: grad(w, x, b), (x,), (direction,))
+  return functools.partial(jax.jit(both), weights())
 
 
 @pytest.mark.slow  # the derivative of a derivative of VGG16 takes long to compile
@@ -97,7 +105,7 @@ def test_gradient_and_second_derivative_agree_with_finite_differences():
     curvature = derivatives()(a, b, direction)[1]
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(curvature, expected, atol=1e-3 * np.abs(expected).max())
-    d = jax.jit(lpips.distance(weights(), pooling="max", resize=None))
+    d = compiled("max")
     slope = (d(a + h * direction, b) - d(a - h * direction, b)) / (2 * h)
     np.testing.assert_allclose(np.sum(grad(a) * direction), slope[0], rtol=1e-5)
 

@@ -75,7 +75,7 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
     # Who has float64 asks for it: finite differences of a network that trains in another dtype.
     inside = x.dtype if x.dtype == jnp.float64 else dtype
     weights = _cast(params, inside, body.float32_paths)
-    with jax.default_matmul_precision(matmul_precision) if matmul_precision else _nothing():
+    with _products(matmul_precision):
       F = body.call(weights, along_batch(x.astype(inside)), along_batch(t), cond, key)
     _check_output(F, x, body.name)
     return along_batch(F).astype(_at_least_float32(inside))
@@ -91,10 +91,8 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
       )
     how = options | changes
     remat = how.pop("remat", None)
-    if remat == body.remat:
-      return network(body, **how)
-    assert body.rebuild is not None, "a module with the option can be built anew"
-    return network(body.rebuild(remat), **how)
+    rebuild = body.rebuild if remat != body.remat else None
+    return network(rebuild(remat) if rebuild else body, **how)
 
   return Network(
     init,
@@ -108,7 +106,9 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
   )
 
 
-_nothing = contextlib.nullcontext
+def _products(precision: str | None) -> contextlib.AbstractContextManager[Any]:
+  """In which products and convolutions have this precision."""
+  return jax.default_matmul_precision(precision) if precision else contextlib.nullcontext()
 
 
 def _at_least_float32(dtype):

@@ -87,8 +87,8 @@ def _body(module, shape, num_classes, inputs, float32_paths, name) -> border.Bod
     except flax.errors.InvalidRngError as error:
       raise ValueError(
         f"{name} draws random numbers where it has none: {error}. The only stream is 'dropout', "
-        "and it is there with a key alone: take `deterministic` or `train` as an argument of "
-        "__call__, and pass it on."
+        "and only with a key. Take `deterministic` or `train` as an argument of __call__, and pass "
+        "it on."
       ) from None
 
   shapes = jax.eval_shape(variables, jax.random.key(0))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import core
+from jax.core import Tracer
 
 from cmjax.base import param_names
 from cmjax.networks.adapters import border
@@ -77,8 +77,8 @@ def from_nnx(
 def _body(make, inputs, float32_paths, name) -> border.Body:
   module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
   name = name or border.name_of(module)
-  keywords = border.call_keywords(module, name, ("rngs", "deterministic", "train"))
   _check_state(module, name)
+  keywords = border.call_keywords(module, name, ("rngs", "deterministic", "train"))
   if _has_constants(module):
     module = make(rngs=nnx.Rngs(0))  # their values are needed, so this is not abstract
     _check_constants(module, make(rngs=nnx.Rngs(1)), name)
@@ -165,7 +165,7 @@ def _has_constants(module: nnx.Module) -> bool:
   """Whether the abstract module has arrays outside of variables."""
   # Built abstractly, such an attribute is a tracer, which NNX does not take for an array.
   leaked = any(
-    isinstance(value, core.Tracer)
+    isinstance(value, Tracer)
     for _, node in nnx.iter_graph(module)
     if isinstance(node, nnx.Pytree)
     for value in vars(node).values()
