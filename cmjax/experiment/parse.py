@@ -220,12 +220,12 @@ def _put(record: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _plain(config: Any) -> Any:
-  """A config as dicts, with tuples as they are."""
+  """A config as dicts; what was stored as JSON has tuples again."""
   if isinstance(config, ConfigDict):
     config = config.to_dict()
   if isinstance(config, Mapping):
     return {key: _plain(value) for key, value in config.items()}
-  return config
+  return tuple(map(_plain, config)) if isinstance(config, (list, tuple)) else config
 
 
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
