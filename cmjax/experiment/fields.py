@@ -241,7 +241,7 @@ class Experiment(NamedTuple):
     teacher: where the teacher is, or the model itself; None without.
     init_from: where the first weights are, or a model that has them; None: random ones.
     snapshots: which averages are stored, and when; None: none.
-    loggers: objects with write(step, scalars), images(step, name, samples) and close().
+    loggers: objects with write(step, scalars), images(step, name, pixels) and close().
     record: the config, as it is stored beside a checkpoint; nobody reads values from it.
     parsed: {field: what `parse` made}, by which a part that was replaced is known.
   """

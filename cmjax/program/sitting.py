@@ -39,6 +39,7 @@ class Prepared(NamedTuple):
   step_fn: Callable[..., Any]
   abstract: Any
   evaluators: dict[str, Any]
+  probe: doctor.Probe | None
 
   @property
   def teacher_network(self) -> Network | None:
@@ -63,7 +64,9 @@ def prepare(exp: Experiment, workdir: Path) -> Prepared:
   check_writable(workdir, num_bytes, exp.snapshots, run.total_steps, abstract.ema)
   guides = stored_runs.load_guides(exp, mesh)
   evaluators = experiment.open_evaluators(exp, mesh, guides)
-  return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators)
+  probing = run.probe_every_steps is not None
+  probe = doctor.Probe(exp.network, exp.samples, exp.method.tangent) if probing else None
+  return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators, probe)
 
 
 class Sitting:
@@ -104,9 +107,6 @@ class Sitting:
     self._describe_run(restored)
     skipped = restored.meta.get("skipped", 0) if restored else 0
     self._window = doctor.Window(run, self._explain, skipped)
-    network, method = exp.network, exp.method
-    probing = run.probe_every_steps is not None
-    self._probe = doctor.Probe(network, exp.samples, method.tangent) if probing else None
     self._compiled, self._scores, self.last, self.stop = None, {}, False, None
     self._done = self._evaluated_before(restored)
     self._interrupted: Callable[[int], signal.Signals | None] = lambda step: None
@@ -175,11 +175,12 @@ class Sitting:
   def probe(self) -> None:
     """Compares the network's jvp with a difference in float64, where that is due."""
     every = self._exp.run.probe_every_steps
-    if self._probe is None or not every or self.stop or self.step % every:
+    probe = self._prepared.probe
+    if probe is None or not every or self.stop or self.step % every:
       return
     with self._reporter.paused():
       params = sharding.gather(self._course.state.params["net"], self._prepared.mesh)
-      errors, trouble = self._probe(params)
+      errors, trouble = probe(params)
       self._reporter.write(self.step, errors)
     if trouble:
       logger.warning("Step %d: %s", self.step, trouble)

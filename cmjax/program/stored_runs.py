@@ -288,8 +288,9 @@ def _check_relative(exp: Experiment, other: Described, workdir: str) -> None:
   sizes, others = _sizes(ours), _sizes(theirs)
   for key in sizes:
     if sizes[key] != others[key]:
+      stored = others[key] or other.record["net"].get(key)  # 0 may be no key at all
       raise ValueError(
-        f"The network in {workdir} has net.{key}={others[key]}, this run has "
+        f"The network in {workdir} has net.{key}={stored}, this run has "
         f"{sizes[key]}. Take one that was trained on the same data."
       )
   if ours.latents != theirs.latents:
@@ -305,12 +306,12 @@ def _check_relative(exp: Experiment, other: Described, workdir: str) -> None:
     )
 
 
-def _sizes(samples: Samples) -> dict[str, int | None]:
+def _sizes(samples: Samples) -> dict[str, Any]:
   """What one sample is, by the keys that a config has for it."""
   shape = samples.shape
   image, points = (shape, (None,)) if len(shape) == 3 else ((None,) * 3, shape)
   sizes = dict(resolution=image[0], in_channels=image[2], dim=points[0])
-  return sizes | {"num_classes": samples.num_classes}
+  return sizes | {"num_classes": samples.num_classes, "shape": tuple(shape)}
 
 
 def _latents(convention: str | None) -> str:

@@ -227,12 +227,9 @@ class Reporter:
       return
     if self._stream.isatty() and self._drawn_at > -math.inf:
       self._stream.write("\n")
-    try:
-      self._history.close()
-    finally:
-      self._tensorboard.close()
-      for logger in self._loggers:
-        logger.close()
+    with contextlib.ExitStack() as last:  # whichever fails, the others are closed
+      for thing in (*reversed(self._loggers), self._tensorboard, self._history):
+        last.callback(thing.close)
 
   def _append(self, step: int, values: Mapping[str, float]) -> None:
     line = {"step": int(step), "time": round(time.time(), 3)}

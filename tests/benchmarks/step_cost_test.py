@@ -1,43 +1,45 @@
 """FLOPs of every method against its floor: what is evaluated twice for nothing shows here."""
 
 import functools
-import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from cmjax import experiment
+from cmjax import experiment, pages
+from cmjax.experiment import methods
+from cmjax.program import plan
 from helpers import tiny
-from helpers.losses import LOSSES, SCM
 
-FLOOR = runpy.run_path(
-  str(pathlib.Path(__file__).parents[2] / "benchmarks" / "cost" / "step_cost.py"), run_name="floors"
-)["FLOOR"]
-LABELLED = dict(name="scd", guidance=(1.0, 2.0), **SCM)
+PAGES = [name for name in pages.names() if name.startswith("digits_")]
 
 
-def flops(name, section):
-  """Of the loss and its gradient; the network is so wide that nothing else counts."""
+def configure(loss, *, num_classes=0):
+  """A loss and a network so wide that nothing else counts."""
   config = tiny.config().unlock()
-  config.loss = ConfigDict(section)
+  config.loss = ConfigDict(loss)
+  config.total_steps = 10_000  # whatever the stages of the page
+  config.teacher.workdir = "somewhere"
   config.net = dict(name="mlp", dim=2, width=192, depth=3, embed_channels=16, dtype="float32")
-  if name == "scd_guided":
-    config.net.num_classes = 3
-  teacher = experiment.network(config)
-  config.net.update(guidance=name == "scd_guided", segment=name == "scd_multistep")
-  net, key = experiment.network(config), jax.random.key(0)
+  config.net.num_classes = num_classes
+  for part in experiment.parse(config).method.needs:
+    config.net[part] = True
+  return experiment.parse(config)
+
+
+def flops(exp):
+  """Of the loss and its gradient."""
+  net, teacher, key = exp.network, plan.without_inputs(exp.network), jax.random.key(0)
   weights = jax.eval_shape(teacher.init, key)
-  state = jax.eval_shape(experiment.state_init(config, net), key)
+  state = jax.eval_shape(experiment.state_init(exp), key)
   fixed = {"target": state.ema["target"]} if "target" in state.ema else {}
   batch = {"image": jax.ShapeDtypeStruct((64, 2), jnp.float32)}
-  if name == "scd_guided":
+  if exp.samples.num_classes:
     batch["label"] = jax.ShapeDtypeStruct((64,), jnp.int32)
 
   def gradient(params, fixed, weights, batch, key, step):
-    loss = experiment.loss(config, net, (teacher, weights))
+    loss = exp.method.loss(net, experiment.Frozen((teacher, weights)))
     return jax.grad(lambda p: loss(p | fixed, batch, key, step)[0])(params)
 
   args = (state.params, fixed, weights, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
@@ -46,23 +48,29 @@ def flops(name, section):
 
 @functools.cache
 def diffusion_flops():
-  return flops("teacher", dict(name="diffusion", P_mean=-1.0, P_std=1.4, weighting="learned"))
+  exp = configure(dict(name="diffusion", P_mean=-1.0, P_std=1.4, weighting="learned"))
+  return flops(exp) / exp.method.evaluations
 
 
-CASES = {name: LOSSES[name] for name in FLOOR if name in LOSSES} | {
-  "sct": dict(name="sct", **SCM),
-  "scd": dict(name="scd", **SCM),
-  "scd_guided": LABELLED,
-  "cd_continuous": LOSSES["cd_continuous"]
-  | dict(distance=dict(name="squared_l2"), stop_gradient=True),
-}
+def test_every_method_has_a_page():
+  assert {pages.load(name).loss.name for name in PAGES} == set(methods.METHODS)
 
 
-def test_every_method_has_a_floor_and_a_case():
-  assert set(CASES) | {"teacher"} == set(FLOOR)
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_step_costs_its_floor_within_5_percent(name):
-  ratio = flops(name, CASES[name]) / diffusion_flops()
-  assert ratio == pytest.approx(FLOOR[name] / FLOOR["teacher"], rel=0.05)
+  page = pages.load(name)
+  exp = configure(page.loss.to_dict(), num_classes=3 if page.net.num_classes else 0)
+  assert flops(exp) / diffusion_flops() == pytest.approx(exp.method.evaluations, rel=0.05)
+
+
+@pytest.mark.parametrize("estimator", methods.TANGENTS)
+def test_an_estimator_of_the_tangent_costs_its_evaluations(estimator):
+  arguments = dict(num_levels=64) if estimator == "discrete" else {}
+  loss = dict(pages.load("digits_scd").loss.to_dict(), tangent=dict(name=estimator, **arguments))
+  exp = configure(loss)
+  assert exp.method.evaluations == 3 + methods.TANGENT_EVALUATIONS[estimator] + 1
+  assert flops(exp) / diffusion_flops() == pytest.approx(exp.method.evaluations, rel=0.05)
+
+
+def test_a_tangent_or_a_method_of_ones_own_may_not_know_its_price():
+  assert experiment.Method("mine", lambda network, frozen: None).evaluations is None

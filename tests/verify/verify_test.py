@@ -27,8 +27,7 @@ from cmjax import (
 from cmjax.losses import continuous, continuous_2023, diffusion, discrete, distribution
 from cmjax.program import train
 from cmjax.samplers import conventions, few_steps, ode, search_times
-from helpers import tiny
-from helpers.losses import LOSSES
+from helpers import losses, tiny
 
 MODULES = dict(
   distances=distances, edm=edm, editing=editing, ema=ema, guidance=guidance, samplers=samplers,
@@ -390,7 +389,7 @@ def test_the_table_shows_what_failed_and_a_crash_is_a_row(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_is_measured_at_its_precision(dtype):
-  found = verify.network(tiny.parsed(**{"net.dtype": dtype}))
+  found = verify.network(tiny.experiment_of(**{"net.dtype": dtype}))
   # By jvp against differences, F, dF/dt at the config's precision and at three others; the
   # culprit; the gradient of the loss.
   assert len(found) == (2 + 4) * 6 + 1 + 1
@@ -434,7 +433,7 @@ def test_a_precision_that_is_not_in_use_may_overflow(monkeypatch):
     return net, params
 
   monkeypatch.setattr(verify.precision, "_weights", large)
-  rows = {r.name: r for r in verify.network(tiny.parsed())}
+  rows = {r.name: r for r in verify.network(tiny.experiment_of())}
   half = [r for name, r in rows.items() if name.startswith("dF/dt in float16")]
   assert all(math.isinf(r.error) and r.passed for r in half) and len(half) == 6
   assert all(math.isfinite(r.error) for r in rows.values() if r not in half)
@@ -445,7 +444,7 @@ def test_a_network_with_a_wrong_derivative_fails_in_float64(monkeypatch):
   monkeypatch.setattr(
     embeddings, "positional", lambda t, n: positional(jax.lax.stop_gradient(t), n)
   )
-  found = verify.network(tiny.parsed())
+  found = verify.network(tiny.experiment_of())
   failed = [r.name for r in found if not r.passed]
   assert len(failed) == 6
   assert all(name.startswith("dF/dt by jvp and by differences, float64") for name in failed)
@@ -453,7 +452,7 @@ def test_a_network_with_a_wrong_derivative_fails_in_float64(monkeypatch):
 
 @pytest.mark.slow
 def test_the_network_is_that_of_the_checkpoint(tmp_path):
-  given = tiny.parsed(evals={}, total_steps=4)
+  given = tiny.experiment_of(evals={}, total_steps=4)
   before = verify.network(given, tmp_path)
   train.train(given, tmp_path)
   trained = verify.network(given, tmp_path)
@@ -463,35 +462,52 @@ def test_the_network_is_that_of_the_checkpoint(tmp_path):
 
 # --- the row of the loss ---
 
-METHODS = ("sct", "scd", "ct", "ect", "teacher", "cd_continuous")
 
-
-def loss_row(given):
+def loss_row(exp):
   """The last row of an experiment: its loss's gradient."""
-  (row,) = verify.precision._loss(given, verify.precision._weights(given, None)[1])
+  (row,) = verify.precision._loss(exp, verify.precision._weights(exp, None)[1])
   return row
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["teacher", "sct", "scd", "ct", "ect", "cd_continuous"])
 def test_the_gradient_of_a_method_is_right_in_float32(name):
-  row = loss_row(experiment.parse(tiny.config() | dict(loss=LOSSES[name])))
-  assert row.passed and 0 < row.error < 1e-5 and row.truth > 1e-3
+  row = loss_row(experiment.parse(losses.configure(name)))
   assert row.name.startswith("gradient of the loss ") and " in float32, " in row.name
+  assert row.passed and 0 < row.error < 1e-5 and row.truth > 1e-3
 
 
 def test_a_loss_that_computes_in_float16_fails_and_so_does_one_that_is_not_finite():
-  given = tiny.parsed()
+  exp = tiny.experiment_of()
 
   def row(wrong):
     def make(network, frozen):
       apply = lambda params, x, t, cond, key: wrong(network.apply(params, x, t, cond, key))
-      return given.method.loss(network._replace(apply=apply), frozen)
+      return exp.method.loss(network._replace(apply=apply), frozen)
 
-    return loss_row(given._replace(method=given.method._replace(loss=make)))
+    return loss_row(exp._replace(method=exp.method._replace(loss=make)))
 
-  assert row(lambda F: F).error == loss_row(given).error
+  assert row(lambda F: F).error == loss_row(exp).error
   assert not row(lambda F: F.astype("float16").astype(F.dtype)).passed
-  assert not row(lambda F: F + 0 * jnp.log(0 * F)).passed
+  lost = row(lambda F: F + 0 * jnp.log(0 * F))
+  assert not lost.passed and math.isinf(lost.error)
 
 
-def test_inputs_and_labels_and_latents_are_part_of_the_loss_that_is_measured(): ...
+@pytest.mark.parametrize("name", ["scd_multistep", "scd_guided", "scd_vsd"])
+def test_inputs_labels_and_what_is_trained_beside_are_part_of_the_loss(name):
+  config = losses.configure(name)
+  row = loss_row(experiment.parse(config))
+  assert row.passed and 0 < row.error < 1e-5
+
+
+def test_a_loss_of_latents_is_that_of_their_draws(monkeypatch):
+  exp = tiny.experiment_of()
+  latents = exp._replace(samples=exp.samples._replace(latents="edm2"))
+  one, other = loss_row(exp), loss_row(latents)
+  assert other.passed and abs(one.truth - other.truth) > 1e-3
+
+
+def test_a_loss_that_cannot_be_made_here_is_left_out():
+  config = losses.configure("ct")
+  config.loss.distance = dict(name="lpips", path="none.npz")
+  exp = experiment.parse(config)
+  assert not [*verify.precision._loss(exp, verify.precision._weights(exp, None)[1])]
