@@ -163,9 +163,10 @@ def _record_named(experiment: Experiment, record: dict[str, Any]) -> None:
   """The averages, samplers and evaluators, where there are others than the record has."""
 
   def sections(part, key, of_own):
-    given, parsed, there = getattr(experiment, part), experiment.parsed.get(part), record.get(key)
+    given, parsed = getattr(experiment, part), experiment.parsed.get(part)
+    there = record.get(key) or {}
     if given is not parsed:
-      same = lambda name: parsed and there and name in there and given[name] is parsed.get(name)
+      same = lambda name: parsed and name in there and given[name] is parsed.get(name)
       record[key] = {n: there[n] if same(n) else of_own(one) for n, one in given.items()}
 
   named = lambda thing: {"name": f"{parts.HANDED_IN}{parts.name_of(thing)}"}
