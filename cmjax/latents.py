@@ -95,8 +95,8 @@ def moments(
 
 
 def draw(
-  mean: Float[Array, "b h w z"], std: Float[Array, "b h w z"], key: Array
-) -> Float[Array, "b h w z"]:
+  mean: Float[Array, "b *d"], std: Float[Array, "b *d"], key: Array
+) -> Float[Array, "b *d"]:
   """mean + std N(0, 1): latents, of their `moments`."""
   # Flat: XLA compiles a 4-D draw on CPU 10 to 50 times as slowly.
   return mean + std * jax.random.normal(key, (mean.size,), mean.dtype).reshape(mean.shape)

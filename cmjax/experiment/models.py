@@ -74,15 +74,14 @@ def network(section: Section, sigma_data: float) -> Network:
   kind = pick(PRECONDITIONINGS, kwargs.pop("preconditioning", "trigflow"), "net.preconditioning")
   module = pick_part(NETWORKS, name, "network (net.name)")
   accepted = [p.name for p in arguments(module)]
-  made = networks.from_part(
-    module,
-    functools.partial(call, module, f"net ({name})"),
-    {k: v for k, v in kwargs.items() if k in accepted or k not in DESCRIBES or name in NETWORKS},
-    shape=sample_shape(section),
-    num_classes=section.get("num_classes", 0),
-    dtype=dtype,
-    matmul_precision=matmul_precision,
-  )
+  make = functools.partial(call, module, f"net ({name})")
+  body = dict(dtype=dtype, matmul_precision=matmul_precision)
+  if name in NETWORKS:
+    made = networks.from_nnx(functools.partial(make, **kwargs), **body)
+  else:
+    taken = {k: v for k, v in kwargs.items() if k in accepted or k not in DESCRIBES}
+    sizes = dict(shape=sample_shape(section), num_classes=section.get("num_classes", 0))
+    made = networks.from_part(module, make, taken, **sizes, **body)
   apply = edm.as_trigflow(made.apply, sigma_data=sigma_data) if kind == "edm" else made.apply
   options = {"dtype": dtype, "matmul_precision": matmul_precision}
   if "remat" in accepted:

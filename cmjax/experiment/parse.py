@@ -163,9 +163,10 @@ def _record_named(experiment: Experiment, record: dict[str, Any]) -> None:
   """The averages, samplers and evaluators, where there are others than the record has."""
 
   def sections(part, key, of_own):
-    given, parsed, there = getattr(experiment, part), experiment.parsed.get(part), record.get(key)
+    given, parsed = getattr(experiment, part), experiment.parsed.get(part)
+    there = record.get(key) or {}
     if given is not parsed:
-      same = lambda name: parsed and there and name in there and given[name] is parsed.get(name)
+      same = lambda name: parsed and name in there and given[name] is parsed.get(name)
       record[key] = {n: there[n] if same(n) else of_own(one) for n, one in given.items()}
 
   named = lambda thing: {"name": f"{parts.HANDED_IN}{parts.name_of(thing)}"}
@@ -220,12 +221,12 @@ def _put(record: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _plain(config: Any) -> Any:
-  """A config as dicts, with tuples as they are."""
+  """A config as dicts; what was stored as JSON has tuples again."""
   if isinstance(config, ConfigDict):
     config = config.to_dict()
   if isinstance(config, Mapping):
     return {key: _plain(value) for key, value in config.items()}
-  return config
+  return tuple(map(_plain, config)) if isinstance(config, (list, tuple)) else config
 
 
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def _compute_wide(eqn: Any, args: list[Any]) -> Sequence[Any]:
   if name == "bitcast_convert_type":  # bits have the width that they have
     narrow = jnp.asarray(args[0], eqn.invars[0].aval.dtype)
     return [_widened(x) for x in _bind(eqn, [narrow])]
-  changes = {
+  changes: dict[str, Any] = {
     key: np.dtype(np.float64)
     for key in _DTYPES
     if params.get(key) is not None and _is_float(params[key])

@@ -32,7 +32,7 @@ POLICIES = (
 )
 
 
-def network(given: Experiment, workdir: str | Path | None = None) -> list[Row]:
+def network(exp: Experiment, workdir: str | Path | None = None) -> list[Row]:
   """Rows of an experiment: its network's derivative and rounding, and its loss's gradient.
 
   Judged are F in the precision of the network, and dF/dt in that of the tangent, which
@@ -46,14 +46,14 @@ def network(given: Experiment, workdir: str | Path | None = None) -> list[Row]:
   dF/dt most: the first to keep in float32. (What `float32_paths` keeps anyway is not a candidate.)
   The last row is of the loss: its gradient in float32 against float64.
   """
-  net, params = _weights(given, workdir)
+  net, params = _weights(exp, workdir)
   if net.at is None:
     raise ValueError(
       "verify compares a network with itself in float64, and this network has no `at` to make "
       "that. Make it with an adapter of cmjax.networks."
     )
-  at, inputs = net.at, jvp_check.inputs(given.samples, net.inputs)
-  own, of_tangent = jvp_check.policies(net, given.method.tangent)
+  at, inputs = net.at, jvp_check.inputs(exp.samples, net.inputs)
+  own, of_tangent = jvp_check.policies(net, exp.method.tangent)
   narrow = jvp_check.in_dtype(inputs, np.float32)
   policies = {_label(own): own, _label(of_tangent): of_tangent}
   policies |= {_label(policy): policy for policy in POLICIES}
@@ -63,7 +63,7 @@ def network(given: Experiment, workdir: str | Path | None = None) -> list[Row]:
     return jax.device_get(jax.jit(jvp_check.F_and_slope(apply))(params, *narrow))
 
   found = {label: run(policy) for label, policy in policies.items()}
-  culprit, share = jvp_check.most_sensitive(net, given.samples, params)
+  culprit, share = jvp_check.most_sensitive(net, exp.samples, params)
   with jax.enable_x64(True):
     wide = at(dtype="float64").apply
     exact, wide_inputs = jvp_check.in_dtype((params, inputs), np.float64)
@@ -76,7 +76,7 @@ def network(given: Experiment, workdir: str | Path | None = None) -> list[Row]:
   ]
   name = f"share of {culprit} in the error of dF/dt in bfloat16: the largest"
   rows.append(Row("", name, 0.0, share, share, PRECISION["bfloat16"][1]))
-  rows += _loss(given._replace(network=net), params)
+  rows += _loss(exp._replace(network=net), params)
   return [r._replace(group="network") for r in rows]
 
 
@@ -93,14 +93,14 @@ def _by_precision(
       yield r._replace(note=note, error=math.inf if lost else r.error)
 
 
-def _loss(given: Experiment, net_params: Any) -> Iterator[Row]:
+def _loss(exp: Experiment, net_params: Any) -> Iterator[Row]:
   """The gradient of the loss in float32 against that of the same program in float64.
 
   With the same noise, at the last step of the training. A loss that distils is given a random
   teacher of the same kind; one that needs a file is left out.
   """
-  method, key, num = given.method, jax.random.key(0), 8
-  net, teacher = _single(given.network), _single(plan.without_inputs(given.network))
+  method, key, num = exp.method, jax.random.key(0), 8
+  net, teacher = _single(exp.network), _single(plan.without_inputs(exp.network))
   weights = _random_weights(teacher, seed=1)
   try:
     frozen = {"teacher": weights, "lpips": method.lpips()}
@@ -110,13 +110,13 @@ def _loss(given: Experiment, net_params: Any) -> Iterator[Row]:
     return
   params = {"net": net_params, **method.init(key, net_params, net_params)}
   target = {} if method.target is None else {"target": net_params}
-  last = jnp.asarray(given.run.total_steps - 1, jnp.int32)
+  last = jnp.asarray(exp.run.total_steps - 1, jnp.int32)
 
   def gradient(params, target, frozen, batch):
     loss_fn = method.loss(net, Frozen((teacher, frozen["teacher"]), frozen["lpips"]))
     return jax.grad(lambda p: loss_fn(p | target, batch, key, last)[0])(params)
 
-  arguments = params, target, frozen, _batch(given, num)
+  arguments = params, target, frozen, _batch(exp, num)
   found, truths = jax.jit(gradient)(*arguments), equations.in_float64(gradient, *arguments)
   name = f"gradient of the loss {method.name} in float32"
   rows = [
@@ -143,15 +143,15 @@ def _whole(name: str, value: Params, truth: Params) -> Row:
   return Row("", name, norm, float(np.linalg.norm(v)), relative, LOSS_GRADIENT)
 
 
-def _batch(given: Experiment, num: int) -> dict[str, np.ndarray]:
+def _batch(exp: Experiment, num: int) -> dict[str, Any]:
   """Noise of the scale of data, as a batch of the experiment has it."""
-  shape = (num, *given.samples.shape)
-  images = given.run.sigma_data * np.random.default_rng(0).standard_normal(shape)
-  batch = {"image": images.astype(np.float32)}
-  if given.samples.latents:
-    batch["image_std"] = np.full(shape, 0.1 * given.run.sigma_data, np.float32)
-  if given.samples.num_classes:
-    batch["label"] = np.arange(num, dtype=np.int32) % given.samples.num_classes
+  shape = (num, *exp.samples.shape)
+  images = exp.run.sigma_data * np.random.default_rng(0).standard_normal(shape)
+  batch: dict[str, Any] = {"image": images.astype(np.float32)}
+  if exp.samples.latents:
+    batch["image_std"] = np.full(shape, 0.1 * exp.run.sigma_data, np.float32)
+  if exp.samples.num_classes:
+    batch["label"] = np.arange(num, dtype=np.int32) % exp.samples.num_classes
   return batch
 
 
@@ -160,14 +160,14 @@ def _label(policy: dict[str, str]) -> str:
   return policy["dtype"] + ("" if products == "default" else f" ({products} products)")
 
 
-def _weights(given: Experiment, workdir: str | Path | None) -> tuple[Network, Any]:
+def _weights(exp: Experiment, workdir: str | Path | None) -> tuple[Network, Any]:
   """The network, and weights of it: those of a run, or random ones."""
   if workdir is not None and any((Path(workdir).expanduser() / "checkpoints").glob("*")):
     first = stored_runs.averages_of(workdir)[0]
-    mesh = experiment.make_mesh(given.run)
-    described, params, _ = stored_runs.load_average(workdir, first, mesh, given.network)
+    mesh = experiment.make_mesh(exp.run)
+    described, params, _ = stored_runs.load_average(workdir, first, mesh, exp.network)
     return described.network, jax.tree.map(jnp.asarray, jax.device_get(params))
-  return given.network, _random_weights(given.network, given.run.seed)
+  return exp.network, _random_weights(exp.network, exp.run.seed)
 
 
 def _random_weights(network: Network, seed: int) -> Params:

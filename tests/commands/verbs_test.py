@@ -173,7 +173,7 @@ def test_a_page_goes_before_the_config_of_the_run(tmp_path, told, called):
   override = "--config.samplers.two_steps.mid_times=(0.9,)"
   assert told("train", stored, f"--workdir={tmp_path}", override)[0] == 0
   assert [args[0].run.seed for args, _ in calls] == [0, 7]
-  assert calls[1][0][0].samplers.two_steps.mid_times == (0.9,)
+  assert calls[1][0][0].record["samplers"]["two_steps"]["mid_times"] == (0.9,)
 
 
 WITHOUT_RUN = [  # arguments, what is called, with what beside the config, answer, stdout

@@ -95,7 +95,7 @@ def test_a_metric_of_ones_own_is_scored_beside_the_others(tmp_path):
 
 def test_a_logger_of_ones_own_gets_what_is_recorded(tmp_path):
   own_logger.main([f"--workdir={tmp_path}", *FLAGS])
-  rows = list(csv.DictReader((tmp_path / "loss.csv").open()))
+  rows = list(csv.DictReader((tmp_path / "loss.csv").read_text().splitlines()))
   recorded = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   losses = {row["step"]: row["loss"] for row in recorded if "loss" in row}
   assert losses and {int(row["step"]): float(row["loss"]) for row in rows} == losses

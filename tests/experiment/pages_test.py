@@ -10,7 +10,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from cmjax import experiment, pages
+from cmjax import pages
+from cmjax.experiment import models
 from cmjax.metrics import scoring
 from helpers import tiny
 
@@ -285,5 +286,5 @@ def test_smoke_takes_few_steps_of_a_solver():
 )
 def test_smoke_makes_a_small_network_of_one_that_says_little(net):
   config = pages.smoke(tiny.config(net=net | dict(dtype="float32")))
-  params = jax.eval_shape(experiment.network(config).init, jax.random.key(0))
+  params = jax.eval_shape(models.network(config.net, 0.5).init, jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(params)) < 150_000

@@ -476,7 +476,7 @@ def test_the_gradient_of_a_method_is_right_in_float32(name):
   assert row.passed and 0 < row.error < 1e-4 and row.truth > 1e-3
 
 
-def test_a_loss_that_computes_in_float16_fails_and_so_does_one_that_is_not_finite():
+def test_a_loss_that_computes_in_bfloat16_fails_and_so_does_one_that_is_not_finite():
   exp = tiny.experiment_of()
 
   def row(wrong):
@@ -487,7 +487,8 @@ def test_a_loss_that_computes_in_float16_fails_and_so_does_one_that_is_not_finit
     return loss_row(exp._replace(method=exp.method._replace(loss=make)))
 
   assert row(lambda F: F).error == loss_row(exp).error
-  assert not row(lambda F: F.astype("float16").astype(F.dtype)).passed
+  # As bfloat16 has it; of two conversions XLA may make none.
+  assert not row(lambda F: jax.lax.reduce_precision(F, 8, 7)).passed
   lost = row(lambda F: F + 0 * jnp.log(0 * F))
   assert not lost.passed and math.isinf(lost.error)
 

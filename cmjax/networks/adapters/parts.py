@@ -45,8 +45,7 @@ def from_part(
       )
     return network if network.at is None else network.at(**precision)
   if issubclass(part, nnx.Module):
-    ours = part.__module__.startswith("cmjax.")  # and need not be tried out
-    return from_nnx(functools.partial(make, **kwargs), **({} if ours else example), **precision)
+    return from_nnx(functools.partial(make, **kwargs), **example, **precision)
   if issubclass(part, linen.Module):
     return from_linen(make(**kwargs), **example, **precision)
   if any(base.__module__.startswith("equinox") for base in part.__mro__):
