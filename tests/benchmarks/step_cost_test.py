@@ -69,7 +69,8 @@ def test_an_estimator_of_the_tangent_costs_its_evaluations(estimator):
   loss = dict(pages.load("digits_scd").loss.to_dict(), tangent=dict(name=estimator, **arguments))
   exp = configure(loss)
   assert exp.method.evaluations == 3 + methods.TANGENT_EVALUATIONS[estimator] + 1
-  assert flops(exp) / diffusion_flops() == pytest.approx(exp.method.evaluations, rel=0.05)
+  # A derivative in t alone passes by what reads x only: of the layers here, a twentieth of a step.
+  assert flops(exp) / diffusion_flops() == pytest.approx(exp.method.evaluations, rel=0.06)
 
 
 def test_a_tangent_or_a_method_of_ones_own_may_not_know_its_price():
