@@ -94,9 +94,7 @@ def moments(
   return normalize(mean, convention), std * (STD / s)
 
 
-def draw(
-  mean: Float[Array, "b *d"], std: Float[Array, "b *d"], key: Array
-) -> Float[Array, "b *d"]:
+def draw(mean: Float[Array, "b *d"], std: Float[Array, "b *d"], key: Array) -> Float[Array, "b *d"]:
   """mean + std N(0, 1): latents, of their `moments`."""
   # Flat: XLA compiles a 4-D draw on CPU 10 to 50 times as slowly.
   return mean + std * jax.random.normal(key, (mean.size,), mean.dtype).reshape(mean.shape)

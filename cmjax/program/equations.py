@@ -68,8 +68,8 @@ def _apply(eqn: Any, args: list[Any], stack: str, visit: Visit, compute: Compute
   inner = next((eqn.params[key] for key in _INNER if key in eqn.params), None)
   if inner is not None and name in _CALLS:
     return _evaluate(*_open(inner), args, stack, visit, compute)
-  if name == "scan" and compute is _bind:
-    return _scan(eqn, args, stack, visit)
+  if name == "scan":
+    return _scan(eqn, args, stack, visit, compute)
   outputs = compute(eqn, args)
   visit(_place(stack), name, outputs)
   return outputs
@@ -88,25 +88,20 @@ def _open(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
   return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
 
 
-def _scanned(eqn: Any, args: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-  """The constants, the carry and the inputs of a scan."""
-  jaxpr = _open(eqn.params["jaxpr"])[0]
+def _scan(eqn: Any, args: list[Any], stack: str, visit: Visit, compute: Compute) -> list[Any]:
+  jaxpr, body_consts = _open(eqn.params["jaxpr"])
+  length, backwards = eqn.params["length"], eqn.params["reverse"]
   # What has one axis less inside is a slice of each iteration: so in every version of JAX.
   sliced = lambda outer, inner: len(outer.aval.shape) > len(inner.aval.shape)
   num_inputs = sum(map(sliced, eqn.invars, jaxpr.invars))
   num_carry = len(eqn.outvars) - sum(map(sliced, eqn.outvars, jaxpr.outvars))
   num_consts = len(args) - num_inputs - num_carry
-  rest = args[num_consts:]
-  return args[:num_consts], rest[:num_carry], rest[num_carry:]
-
-
-def _scan(eqn: Any, args: list[Any], stack: str, visit: Visit) -> list[Any]:
-  (jaxpr, body_consts), (consts, carry, inputs) = _open(eqn.params["jaxpr"]), _scanned(eqn, args)
-  length, backwards, num_carry = eqn.params["length"], eqn.params["reverse"], len(carry)
+  consts, inputs = args[:num_consts], args[num_consts + num_carry :]
+  carry = args[num_consts : num_consts + num_carry]
   collected: list[Any] = [None] * length
   for i in reversed(range(length)) if backwards else range(length):
     each = [*consts, *carry, *(x[i] for x in inputs)]
-    outputs = _evaluate(jaxpr, body_consts, each, f"{stack}[{i}]", visit, _bind)
+    outputs = _evaluate(jaxpr, body_consts, each, f"{stack}[{i}]", visit, compute)
     carry, collected[i] = outputs[:num_carry], outputs[num_carry:]
   return [*carry, *(jnp.stack(ys) for ys in zip(*collected, strict=True))]
 
@@ -134,7 +129,9 @@ def in_float64(fn: Callable[..., Any], *args: Any) -> Any:
   with jax.enable_x64(False):
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
   with jax.enable_x64(True):
-    outputs = jax.device_get(jax.jit(_wide(closed))(*map(_widened, jax.tree.leaves(args))))
+    wide = [_widened(jnp.asarray(x)) for x in jax.tree.leaves(args)]
+    run = lambda wide: _evaluate(closed.jaxpr, closed.consts, wide, "", _see_nothing, _compute_wide)
+    outputs = jax.device_get(jax.jit(run)(wide))
   return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
@@ -155,15 +152,16 @@ def _widened(x: Any) -> Any:
 def _compute_wide(eqn: Any, args: list[Any]) -> Sequence[Any]:
   name, params = eqn.primitive.name, eqn.params
   wide = [_widened(x) for x in args]
+  again = lambda inner: (
+    lambda *args: _evaluate(*_open(inner), list(args), "", _see_nothing, _compute_wide)
+  )
   if name == "cond":
     index, *operands = wide
-    return jax.lax.switch(index, [_wide(branch) for branch in params["branches"]], *operands)
+    return jax.lax.switch(index, [again(branch) for branch in params["branches"]], *operands)
   if name == "while":
-    return _wide_while(params, wide)
-  if name == "scan":
-    return _wide_scan(eqn, wide)
+    return _while(params, wide, again)
   if name == "linear_call":
-    return _wide(params["callee"])(*wide)
+    return again(params["callee"])(*wide)
   if name == "reduce_precision":
     return wide
   if name == "bitcast_convert_type":  # bits have the width that they have
@@ -176,33 +174,14 @@ def _compute_wide(eqn: Any, args: list[Any]) -> Sequence[Any]:
   }
   if (update := params.get("update_jaxpr")) and _is_float(eqn.outvars[0].aval.dtype):  # a scatter's
     numbers = np.zeros(2)
-    changes["update_jaxpr"] = jax.make_jaxpr(_wide(update))(*numbers).jaxpr
+    changes["update_jaxpr"] = jax.make_jaxpr(lambda *xs: again(update)(*xs)[0])(*numbers).jaxpr
   return [_widened(x) for x in _bind(eqn, wide, **changes)]
 
 
-def _wide(inner: Any) -> Callable[..., list[Any]]:
-  """A program inside of an equation, in float64."""
-  jaxpr, consts = _open(inner)
-  compute = lambda args: _evaluate(jaxpr, consts, args, "", _see_nothing, _compute_wide)
-  return lambda *args: [_widened(x) for x in compute(list(args))]
-
-
-def _wide_scan(eqn: Any, args: list[Any]) -> list[Any]:
-  body, (consts, carry, inputs) = _wide(eqn.params["jaxpr"]), _scanned(eqn, args)
-
-  def step(carry, inputs):
-    outputs = body(*consts, *carry, *inputs)
-    return outputs[: len(carry)], outputs[len(carry) :]
-
-  length, reverse = eqn.params["length"], eqn.params["reverse"]
-  carry, outputs = jax.lax.scan(step, carry, inputs, length=length, reverse=reverse)
-  return [*carry, *outputs]
-
-
-def _wide_while(params: Mapping[str, Any], args: list[Any]) -> list[Any]:
+def _while(params: Mapping[str, Any], args: list[Any], again: Callable[..., Any]) -> list[Any]:
   num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
   of_cond, of_body = args[:num_cond], args[num_cond : num_cond + num_body]
-  more, body = _wide(params["cond_jaxpr"]), _wide(params["body_jaxpr"])
+  more, body = again(params["cond_jaxpr"]), again(params["body_jaxpr"])
   return jax.lax.while_loop(
     lambda carry: more(*of_cond, *carry)[0],
     lambda carry: body(*of_body, *carry),

@@ -473,7 +473,7 @@ def loss_row(exp):
 def test_the_gradient_of_a_method_is_right_in_float32(name):
   row = loss_row(experiment.parse(losses.configure(name)))
   assert row.name.startswith("gradient of the loss ") and " in float32, " in row.name
-  assert row.passed and 0 < row.error < 1e-4 and row.truth > 1e-3
+  assert row.passed and 0 < row.error < 1e-5 and row.truth > 1e-3
 
 
 def test_a_loss_that_computes_in_bfloat16_fails_and_so_does_one_that_is_not_finite():
@@ -497,7 +497,7 @@ def test_a_loss_that_computes_in_bfloat16_fails_and_so_does_one_that_is_not_fini
 def test_inputs_labels_and_what_is_trained_beside_are_part_of_the_loss(name):
   config = losses.configure(name)
   row = loss_row(experiment.parse(config))
-  assert row.passed and 0 < row.error < 1e-4
+  assert row.passed and 0 < row.error < 1e-5
 
 
 def test_a_loss_of_latents_is_that_of_their_draws(monkeypatch):
