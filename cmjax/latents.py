@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from cmjax.types import LossFn
+from cmjax.types import Data, LossFn
 
 # Of the draw in a step. Far from what losses take: fold_in(key, i) is split(key, n)[i] for i < n.
 DRAW = 1_000_000
@@ -94,7 +94,7 @@ def moments(
   return normalize(mean, convention), std * (STD / s)
 
 
-def draw(mean: Float[Array, "b *d"], std: Float[Array, "b *d"], key: Array) -> Float[Array, "b *d"]:
+def draw(mean: Data, std: Data, key: Array) -> Data:
   """mean + std N(0, 1): latents, of their `moments`."""
   # Flat: XLA compiles a 4-D draw on CPU 10 to 50 times as slowly.
   return mean + std * jax.random.normal(key, (mean.size,), mean.dtype).reshape(mean.shape)
