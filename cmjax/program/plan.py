@@ -211,10 +211,16 @@ def teacher_network(exp: Experiment) -> Network | None:
 
 
 def without_inputs(network: Network) -> Network:
-  """The network without the inputs that only a student has: guidance, segment."""
+  """The network without the inputs that only a student has: guidance, segment.
+
+  A network of the user's own has no such option: its teacher is taken to have the same inputs.
+  """
   if not network.inputs or network.at is None:
     return network
-  return network.at(**dict.fromkeys(network.inputs, False))
+  try:
+    return network.at(**dict.fromkeys(network.inputs, False))
+  except ValueError:
+    return network
 
 
 def abstract_arguments(exp: Experiment, mesh: Mesh) -> tuple[Any, ...]:
