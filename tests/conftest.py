@@ -47,6 +47,7 @@ def _remove_old(folder):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-  optimised = item.get_closest_marker("heavy") is not None
+  # Peers run networks of full size.
+  optimised = item.get_closest_marker("heavy") is not None or "peers" in item.path.parts
   jax.config.update("jax_disable_most_optimizations", not optimised)
   return (yield)
