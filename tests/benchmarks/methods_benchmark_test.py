@@ -237,7 +237,7 @@ def test_the_time_embeddings_of_the_stability_plot_differ_as_the_paper_says(monk
   benchmark = runpy.run_path(
     str(folder.parent / "robustness" / "stability.py"), run_name="stability"
   )
-  page = folder.parent / "configs" / "digits_sct.py"
+  page = folder.parents[1] / "configs" / "digits_sct.py"
   args = types.SimpleNamespace(config=page, channels=16, images="data", batch_size=8)
   images, times = benchmark["load_images"](args), np.array([0.3, 1.0])
   assert images.shape == (8, 8, 8, 1) and -1 <= float(images.min()) < 0 < float(images.max()) <= 1
