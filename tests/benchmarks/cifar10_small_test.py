@@ -18,7 +18,7 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def benchmark(monkeypatch):
-  monkeypatch.syspath_prepend(str(BENCHMARKS))
+  monkeypatch.syspath_prepend(str(BENCHMARKS / "comparison"))
   monkeypatch.delitem(sys.modules, "methods", raising=False)
   pytest.importorskip("matplotlib")
   return runpy.run_path(
