@@ -1,11 +1,15 @@
-"""Strict numerics, and eight devices, for all tests; and programs that are compiled once and kept.
+"""Strict numerics for all tests; one device, but where more are asked for; programs that are kept.
 
 Compiling is most of what tests do. What is compiled is kept, for the next test, worker and run and
 for the programs that tests start, in ~/.cache/cmjax/tests-<jax> or where JAX_COMPILATION_CACHE_DIR
 says. An empty folder there shows what a first run costs.
+
+JAX starts with eight devices. A test sees the first of them alone, whose programs compile faster,
+unless it is about devices and says so: `@pytest.mark.devices`.
 """
 
 import contextlib
+import gc
 import os
 import pathlib
 import time
@@ -15,6 +19,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
+all_devices, jax.devices = jax.devices, lambda *args: jax.local_devices()[:1]
+one_device = jax.devices
 
 KEPT = 30 * 24 * 3600  # seconds: a program older than that was compiled from what is no more
 # With names of JAX, as variables of the environment too: what a test starts has the same.
@@ -38,6 +44,12 @@ def pytest_sessionstart(session):
     _remove_old(pathlib.Path(folder))
 
 
+def pytest_collection_finish():
+  # What is there by now stays. Collections need not look at it again, and they are many.
+  gc.collect()
+  gc.freeze()
+
+
 def _remove_old(folder):
   for path in folder.glob("*-cache"):
     with contextlib.suppress(OSError):  # another run was faster
@@ -50,4 +62,24 @@ def pytest_runtest_protocol(item):
   # Peers run networks of full size.
   optimised = item.get_closest_marker("heavy") is not None or "peers" in item.path.parts
   jax.config.update("jax_disable_most_optimizations", not optimised)
+  every = item.get_closest_marker("devices") is not None
+  jax.devices = all_devices if every else one_device
   return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_networks():
+  """To put a network together takes up to a second, and most tests want the same few."""
+  from helpers import shared_programs as helper
+
+  with helper.shared_networks():
+    yield
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+  """Experiments of a module that differ in nothing that is compiled are compiled once."""
+  from helpers import shared_programs as helper
+
+  with helper.shared_programs():
+    yield

@@ -77,7 +77,7 @@ def detector(
 def _check_features(name: str, what: str) -> Callable[..., Any] | None:
   """The user's own factory of a detector, of that name; None for one of `FEATURES`."""
   what = f"features ({what}.features)"
-  if parts.is_outside(name):
+  if name not in FEATURES and parts.is_outside(name):
     return parts.named(name, what)
   pick(FEATURES, name, what)
   return None

@@ -13,32 +13,16 @@ from jax.sharding import Mesh
 from cmjax import guidance, samplers, times
 from cmjax.base import parts, sharding
 from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
-from cmjax.experiment.sections import Section, call, lacks_input, pick, pick_part, read
+from cmjax.experiment.sections import Section, arguments, call, lacks_input, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
 from cmjax.samplers import conventions
 from cmjax.types import Array, Cond, Model, NetFn
 
-SAMPLERS = {
-  "consistency": samplers.consistency,
-  "segments": samplers.segments,
-  "ddim": samplers.ddim,
-  "heun": samplers.heun,
-  "dpmpp_2m": samplers.dpmpp_2m,
-  "stochastic": samplers.stochastic,
-}
-# steps of the grid of times -> network evaluations.
-NFE: dict[str, Callable[[int], int]] = {
-  "consistency": lambda steps: steps + 1,
-  "heun": lambda steps: 2 * steps - 1,
-  "stochastic": lambda steps: 2 * steps - 1,
-}
 GUIDANCE = {  # name -> its arguments
   "input": ("scale",),
   "classifier_free": ("scale", "interval"),
   "autoguidance": ("scale", "interval", "workdir", "ema"),
 }
-FEW_STEPS = ("mid_times", "mid_sigmas", "sigma_max")
-GRID = ("num_steps", "sigma_min", "sigma_max", "rho")
 
 
 class Trained(NamedTuple):
@@ -59,6 +43,67 @@ class Trained(NamedTuple):
   method: Method
   sigma_min: float = 0.0
   num_segments: int = 1
+
+
+def _ode_times(
+  trained: Trained,
+  *,
+  num_steps: int,
+  sigma_min: float = 0.002,
+  sigma_max: float = 80.0,
+  rho: float = 7.0,
+) -> np.ndarray:
+  sigmas = dict(sigma_data=trained.sigma_data, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+  return times.ode_times(num_steps, **sigmas)
+
+
+def _few_times(
+  trained: Trained,
+  *,
+  mid_times: tuple[float, ...] = (),
+  mid_sigmas: tuple[float, ...] = (),
+  sigma_max: float = 80.0,
+) -> np.ndarray:
+  sigma_data = trained.sigma_data
+  if mid_times and mid_sigmas:
+    raise ValueError(
+      "sampler (consistency) takes mid_times (angles) or mid_sigmas (noise levels), not both."
+    )
+  if mid_sigmas:
+    mid_times = conventions.consistency_times_from_sigmas(*mid_sigmas, sigma_data=sigma_data)
+  return times.consistency_times(*mid_times, sigma_data=sigma_data, sigma_max=sigma_max)
+
+
+def _segment_times(trained: Trained) -> np.ndarray:
+  if "segment" not in trained.inputs:
+    if "segment" in trained.method.needs:
+      raise lacks_input("segment")
+    raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
+  return times.segment_times(trained.num_segments, sigma_data=trained.sigma_data)
+
+
+class Row(NamedTuple):
+  """A sampler of ours.
+
+  Attributes:
+    draw: (net, params, keys, shape, times, *, cond, sigma_data, ...) -> x_0.
+    times: (trained, ...) -> the angles that it goes through; a section may have its arguments.
+    nfe: number of steps -> network evaluations.
+  """
+
+  draw: Callable[..., Array]
+  times: Callable[..., np.ndarray] = _ode_times
+  nfe: Callable[[int], int] = lambda steps: steps
+
+
+SAMPLERS = {
+  "consistency": Row(samplers.consistency, _few_times, lambda steps: steps + 1),
+  "segments": Row(samplers.segments, _segment_times),
+  "ddim": Row(samplers.ddim),
+  "heun": Row(samplers.heun, nfe=lambda steps: 2 * steps - 1),
+  "dpmpp_2m": Row(samplers.dpmpp_2m),
+  "stochastic": Row(samplers.stochastic, nfe=lambda steps: 2 * steps - 1),
+}
 
 
 def sampler(trained: Trained, key: str, section: Section) -> Sampler:
@@ -89,54 +134,33 @@ def sampler(trained: Trained, key: str, section: Section) -> Sampler:
 
 
 def _of_ours(trained: Trained, name: str, kwargs: dict[str, Any]) -> Sampler:
-  factory, grid = SAMPLERS[name], {"consistency": FEW_STEPS, "segments": ()}.get(name, GRID)
-  own = [p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.KEYWORD_ONLY]
+  what, row = f"sampler ({name})", SAMPLERS[name]
+  grid = [p.name for p in arguments(row.times)][1:]
+  own = [
+    p.name for p in inspect.signature(row.draw).parameters.values() if p.kind == p.KEYWORD_ONLY
+  ]
   own = [key for key in own if key not in ("sigma_data", "cond", *grid)]
   allowed = (*grid, *own, "guidance", "searched")
   if unknown := sorted(set(kwargs) - set(allowed)):
-    raise ValueError(
-      f"sampler ({name}) takes no {', '.join(unknown)}. It takes: {', '.join(allowed)}."
-    )
+    raise ValueError(f"{what} takes no {', '.join(unknown)}. It takes: {', '.join(allowed)}.")
   options = {key: kwargs[key] for key in own if key in kwargs}
-  if name == "consistency":
+  if "sigma_min" in own:
     options.setdefault("sigma_min", trained.sigma_min)
   options["sigma_data"] = trained.sigma_data
-  angles = _times(trained, name, {key: kwargs[key] for key in grid if key in kwargs})
-  steps = len(angles) - 1
+  angles = call(row.times, what, trained, **{key: kwargs[key] for key in grid if key in kwargs})
 
   def draw(net, params, keys, shape, cond):
-    return factory(net, params, keys, shape, angles, cond=cond, **options)
+    return row.draw(net, params, keys, shape, angles, cond=cond, **options)
 
   def draw_at(net, params, keys, shape, cond, angles):
     return samplers.alternate(net, params, keys, jnp.zeros(shape), angles, cond=cond, **options)
 
   return Sampler(
     draw,
-    NFE.get(name, lambda steps: steps)(steps),
+    row.nfe(len(angles) - 1),
     times=angles,
     draw_at=draw_at if name == "consistency" else None,
   )
-
-
-def _times(trained: Trained, name: str, grid: dict[str, Any]) -> np.ndarray:
-  what, sigma_data = f"sampler ({name})", trained.sigma_data
-  if name == "segments":
-    if "segment" not in trained.inputs:
-      if "segment" in trained.method.needs:
-        raise lacks_input("segment")
-      raise ValueError("sampler (segments) is for multistep sCD: loss.num_segments, net.segment.")
-    return times.segment_times(trained.num_segments, sigma_data=sigma_data)
-  if name == "consistency":
-    mid, sigmas = grid.pop("mid_times", ()), grid.pop("mid_sigmas", ())
-    if mid and sigmas:
-      raise ValueError(f"{what} takes mid_times (angles) or mid_sigmas (noise levels), not both.")
-    if sigmas:
-      mid = conventions.consistency_times_from_sigmas(*sigmas, sigma_data=sigma_data)
-    return times.consistency_times(*mid, sigma_data=sigma_data, **grid)
-  make = lambda num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0: times.ode_times(
-    num_steps, sigma_data=sigma_data, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
-  )
-  return call(make, what, **grid)
 
 
 def _under_guidance(trained: Trained, key: str, section: Section, made: Sampler) -> Sampler:

@@ -21,8 +21,9 @@ def pick(table: Any, name: str, what: str) -> Any:
 
 
 def pick_part(table: Mapping[str, Any], name: str, what: str) -> Any:
-  """table[name], or the user's own part of that name (`cmjax.base.parts`)."""
-  return parts.named(name, what) if parts.is_outside(name) else pick(table, name, what)
+  """table[name], or else the user's own part of that name (`cmjax.base.parts`)."""
+  outside = name not in table and parts.is_outside(name)  # in this order: to ask is to read files
+  return parts.named(name, what) if outside else pick(table, name, what)
 
 
 def call(factory: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:

@@ -30,11 +30,12 @@ def rows(groups: Iterable[str] | None = None) -> list[Row]:
   found = []
   for group in CHECKS if groups is None else groups:
     for check in CHECKS[group]:
-      found += [r._replace(group=group) for r in _caught(check)]
+      found += [r._replace(group=group) for r in caught(check)]
   return found
 
 
-def _caught(check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+def caught(check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+  """The rows of a check; where it crashes, one that says so and fails."""
   try:
     yield from check()
   except Exception as error:  # whatever is wrong with one formula, the others are still told

@@ -16,8 +16,9 @@ from cmjax.networks import layers
 from cmjax.program import compiled_step
 from helpers import tiny
 
-MESH = sharding.make_mesh(2, 4)
-ONE = sharding.make_mesh(devices=jax.devices()[:1])
+pytestmark = pytest.mark.devices
+MESH = sharding.make_mesh(2, 4, devices=jax.local_devices())
+ONE = sharding.make_mesh(devices=jax.local_devices()[:1])
 
 
 def test_minus_one_is_what_is_left_of_the_devices():

@@ -318,9 +318,8 @@ def test_latents_of_another_convention_are_refused_at_train_time(tmp_path):
     opened(path)
 
 
-def test_a_step_on_latents_is_made_of_their_mean_and_std(tmp_path, monkeypatch):
+def test_a_step_on_latents_is_made_of_their_mean_and_std(tmp_path):
   path = write_set(tmp_path, latent_arrays(), num_classes=10, recorded=latents.record())
-  monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
   given = experiment.parse(config(path))
   state, batch, *rest = plan.abstract_arguments(given, sharding.make_mesh())
   batches = experiment.batches(given, sharding.make_mesh(), 0)
@@ -347,8 +346,7 @@ def test_a_network_of_another_convention_is_refused_as_a_teacher(tmp_path, monke
 
 
 @pytest.mark.slow  # a minute, nearly all of it compilation
-def test_a_run_on_latents_trains_and_is_no_start_for_another_convention(tmp_path, monkeypatch):
-  monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
+def test_a_run_on_latents_trains_and_is_no_start_for_another_convention(tmp_path):
   recorded = {name: latents.record(c) for name, c in latents.CONVENTIONS.items()}
   paths = {
     name: write_set(tmp_path / name, latent_arrays(), num_classes=10, recorded=record)

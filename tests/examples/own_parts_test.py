@@ -20,6 +20,7 @@ from cmjax.experiment import Frozen, Scene
 from cmjax.program import stored_runs
 from cmjax.types import Network
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 FLAGS = ["--config=toy2d_sct:smoke", "--steps=4"]
 
 

@@ -60,11 +60,6 @@ KINDS = kinds()
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-  monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
-
-
-@pytest.fixture
 def images():
   with tfds.testing.mock_data(num_examples=16):
     yield
@@ -113,9 +108,7 @@ def any_network(monkeypatch):
 
 
 @pytest.mark.parametrize("spec", [*NAMES, *(f"{name}:smoke" for name in KINDS)])
-def test_a_page_builds_all_parts_beside_the_network(
-  spec, one_device, any_network, images, tmp_path
-):
+def test_a_page_builds_all_parts_beside_the_network(spec, any_network, images, tmp_path):
   config, mesh = load(spec), sharding.make_mesh(1, 1)
   if config.data.name == "records":
     config.data.records.path = prepared(tmp_path, config)
@@ -154,7 +147,7 @@ def test_every_kind_of_network_and_method_builds_small(spec):
 @pytest.mark.parametrize("spec", [*KINDS, "imagenet512_scd:xxl"])  # the last with remat and scan
 def test_every_kind_of_network_and_method_has_a_small_step(spec):
   exp = experiment.parse(pages.smoke(load(spec)))
-  plan.trace_step(exp, sharding.make_mesh(1, 1, devices=jax.devices()[:1]))
+  plan.trace_step(exp, sharding.make_mesh())
 
 
 def test_the_cifar10_networks_are_the_published_ones():
@@ -181,7 +174,7 @@ def test_the_networks_on_latents_are_the_published_ones_and_what_scm_adds(size, 
 
 
 @pytest.mark.slow
-def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, images):
+def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, images):
   config = load("cifar10_sct:smoke")
   train.train(experiment.parse(config), tmp_path)
   assert (tmp_path / "checkpoints" / str(config.total_steps)).is_dir()
@@ -190,14 +183,14 @@ def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, one_device, 
 
 
 @pytest.mark.slow
-def test_the_plane_takes_its_smoke_steps(tmp_path, one_device):
+def test_the_plane_takes_its_smoke_steps(tmp_path):
   scores = train.train(experiment.parse(load("toy2d_sct:smoke")), tmp_path)
   # Four steps do not make a model: of 64 points nothing more can be said of the score.
   assert scores["swd/two_step/main"] > 0 and scores["swd/floor"] > 0
 
 
 @pytest.mark.slow  # `make quickstart` runs both in earnest
-def test_digits_take_their_smoke_steps(tmp_path, one_device):
+def test_digits_take_their_smoke_steps(tmp_path):
   scores = train.train(experiment.parse(load("digits_teacher:smoke")), tmp_path / "teacher")
   assert scores["fd/heun/main"] > scores["fd/floor"] > 0 and scores["speed/heun"] > 0
   config = load("digits_scd:smoke")

@@ -14,8 +14,9 @@ from cmjax.program import sample, stored_runs
 from helpers import prepared_sets, small_autoencoder
 from helpers.prepared_sets import RNG, latent_arrays, write_set
 
-MESH = sharding.make_mesh()
-ONE = sharding.make_mesh(1, 1, devices=jax.devices()[:1])  # for which samplers compile fast
+pytestmark = pytest.mark.usefixtures("shared_programs")
+MESH = sharding.make_mesh(devices=jax.local_devices())
+ONE = sharding.make_mesh()
 
 
 @pytest.fixture(scope="module")

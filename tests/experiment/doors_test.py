@@ -19,14 +19,7 @@ from helpers import own_parts, tiny
 from helpers.losses import LOSSES
 
 OWN = own_parts.NAME
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_device():
-  """Meshes are other tests' matter; programs for one device compile faster."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
-    yield
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 def parsed(**sections):

@@ -17,6 +17,7 @@ from cmjax.run import charts
 from helpers import prepared_sets, tiny
 
 MESH = sharding.make_mesh()
+pytestmark = pytest.mark.usefixtures("shared_programs")
 ALL = ("frechet", "kernel", "precision_recall", "density_coverage")
 
 
@@ -230,6 +231,7 @@ def test_points_are_not_rounded():
 # --- samples --------------------------------------------------------------------------------------
 
 
+@pytest.mark.devices
 def test_a_sample_is_a_function_of_its_number_on_any_devices_in_any_batch():
   tiny_one = tiny.experiment_of()
   params = jax.tree.map(lambda a: a + 0.1, tiny_one.network.init(jax.random.key(0)))
@@ -240,12 +242,13 @@ def test_a_sample_is_a_function_of_its_number_on_any_devices_in_any_batch():
   numbers, whole = draw(one, range(12))
   np.testing.assert_array_equal(numbers, range(12))
   # Five samples on eight devices: three are drawn in vain, and none of them comes back.
-  numbers, some = draw(MESH, [9, 2, 3, 11, 0])
+  numbers, some = draw(sharding.make_mesh(), [9, 2, 3, 11, 0])
   np.testing.assert_array_equal(numbers, [9, 2, 3, 11, 0])
   np.testing.assert_allclose(some, whole[[9, 2, 3, 11, 0]], rtol=1e-5, atol=1e-6)
   assert len(np.unique(whole[:, 0])) == 12
 
 
+@pytest.mark.devices
 def test_a_search_scores_what_the_evaluator_would_on_any_devices_in_any_batch():
   c = configure("points", samplers=("two_steps",), num_samples=100, batch_size=50)
   key, parsed = jax.random.key(3), lambda: experiment.parse(c)

@@ -136,6 +136,7 @@ def test_a_wrong_or_missing_argument_lists_the_right_ones(values, message):
     ({"ema.main.half_life_images": 0}, "half_life_images=0 must be positive"),
   ],
 )
+@pytest.mark.devices
 def test_parts_that_do_not_fit_each_other_say_what_would(values, message):
   with pytest.raises(ValueError, match=message):
     build_all(changed(values))

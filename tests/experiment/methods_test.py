@@ -14,17 +14,11 @@ from cmjax.program import sample, stored_runs, train
 from helpers import methods_table, tiny
 from helpers.losses import LOSSES, SCM, configure
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_device():
-  """Meshes are other tests' matter; programs for one device compile faster."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
-    yield
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture(scope="module", name="teacher")
-def _teacher(tmp_path_factory, _one_device):
+def _teacher(tmp_path_factory):
   folder = tmp_path_factory.mktemp("teacher")
   config = tiny.config().unlock()
   config.loss = dict(name="diffusion", P_mean=-1.0, P_std=1.2, weighting="learned")

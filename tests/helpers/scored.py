@@ -53,7 +53,7 @@ def main(data, out, coordinator=None, count=None, index=None):
   sharding._PIECE = 2**16  # so that what processes send each other comes in several
   if coordinator:
     sharding.start(coordinator, int(count), int(index))
-  sampling.SAMPLERS["ddim"] = exact
+  sampling.SAMPLERS["ddim"] = sampling.Row(exact)
   evaluation.detector = lambda *args, **kwargs: LINEAR
   net = Network(lambda key: {}, lambda *args: args[1])
   given = experiment.parse(configure(data))._replace(network=net)

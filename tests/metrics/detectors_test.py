@@ -95,6 +95,7 @@ def test_grey_images_are_those_with_the_channel_three_times(tiny, variant):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.devices
 def test_a_mesh_of_eight_devices_gives_what_one_does(tiny):
   x = images(21)
   one = detectors.load("tiny", tiny, batch_size=2)

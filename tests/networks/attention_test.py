@@ -180,6 +180,7 @@ def test_a_stopped_tangent_costs_the_gradient_nothing():
   assert flops(jax.grad(value, (0, 1, 2))) == pytest.approx(10 * product, rel=0.04)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("name", [*OWN, pytest.param("two_path", marks=pytest.mark.slow)])
 def test_the_batch_may_be_sharded(name):
   mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)

@@ -16,8 +16,8 @@ from cmjax.program import averages, sample, stored_runs
 from cmjax.run import checkpoint, snapshots
 from helpers import tiny
 
-ON_ALL_DEVICES = sharding.make_mesh
 PAIR = (0.05, 0.10)
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 def copies(num_times, spacing=1):
@@ -180,7 +180,7 @@ def snapshots_of(walk, dtype, reads=None):
 
 def made(stored, sigma_rels, step=NUM_STEPS, mesh=None):
   plan = averages.recipe(stored, sigma_rels, step)
-  mesh = mesh or ON_ALL_DEVICES(devices=jax.devices()[:1])
+  mesh = mesh or sharding.make_mesh()
   return {r.sigma_rel: r.params["w"] for r in averages.reconstruct(stored, plan, mesh)}
 
 
@@ -215,9 +215,10 @@ def test_snapshots_are_read_once_for_eight_lengths(walk):
   assert reads[3:] == [16, 32, 16, 32] and len(nine) == 9
 
 
+@pytest.mark.devices
 def test_sums_are_sharded_as_parameters_are_and_the_same(walk):
   stored = snapshots_of({step: walk[step] for step in (16, 32)}, "float16")
-  mesh = ON_ALL_DEVICES(4, 2)
+  mesh = sharding.make_mesh(4, 2)
   got = made(stored, [0.075], 32, mesh)[0.075]
   assert got.sharding == sharding.shard_params({"w": got}, mesh)["w"]
   assert not got.sharding.is_fully_replicated
@@ -302,13 +303,10 @@ def test_values_beyond_float16_are_stored_in_float32_with_a_warning(tmp_path, ca
 
 @pytest.fixture(name="run", scope="module")
 def _run(tmp_path_factory):
-  """A run with snapshots, on one device."""
-  make_mesh = lambda data=-1, fsdp=1: ON_ALL_DEVICES(data, fsdp, devices=jax.devices()[:1])
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, "make_mesh", make_mesh)
-    workdir = tmp_path_factory.mktemp("run")
-    tiny.train(tiny.config("snapshots"), workdir)
-    yield workdir
+  """A run with snapshots."""
+  workdir = tmp_path_factory.mktemp("run")
+  tiny.train(tiny.config("snapshots"), workdir)
+  return workdir
 
 
 @pytest.fixture(name="copy")

@@ -12,6 +12,7 @@ from cmjax.base import sharding
 from cmjax.program import train
 from helpers import tiny, watched
 
+pytestmark = pytest.mark.devices
 TINY = {"net.width": 128, "batch_size": 64, "optim.lr": 1e-3, "evals": {}}
 
 

@@ -17,15 +17,8 @@ from cmjax.run import checkpoint
 from helpers import tiny
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_device():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
-    yield
-
-
 @pytest.fixture(name="teacher", scope="module")
-def _teacher(tmp_path_factory, _one_device):
+def _teacher(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("teacher")
   tiny.train(tiny.config(evals={}, total_steps=2), workdir)
   return workdir

@@ -16,7 +16,8 @@ from cmjax.base import sharding
 from cmjax.program import compiled_step, costs, plan
 from helpers import tiny
 
-MESH = sharding.make_mesh(2, 4)
+pytestmark = pytest.mark.devices
+MESH = sharding.make_mesh(2, 4, devices=jax.local_devices())
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -16,26 +16,13 @@ import numpy as np
 import pytest
 
 from cmjax import experiment
-from cmjax.base import sharding
 from cmjax.data import sources
 from cmjax.program import compiled_step, course, doctor, stored_runs, train
 from helpers import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAN = float("nan")
-ON_ALL_DEVICES = sharding.make_mesh
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_device():
-  """As in the processes that are started here."""
-
-  def make_mesh(data=-1, fsdp=1):
-    return ON_ALL_DEVICES(data, fsdp, devices=jax.devices()[:1])
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, "make_mesh", make_mesh)
-    yield
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture(name="whole", scope="module")
@@ -268,9 +255,10 @@ def test_the_step_is_traced_once_a_sitting(tmp_path, monkeypatch):
     return counted
 
   monkeypatch.setattr(compiled_step, "make_loss", make_loss)
-  tiny.train(tiny.config(total_steps=5, evals={}), tmp_path)
+  of_no_other_test = {"evals": {}, "optim.lr": 0.011}
+  tiny.train(tiny.config(total_steps=5, **of_no_other_test), tmp_path)
   assert len(traces) == 1
-  tiny.train(tiny.config(total_steps=10, evals={}), tmp_path)
+  tiny.train(tiny.config(total_steps=10, **of_no_other_test), tmp_path)
   assert len(traces) == 2
 
 
@@ -298,8 +286,8 @@ def test_what_cannot_be_fails_before_training(tmp_path, values, message):
   assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_a_batch_that_the_devices_do_not_divide_fails_before_training(tmp_path, monkeypatch):
-  monkeypatch.setattr(sharding, "make_mesh", ON_ALL_DEVICES)
+@pytest.mark.devices
+def test_a_batch_that_the_devices_do_not_divide_fails_before_training(tmp_path):
   with pytest.raises(ValueError, match="batch_size=12 .* the 8 devices. Nearest: 16"):
     tiny.train(tiny.config(batch_size=12), tmp_path)
 

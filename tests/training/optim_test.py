@@ -87,6 +87,7 @@ def test_held_weights_keep_their_norm_and_free_ones_grow():
   assert value == pytest.approx(best, rel=0.01)
 
 
+@pytest.mark.devices
 def test_a_sharded_kernel_is_projected_like_a_whole_one():
   mesh = sharding.make_mesh(1, 8)
   kernel, update = draw([jnp.zeros((3, 3, 16, 8))] * 2)
@@ -167,8 +168,7 @@ def test_the_head_for_logvar_is_held_as_well_and_other_networks_are_not():
 
 
 @pytest.mark.slow
-def test_edm2_trains_and_is_distilled_with_all_its_weights_at_their_norm(tmp_path, monkeypatch):
-  monkeypatch.setattr(jax, "devices", lambda *args: jax.local_devices()[:1])
+def test_edm2_trains_and_is_distilled_with_all_its_weights_at_their_norm(tmp_path):
   c = config(name="diffusion", P_mean=-0.8, P_std=1.6, weighting="edm2", label_dropout=0.1)
   c.net = dict(NET) | dict(resolution=8, num_classes=10, dtype="bfloat16", remat=True)
   c.data, c.optim.lr = dict(name="digits", flip=False), 1e-2
