@@ -60,12 +60,11 @@ def teacher_step(velocity: VelocityFn, solver: str = "heun") -> TargetStep:
     return trigflow.step(x_t, velocity(x0, z, x_t, t, cond), t, s)
 
   def heun(x0, z, x_t, t, s, cond):
-    v = lambda x, u: velocity(x0, z, x, u, cond)
-    # Where s = 0 the teacher is asked at t once more instead, and the answer not used. The
-    # evaluation at (x_t, t) that both steps begin with is one in the compiled program.
+    v_t = velocity(x0, z, x_t, t, cond)  # with which both steps begin
+    v = lambda x, u: v_t if x is x_t else velocity(x0, z, x, u, cond)
+    # Where s = 0 the teacher is asked at t once more instead, and the answer not used.
     x_s = trigflow.heun_step(v, x_t, t, jnp.where(s > 0, s, t))
-    positive = trigflow.per_sample(s > 0, x_t)
-    return jnp.where(positive, x_s, euler(x0, z, x_t, t, s, cond))
+    return jnp.where(trigflow.per_sample(s > 0, x_t), x_s, trigflow.step(x_t, v_t, t, s))
 
   return heun if solver == "heun" else euler
 

@@ -201,6 +201,7 @@ def run_steps(given, mesh, num_steps):
   return state
 
 
+@pytest.mark.slow
 def test_one_device_and_a_mesh_of_two_by_four_train_the_same_parameters():
   given = tiny.experiment_of(**{"net.width": 128, "batch_size": 64, "optim.lr": 1e-3})
   one, eight = run_steps(given, ONE, 20), run_steps(given, MESH, 20)

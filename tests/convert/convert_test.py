@@ -265,7 +265,12 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+LARGE = ("ImageNet-64 ADM", "EDM2-S, latents")
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in PUBLISHED]
+)
 def test_a_published_network_is_recognised_from_names_and_shapes(name):
   count, net = PUBLISHED[name]
   made = models.network({"dtype": "float32", "in_channels": 3} | net, SIGMA_DATA)

@@ -161,7 +161,14 @@ def test_the_cifar10_networks_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-  "size, millions", [("s", 280.2), ("m", 497.8), ("l", 777.5), ("xl", 1119.3), ("xxl", 1523.2)]
+  ("size", "millions"),
+  [
+    ("s", 280.2),
+    *(
+      pytest.param(*size, marks=pytest.mark.slow)
+      for size in (("m", 497.8), ("l", 777.5), ("xl", 1119.3), ("xxl", 1523.2))
+    ),
+  ],
 )
 def test_the_networks_on_latents_are_the_published_ones_and_what_scm_adds(size, millions):
   config = load(f"imagenet512_scd:{size}")

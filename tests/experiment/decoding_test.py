@@ -104,6 +104,7 @@ def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
   assert "decoder.convention: scm in A, edm2 in B" in compare.differences(card, other)
 
 
+@pytest.mark.slow
 def test_mode_sample_has_images_beside_the_latents(data, vae, tmp_path, monkeypatch):
   e = given(data, vae)
   params = e.network.init(jax.random.key(0))

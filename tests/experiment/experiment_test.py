@@ -10,7 +10,7 @@ from cmjax import experiment, weighting
 from cmjax.base import sharding
 from helpers import tiny
 
-MESH = sharding.make_mesh()
+MESH = sharding.make_mesh(devices=jax.local_devices())
 
 
 def build_all(config):

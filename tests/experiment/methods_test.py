@@ -41,7 +41,18 @@ def method(name, teacher, **values):
 
 
 # What these are made of trains in the others' runs, or in a test of its own below.
-SLOW = {"ct", "ict", "dscm", "dscd", "central", "semi_continuous", "cd_continuous", "scd_vsd"}
+SLOW = {
+  "cd",
+  "scd",
+  "ct",
+  "ict",
+  "dscm",
+  "dscd",
+  "central",
+  "semi_continuous",
+  "cd_continuous",
+  "scd_vsd",
+}
 NAMES = [
   pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
   for name in LOSSES

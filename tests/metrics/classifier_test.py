@@ -19,6 +19,7 @@ def path(made, tmp_path):
   return tmp_path / "sub" / "c.npz"
 
 
+@pytest.mark.slow
 def test_a_minute_of_training_tells_digits_apart(made):
   assert made.accuracy > 0.9
   logits = np.asarray(classifier.logits(made.weights, SCALED[1]))

@@ -180,7 +180,10 @@ def count(shapes):
   return sum(math.prod(a.shape) for a in shapes.values())
 
 
-@pytest.mark.parametrize(("channels", "x4", "x3", "unconditional", "double_norm"), SIZES)
+@pytest.mark.parametrize(
+  ("channels", "x4", "x3", "unconditional", "double_norm"),
+  [pytest.param(*size, marks=[pytest.mark.slow] if size[0] > 192 else []) for size in SIZES],
+)
 def test_edm2_has_as_many_parameters_as_published(channels, x4, x3, unconditional, double_norm):
   shapes = published(channels)
   assert count(shapes) + HEAD == x4

@@ -74,9 +74,18 @@ def inputs(b=3):
     (functools.partial(ddpmpp, num_classes=10), (1, 1), 55_735_299, 32, 427),
     (functools.partial(ddpmpp, **NCSNPP), (1, 3, 3, 1), 56_397_827, 288, 432),
     (functools.partial(ddpmpp, **NCSNPP, num_classes=10), (1, 3, 3, 1), 56_400_643, 288, 434),
-    (functools.partial(ddpmpp, **FFHQ), (1, 1), 61_805_571, 48, 553),
-    (functools.partial(ddpmpp, **FFHQ, **NCSNPP), (1, 3, 3, 1), 62_761_091, 368, 563),
-    (ADM, (1, 1), 295_899_267, 48, 553),
+    pytest.param(
+      functools.partial(ddpmpp, **FFHQ), (1, 1), 61_805_571, 48, 553, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      functools.partial(ddpmpp, **FFHQ, **NCSNPP),
+      (1, 3, 3, 1),
+      62_761_091,
+      368,
+      563,
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(ADM, (1, 1), 295_899_267, 48, 553, marks=pytest.mark.slow),
   ],
   ids=["cifar_vp", "cifar_vp_cond", "cifar_ve", "cifar_ve_cond", "ffhq_vp", "ffhq_ve", "imagenet"],
 )

@@ -72,7 +72,9 @@ def test_scan_changes_no_value_tangent_gradient_or_dropout_mask(name, remat, gra
     assert all(np.any(g) for g in jax.tree.leaves((first["enc"], first["dec"])))
 
 
-@pytest.mark.parametrize("name", MAKES)
+@pytest.mark.parametrize(
+  "name", ["ddpmpp", *(pytest.param(n, marks=pytest.mark.slow) for n in MAKES if n != "ddpmpp")]
+)
 def test_scan_keeps_the_weights_and_has_fewer_convolutions_to_compile(name):
   shapes, programs = [], []
   for scan in (False, True):

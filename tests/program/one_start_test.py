@@ -72,7 +72,7 @@ def test_one_start_of_a_distillation_makes_each_part_once(teacher, tmp_path, mad
 
 
 @pytest.fixture(name="read")
-def _read(monkeypatch):
+def _read(monkeypatch, shared_programs):
   """[(folder of the run, names of the arrays)] of what orbax was told to restore."""
   restored, original = [], ocp.CheckpointManager.restore
 

@@ -186,6 +186,7 @@ def test_the_devices_here_are_known_by_their_names():
   assert 0 < host and plan.local_chip([Device("cpu", "cpu")] * 4).memory == host / 4
 
 
+@pytest.mark.slow
 def test_the_program_prints_the_table_and_writes_the_same_numbers(tmp_path):
   command = [sys.executable, "-m", "cmjax.main", "--mode=plan", "--config=tests/helpers/tiny.py"]
   command += ["--topology=h100:4", f"--workdir={tmp_path / 'run'}", "--config.batch_size=32"]

@@ -164,7 +164,7 @@ def shaken(params, seed):
   return jax.tree.map(lambda a: a + jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype), params)
 
 
-SLOW = ("scd with VSD and guidance", "ct", "cd_continuous")
+SLOW = ("diffusion", "scd with VSD and guidance", "ct", "cd_continuous")
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LOSSES]
 
 

@@ -499,7 +499,10 @@ def test_a_loss_that_computes_in_bfloat16_fails_and_so_does_one_that_is_not_fini
   assert not lost.passed and math.isinf(lost.error)
 
 
-@pytest.mark.parametrize("name", ["scd_multistep", "scd_guided", "scd_vsd"])
+@pytest.mark.parametrize(
+  "name",
+  ["scd_vsd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("scd_multistep", "scd_guided"))],
+)
 def test_inputs_labels_and_what_is_trained_beside_are_part_of_the_loss(name):
   config = losses.configure(name)
   row = loss_row(experiment.parse(config))
