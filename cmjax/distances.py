@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cmjax.base.ranges import Positive
 from cmjax.types import Array, Data, Time
 
 # a, b [b, *d] -> [b]
@@ -30,7 +31,7 @@ def l1() -> Distance:
   return lambda a, b: _sum((a - b) * jax.lax.stop_gradient(jnp.sign(a - b)))
 
 
-def l2(eps: float = 1e-8) -> Distance:
+def l2(eps: Positive = 1e-8) -> Distance:
   """||a - b||, not squared (ECT on CIFAR-10), up to eps.
 
   The root itself has no gradient at a = b, so this is the pseudo-Huber distance with a tiny c.
@@ -43,7 +44,7 @@ def l2(eps: float = 1e-8) -> Distance:
   return pseudo_huber(eps)
 
 
-def pseudo_huber(c: float | None = None) -> Distance:
+def pseudo_huber(c: Positive | None = None) -> Distance:
   """sqrt(||a - b||^2 + c^2) - c (iCT, section 3.3): one norm over the whole image.
 
   Applied to each pixel it is another distance; several ports do that, with this c.

@@ -3,7 +3,7 @@ r"""The program: trains, samples, scores, makes references, searches, measures, 
   python -m cmjax.main --config=configs/digits_sct.py --workdir=runs/digits_sct
 
 Every value of the config can be set: --config.optim.lr=3e-4. The same command goes on with a run
-that was interrupted. Exit codes: 0 done; 75 interrupted by SIGTERM or SIGINT, state saved, start
+that was interrupted. Exit codes: 0 done; 75 interrupted by a signal, state saved, start
 the same command again; 1 an error. Each --mode is a verb of the program `cmjax`, by the same code.
 """
 

@@ -167,7 +167,10 @@ def _at_most(section: dict[str, Any], **limits: int) -> None:
 def _find(spec: str) -> tuple[Path, str]:
   """The file and the variant that a spec names."""
   name, _, variant = spec.partition(":")
-  path = Path(name).expanduser()
+  try:
+    path = Path(name).expanduser()
+  except RuntimeError as error:  # ~nobody
+    raise ValueError(f"No config {name!r}: {error} Give the whole path.") from error
   if path.suffix in (".py", ".json") and path.is_file():
     return path, variant
   stem = name.removeprefix("configs/").removesuffix(".py")

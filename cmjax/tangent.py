@@ -12,12 +12,16 @@ the same closure, so they share its dropout key.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from cmjax import trigflow
+from cmjax.base.ranges import Range
 from cmjax.types import Array, Data, Time
+
+Step = Annotated[float, Range(0, 1, "()")]  # of a finite difference
 
 # net, x_t, t, dxdt, *, sigma_data, warmup, origin -> F, g. As `tangent`.
 Estimator = Callable[..., tuple[Data, Data]]
@@ -72,7 +76,7 @@ def exact() -> Estimator:
   return tangent
 
 
-def central(h: float = 1e-4) -> Estimator:
+def central(h: Step = 1e-4) -> Estimator:
   """dF/dt by a central difference in float64 along the straight line x_t + (s - t) dx_t/dt.
 
   The step is h cos(t) sin(t), so the line stays between 0 and pi/2, the difference over 2 h is
@@ -108,7 +112,7 @@ def central(h: float = 1e-4) -> Estimator:
   return estimator
 
 
-def semi_continuous(h: float = 5e-3) -> Estimator:
+def semi_continuous(h: Step = 5e-3) -> Estimator:
   """dF/dt = grad_x F . dx_t/dt by `jax.jvp` + d_t F by a central difference in t of step h.
 
   The name is that of one setting of rCM's `fd_type` switch (exact, semi-continuous, discrete); that

@@ -8,7 +8,7 @@ the whole curriculum.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ from jax.scipy.special import ndtr, ndtri
 from jax.typing import ArrayLike
 
 from cmjax import trigflow
+from cmjax.base.ranges import Count, Exponent, LogSigma, NonNegative, Range, Sigma, Spread
 from cmjax.types import Array
+
+Intervals = Annotated[int, Range(1, 2**20)]
+Levels = Annotated[int, Range(2, 2**20)]
 
 # key, shape -> t in (0, pi/2), float32
 SampleT = Callable[[Array, tuple[int, ...]], Array]
@@ -34,7 +38,7 @@ def _check_P_std(P_std: float) -> None:
     raise ValueError(f"P_std={P_std} must be positive: it is the std of log sigma.")
 
 
-def lognormal(P_mean: float, P_std: float, *, sigma_data: float) -> SampleT:
+def lognormal(P_mean: LogSigma, P_std: Spread, *, sigma_data: float) -> SampleT:
   """t = arctan(e^tau / sigma_data) with tau ~ N(P_mean, P_std^2) (sCM, Algorithm 1).
 
   tau is the log of EDM's sigma. Not truncated at sigma_max (cmjax default: the paper mentions no
@@ -91,9 +95,9 @@ def karras_sigma(
   i: ArrayLike,
   N: ArrayLike,
   *,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  sigma_min: Sigma = 0.002,
+  sigma_max: Sigma = 80.0,
+  rho: Exponent = 7.0,
 ) -> Array:
   """Level i of N, from sigma_min at i = 0 *up* to sigma_max at N - 1 (CM, section 2).
 
@@ -103,7 +107,7 @@ def karras_sigma(
   return (low + jnp.asarray(i) / (jnp.asarray(N) - 1) * (high - low)) ** rho
 
 
-def fixed(N: int) -> Curriculum:
+def fixed(N: Levels) -> Curriculum:
   """Always N levels: 18 and 40 in consistency distillation."""
   if N < 2:
     raise ValueError(f"A pair needs at least 2 noise levels, got N={N}.")
@@ -120,7 +124,7 @@ def _check_curriculum(total_steps: int, s0: int, s1: int, least: int) -> None:
     )
 
 
-def square_root(total_steps: int, s0: int = 2, s1: int = 150) -> Curriculum:
+def square_root(total_steps: Count, s0: Levels = 2, s1: Levels = 150) -> Curriculum:
   """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 (CM, appendix C), then s1 + 1.
 
   >>> [int(square_root(800_000)(k)) for k in (0, 200_000, 800_000)]
@@ -142,7 +146,7 @@ def square_root(total_steps: int, s0: int = 2, s1: int = 150) -> Curriculum:
   return curriculum
 
 
-def doubling(total_steps: int, s0: int = 10, s1: int = 1280) -> Curriculum:
+def doubling(total_steps: Count, s0: Intervals = 10, s1: Intervals = 1280) -> Curriculum:
   """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K / (log2 floor(s1/s0) + 1)) (iCT, 3.4).
 
   >>> [int(doubling(400_000)(k)) for k in (0, 49_999, 50_000, 400_000)]
@@ -171,7 +175,7 @@ def doubling(total_steps: int, s0: int = 10, s1: int = 1280) -> Curriculum:
 
 
 def uniform_pairs(
-  curriculum: Curriculum, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+  curriculum: Curriculum, *, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Exponent = 7.0
 ) -> SamplePair:
   """The ends of one of the N - 1 intervals of the Karras grid, all equally likely (CM)."""
   _check_range(sigma_min, sigma_max)
@@ -206,12 +210,12 @@ def _lognormal_interval(
 
 def lognormal_pairs(
   curriculum: Curriculum,
-  P_mean: float = -1.1,
-  P_std: float = 2.0,
+  P_mean: LogSigma = -1.1,
+  P_std: Spread = 2.0,
   *,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  sigma_min: Sigma = 0.002,
+  sigma_max: Sigma = 80.0,
+  rho: Exponent = 7.0,
 ) -> SamplePair:
   """The ends of an interval of the Karras grid, drawn by the lognormal's mass in it (iCT, 3.5).
 
@@ -229,14 +233,14 @@ def lognormal_pairs(
 
 
 def ect_pairs(
-  P_mean: float = -1.1,
-  P_std: float = 2.0,
+  P_mean: LogSigma = -1.1,
+  P_std: Spread = 2.0,
   *,
-  q: float = 2.0,
-  k: float = 8.0,
-  b: float = 1.0,
-  steps_per_stage: int | None = None,
-  num_stages: int | None = None,
+  q: Annotated[float, Range(1, 1e6, "(]")] = 2.0,
+  k: NonNegative = 8.0,
+  b: NonNegative = 1.0,
+  steps_per_stage: Count | None = None,
+  num_stages: Count | None = None,
   mapping: str = "sigmoid",
 ) -> SamplePair:
   """A lognormal level and one below it that comes nearer stage by stage (ECT, arXiv 2406.14548).
@@ -287,14 +291,14 @@ def _angles(num_levels: int, *, sigma_data: float, **grid: Any) -> np.ndarray:
 
 
 def binned_lognormal(
-  P_mean: float,
-  P_std: float,
+  P_mean: LogSigma,
+  P_std: Spread,
   *,
   sigma_data: float,
-  num_levels: int = 1024,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  num_levels: Intervals = 1024,
+  sigma_min: Sigma = 0.002,
+  sigma_max: Sigma = 80.0,
+  rho: Exponent = 7.0,
 ) -> SampleT:
   """t on the grid of discrete-time sCM, each by the lognormal's mass in the interval below it.
 
@@ -311,10 +315,10 @@ def below(
   t: Array,
   *,
   sigma_data: float,
-  num_levels: int = 1024,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  num_levels: Intervals = 1024,
+  sigma_min: Sigma = 0.002,
+  sigma_max: Sigma = 80.0,
+  rho: Exponent = 7.0,
 ) -> Array:
   """The highest angle of `binned_lognormal`'s grid that is lower than t; 0 below them all."""
   angles = _angles(

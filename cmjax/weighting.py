@@ -6,12 +6,13 @@ c_out^2, which is 1 for EDM itself.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cmjax import embeddings
+from cmjax.base.ranges import Range, Size
 from cmjax.types import Array, Params
 
 
@@ -36,7 +37,9 @@ def inverse_sigma(*, sigma_data: float) -> Weighting:
   return Weighting(lambda key: {}, lambda params, t: -jnp.log(sigma_data * jnp.tan(t)))
 
 
-def learned(*, bias: float = 0.0, channels: int = 128) -> Weighting:
+def learned(
+  *, bias: Annotated[float, Range(-1_000, 1_000)] = 0.0, channels: Size = 128
+) -> Weighting:
   """w_phi(t): a linear head on a positional embedding of t (sCM, section 4.2 and appendix D).
 
   The minimiser satisfies e^w(t) E|| . ||^2 = 1. cmjax default (the paper says only "as EDM2"): a
@@ -56,7 +59,7 @@ def learned(*, bias: float = 0.0, channels: int = 128) -> Weighting:
   return Weighting(init, apply)
 
 
-def edm2(*, sigma_data: float, channels: int = 128) -> Weighting:
+def edm2(*, sigma_data: float, channels: Size = 128) -> Weighting:
   """w(t) = -u(t), where u is the logvar of Karras et al. 2024: a head with weights of unit norm.
 
   u is one weight for each of `channels` random features sqrt(2) cos(f c + p) of c = ln(sigma) / 4,

@@ -12,20 +12,24 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cmjax.base import paths
+from cmjax.base.ranges import Range
+
 AXES = ("data", "fsdp")
+Axis = Annotated[int, Range(-1, 2**20)]  # of a mesh
 _PIECE = 2**26  # bytes that one process sends at a time: a device has to hold as many of each
 
 
 def make_mesh(
-  data: int = -1,
-  fsdp: int = 1,
+  data: Axis = -1,
+  fsdp: Axis = 1,
   *,
   across_slices: bool = False,
   devices: list[Any] | None = None,
@@ -210,7 +214,7 @@ def keep_compiled(folder: str | Path) -> None:
   lines = info.read_text().splitlines() if info.exists() else []
   flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
   kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
-  jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser() / kind))
+  jax.config.update("jax_compilation_cache_dir", str(paths.local(folder) / kind))
 
 
 def process() -> tuple[int, int]:

@@ -1,7 +1,16 @@
 """What the verbs share: flags of the same meaning, and how they answer."""
 
+import argparse
 import enum
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from cmjax.base import paths, ranges
+from cmjax.base.ranges import Count, CountOrNone, Folder, Place, Seed
 
 
 class Flag(NamedTuple):
@@ -9,14 +18,14 @@ class Flag(NamedTuple):
 
   Attributes:
     name: without its hyphens.
-    kind: str, int or bool.
+    kind: str, or an annotation of `cmjax.base.ranges`: Count, Folder, bool.
     default: its value where it is not given.
     help: a sentence for --help.
     purpose: for the message of a verb that cannot do without it.
   """
 
   name: str
-  kind: type
+  kind: Any
   default: Any
   help: str
   purpose: str = ""
@@ -30,19 +39,19 @@ class ConfigFrom(enum.Enum):
   FLAG_OR_RUN_OR_NONE = f"{FLAG_OR_RUN} With neither, no network is looked at."
 
 
-WORKDIR = Flag("workdir", str, None, "Folder of the run.", "the folder of the run")
+WORKDIR = Flag("workdir", Folder, None, "Folder of the run.", "the folder of the run")
 SAMPLER = Flag("sampler", str, None, "One of config.samplers. By default all of them.")
-NUM_SAMPLES = Flag("num_samples", int, 64, "How many samples of each sampler.")
-SEED = Flag("seed", int, 0, "Of the noise that samples start from.")
+NUM_SAMPLES = Flag("num_samples", Count, 64, "How many samples of each sampler.")
+SEED = Flag("seed", Seed, 0, "Of the noise that samples start from.")
 COORDINATOR = Flag("coordinator", str, None, "host:port of process 0, where no cluster tells it.")
-NUM_PROCESSES = Flag("num_processes", int, None, "Of the run, with --coordinator.")
-PROCESS_ID = Flag("process_id", int, None, "This one's, from 0, with --coordinator.")
+NUM_PROCESSES = Flag("num_processes", Count, None, "Of the run, with --coordinator.")
+PROCESS_ID = Flag("process_id", CountOrNone, None, "This one's, from 0, with --coordinator.")
 # A verb that has these three joins the other processes of its run before it starts.
 PROCESSES = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 # A verb that has this keeps what it compiles.
 COMPILE_CACHE = Flag(
   "compile_cache",
-  str,
+  Place,
   "~/.cache/cmjax/xla",
   "Folder of compiled programs, for the next start. Empty: none.",
 )
@@ -58,3 +67,99 @@ def experiment_of(config: Any) -> Any:
 def say(answer: object) -> None:
   """Prints what was asked for; all else is logged."""
   print(answer)  # noqa: T201
+
+
+# --- what was typed ---
+
+
+def typed(text: str, kind: Any, key: str) -> Any:
+  """The value of a flag: a path's ~ is the home folder, 1e3 of a count is 1000.
+
+  Raises:
+    ValueError: it cannot be meant; in one line with what is allowed.
+  """
+  value = ranges.typed(text, kind, key)
+  is_path = any(option.where for option in ranges.options(kind))
+  if not (is_path and value):
+    return value
+  path = str(paths.local(value, key))
+  return f"./{path}" if path.startswith("~") else path  # a file whose name begins so
+
+
+def argument(kind: Any, key: str) -> Callable[[str], Any]:
+  """`typed` as a type of argparse."""
+
+  def read(text: str) -> Any:
+    try:
+      return typed(text, kind, key)
+    except ValueError as error:
+      raise argparse.ArgumentTypeError(str(error)) from error
+
+  return read
+
+
+# --- how it ends ---
+
+MENDABLE = (ValueError, OSError, FloatingPointError)
+REPORT = (
+  "This is a fault of cmjax, not of your command: please report it, with the lines above and the "
+  "command, as CONTRIBUTING.md says."
+)
+
+
+def answered(work: Callable[[], int | None]) -> int | None:
+  """Runs a verb; what the user can mend is one line, and what is a fault of ours says so.
+
+  Returns:
+    Its exit code: 1 after an error, 130 where it was interrupted by hand.
+  """
+  try:
+    return work()
+  except (Exception, KeyboardInterrupt) as error:
+    return told(error)
+
+
+def told(error: BaseException) -> int:
+  """Says an error that is being handled, as `answered` does; returns the exit code."""
+  if isinstance(error, KeyboardInterrupt):
+    refuse("Interrupted.")
+    return 130
+  message = str(error) if isinstance(error, MENDABLE) else _of_machine(error)
+  if message:
+    logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
+    return refuse(message)
+  traceback.print_exc()
+  what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+  own = _users_line(error)
+  return refuse(f"{what} {f'It came through your own code, {own}.' if own else REPORT}")
+
+
+def refuse(message: object) -> int:
+  """Says in one line on stderr what is wrong; returns the exit code of an error."""
+  text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(message))
+  print(f"cmjax: {text}", file=sys.stderr)  # noqa: T201
+  return 1
+
+
+def _of_machine(error: BaseException) -> str:
+  """What to say where the machine has not what is asked for; nothing of other errors."""
+  text = str(error)
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    return (
+      f"The memory is not enough ({text.splitlines()[0][:200] if text else 'of the host'}). Lower "
+      "batch_size or set microbatch; --mode=plan says what a step needs."
+    )
+  if isinstance(error, ImportError) and not (error.name or "").startswith("cmjax"):
+    return f"{text}: install it with pip, or name another part."
+  return ""
+
+
+def _users_line(error: BaseException) -> str:
+  """file:line of the innermost code that is neither cmjax's nor of a library; "" without."""
+  ours, found = str(Path(__file__).parents[1]), ""
+  libraries = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}", "<")
+  for frame in traceback.extract_tb(error.__traceback__):
+    name = frame.filename
+    if not name.startswith(ours) and not any(part in name for part in libraries):
+      found = f"{name}:{frame.lineno}"
+  return found

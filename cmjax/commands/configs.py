@@ -1,30 +1,14 @@
 """The config of a command line: a page or a run's own, with the values that are set by flags."""
 
-import ast
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from cmjax import pages
+from cmjax.base import paths, ranges
 from cmjax.commands.common import ConfigFrom
-
-
-class _AnyValue(flags.ArgumentParser):
-  """A Python literal, or else a string."""
-
-  def parse(self, argument: Any) -> Any:
-    try:
-      return ast.literal_eval(argument)
-    except (ValueError, SyntaxError):
-      return argument
-
-
-# Without it a value that is None in the config (clip_norm, a switched-off part) could not be set.
-config_flags.register_flag_parser_for_type(type(None), _AnyValue())
 
 
 def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -67,7 +51,7 @@ def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> Conf
 
 
 def _has_config(workdir: str) -> bool:
-  return (Path(workdir).expanduser() / "config.json").is_file()
+  return (paths.local(workdir, "--workdir") / "config.json").is_file()
 
 
 def why_missing(workdir: str | None, config_from: ConfigFrom) -> str | None:
@@ -93,30 +77,88 @@ def _with_tuples(config: ConfigDict) -> ConfigDict:
   return ConfigDict(convert(config.to_dict()))
 
 
-def define(config: ConfigDict, argv: Sequence[str], values: flags.FlagValues) -> None:
-  """Defines the flag config, and one for each --config.key in argv.
+def override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+  """Sets the values of the --config.key flags in a config; returns the other arguments.
+
+  A value is read by what its key may be: `1e3` is a count, `off` and `none` switch off what can be,
+  `main,short` is a tuple of names.
 
   Raises:
-    ValueError: with the choices, for a key that the config does not have.
+    ValueError: with the choices, for a key that the config does not have; with what is allowed, for
+      a value that cannot be.
   """
-  try:
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(argv))
-  except (AttributeError, KeyError):
-    if wrong := _wrong_key(config, argv):
-      raise ValueError(wrong) from None
-    raise
+  given, others = _given(config, argv)
+  names = [one for one in given if one[0].rpartition(".")[2] == "name" or _is_section(config, one)]
+  rest = [one for one in given if one not in names]
+  for key, text in names:  # what takes the other settings depends on these
+    _check_key(config, key)
+    _set(config, key, text, None)
+  for key, _ in rest:
+    _check_key(config, key)
+  if rest:
+    from cmjax.experiment import declared  # here, as JAX takes seconds to start
+
+    hints = declared.hints(config)
+    for key, text in rest:
+      _set(config, key, text, hints.get(key))
+  return others
 
 
-def _wrong_key(config: ConfigDict, argv: Sequence[str]) -> str | None:
-  """What is wrong with the first --config.key that the config does not have."""
-  override = re.compile(r"--?(?:no)?config\.([^=]+)")
-  for path in (match[1] for match in map(override.match, argv) if match):
-    section, above = config, []
-    for key in path.split("."):
-      if not hasattr(section, "keys"):
-        return f"--config.{path}: config.{'.'.join(above)} is a value, it has no keys."
-      if key not in section:
-        where = ".".join(["config", *above])
-        return f"--config.{path}: {where} has no {key!r}. It has: {', '.join(sorted(section))}."
-      section, above = section[key], [*above, key]
-  return None
+def _given(config: ConfigDict, argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+  """[(key, text)] of the --config.key flags, and the other arguments."""
+  given, others, rest = [], [], iter(argv)
+  flag = re.compile(r"--?(no)?config\.([^=]+)(=?)(.*)", re.DOTALL)
+  for argument in rest:
+    if argument == "--":
+      return given, [*others, argument, *rest]
+    match = flag.fullmatch(argument)
+    if not match:
+      others.append(argument)
+    elif match[3]:
+      given.append((match[2], match[4]))
+    elif isinstance(_value(config, match[2]), bool):
+      given.append((match[2], "false" if match[1] else "true"))
+    else:
+      given.append((match[2], next(rest, "")))
+  return given, others
+
+
+def _value(config: Any, path: str) -> Any:
+  for key in path.split("."):
+    config = config[key] if hasattr(config, "keys") and key in config else None
+  return config
+
+
+def _is_section(config: ConfigDict, given: tuple[str, str]) -> bool:
+  return hasattr(_value(config, given[0]), "keys")
+
+
+def _set(config: ConfigDict, path: str, text: str, hint: Any) -> None:
+  """Sets one value; without a hint it stays of the kind that it is."""
+  above, _, key = path.rpartition(".")
+  section = _value(config, above) if above else config
+  if isinstance(section[key], ConfigDict):
+    value = ranges.literal(text)
+    if not isinstance(value, dict):
+      raise ValueError(f"--config.{path}={text} must be a section, as {{'name': 'adam', ...}}.")
+    value = ConfigDict(value)
+  else:
+    hint = ranges.like(section[key]) if hint is None else hint
+    value = ranges.typed(text, hint, f"--config.{path}")
+  with config.unlocked(), config.ignore_type():
+    section[key] = value
+
+
+def _check_key(config: ConfigDict, path: str) -> None:
+  """Raises for a key that the config does not have."""
+  section, above = config, []
+  for key in path.split("."):
+    if not hasattr(section, "keys"):
+      where = ".".join(["config", *above])
+      raise ValueError(f"--config.{path}: {where} is a value, it has no keys.")
+    if key not in section:
+      where = ".".join(["config", *above])
+      raise ValueError(
+        f"--config.{path}: {where} has no {key!r}. It has: {', '.join(sorted(section))}."
+      )
+    section, above = section[key], [*above, key]

@@ -8,19 +8,28 @@ teacher.workdir or init_from.workdir. Nothing in the file is executed.
 """
 
 import argparse
+import functools
 import logging
-import sys
 from collections.abc import Sequence
+
+from cmjax.base.ranges import Folder
+from cmjax.commands import common
 
 USAGE = """cmjax convert FILE --to DIR [--ema NAME]
        cmjax convert --export RUN_DIR --to FILE.safetensors [--ema NAME]"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Converts one file; errors that are the user's to mend are one message. Returns the exit code.
+  """Converts one file; an error is one message. Returns the exit code."""
+  return common.answered(lambda: _convert(argv)) or 0
+
+
+def _convert(argv: Sequence[str] | None) -> int:
+  """Converts one file.
 
   Flags by argparse: there is no config whose values they set, and absl has no positions.
   """
+  path = functools.partial(common.argument, Folder)
   parser = argparse.ArgumentParser(
     prog="cmjax convert",
     usage=USAGE,
@@ -28,9 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("file", nargs="?", help="a .pkl, .pt, .safetensors or msgpack of weights")
-  parser.add_argument("--export", metavar="RUN_DIR", help="a run, to write out as safetensors")
-  parser.add_argument("--to", required=True, help="folder of the new run, or the file to write")
+  parser.add_argument(
+    "file", nargs="?", type=path("FILE"), help="a .pkl, .pt, .safetensors or msgpack of weights"
+  )
+  parser.add_argument(
+    "--export", metavar="RUN_DIR", type=path("--export"), help="a run, to write out as safetensors"
+  )
+  parser.add_argument(
+    "--to", required=True, type=path("--to"), help="folder of the new run, or the file to write"
+  )
   parser.add_argument("--ema", metavar="NAME", help="which of several networks or averages")
   args = parser.parse_args(argv)
   if (args.file is None) == (args.export is None):
@@ -40,12 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   from cmjax.program import convert  # here, so that --help need not wait for jax
 
-  try:
-    if args.export is None:
-      print(convert.convert(args.file, args.to, ema=args.ema))  # noqa: T201 (the answer)
-    else:
-      print(convert.export(args.export, args.to, ema=args.ema))  # noqa: T201
-  except (ValueError, OSError) as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
-    return 1
+  if args.export is None:
+    common.say(convert.convert(args.file, args.to, ema=args.ema))
+  else:
+    common.say(convert.export(args.export, args.to, ema=args.ema))
   return 0

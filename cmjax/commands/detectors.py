@@ -6,29 +6,34 @@ Nothing in the file is executed, and nothing is downloaded: docs/detectors.md ha
 """
 
 import argparse
-import sys
+import functools
 from collections.abc import Sequence
+
+from cmjax.base.ranges import Folder
+from cmjax.commands import common
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Converts one file; errors that are the user's to mend are one message. Returns the exit code.
+  """Converts one file; an error is one message. Returns the exit code."""
+  return common.answered(lambda: _convert(argv)) or 0
+
+
+def _convert(argv: Sequence[str] | None) -> int:
+  """Converts one file.
 
   Flags by argparse, as those of `cmjax convert`.
   """
+  path = functools.partial(common.argument, Folder)
   parser = argparse.ArgumentParser(
     prog="cmjax detectors",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("file", help="a .pth of PyTorch's or a .safetensors")
-  parser.add_argument("--to", required=True, help="the .npz to write")
+  parser.add_argument("file", type=path("FILE"), help="a .pth of PyTorch's or a .safetensors")
+  parser.add_argument("--to", required=True, type=path("--to"), help="the .npz to write")
   args = parser.parse_args(argv)
   from cmjax.metrics.detectors import published_weights  # here, so that --help need not wait
 
-  try:
-    print(published_weights.convert(args.file, args.to))  # noqa: T201 (the answer)
-  except (ValueError, OSError) as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
-    return 1
+  common.say(published_weights.convert(args.file, args.to))
   return 0

@@ -10,10 +10,13 @@ curve.
 """
 
 import argparse
+import functools
 import logging
 import math
-import sys
 from collections.abc import Sequence
+
+from cmjax.base.ranges import Count, Folder
+from cmjax.commands import common
 
 MAX_LENGTHS = 1000
 
@@ -49,18 +52,27 @@ def lengths(text: str) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; an error that is the user's to mend is one message, and exit code 1."""
+  """Runs the command; an error is one message, and exit code 1."""
+  return common.answered(lambda: _run(argv)) or 0
+
+
+def _run(argv: Sequence[str] | None) -> int:
+  path = functools.partial(common.argument, Folder)
   parser = argparse.ArgumentParser(
     prog="cmjax ema",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--workdir", required=True, help="folder of the run")
+  parser.add_argument("--workdir", required=True, type=path("--workdir"), help="folder of the run")
   task = parser.add_mutually_exclusive_group(required=True)
   task.add_argument("--sigma_rel", help="lengths to write: 0.05,0.1, or first:last:step")
   task.add_argument("--sweep", help="lengths to score, in the same form")
-  parser.add_argument("--step", type=int, help="that averages end at; default: the last snapshot's")
+  parser.add_argument(
+    "--step",
+    type=common.argument(Count, "--step"),
+    help="that averages end at; default: the last snapshot's",
+  )
   args = parser.parse_args(argv)
   logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("absl").setLevel(logging.ERROR)
@@ -69,15 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   from cmjax import experiment
   from cmjax.program import averages, stored_runs, sweep
 
-  try:
-    if args.sweep is not None:
-      answer = sweep.sweep(args.workdir, lengths(args.sweep), step=args.step)
-    else:
-      mesh = experiment.make_mesh(stored_runs.read_experiment(args.workdir).run)
-      answer = averages.write(args.workdir, lengths(args.sigma_rel), mesh, step=args.step)
-  except (ValueError, OSError) as error:
-    logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
-    return 1
-  print(answer)  # noqa: T201 (the answer)
+  if args.sweep is not None:
+    answer = sweep.sweep(args.workdir, lengths(args.sweep), step=args.step)
+  else:
+    mesh = experiment.make_mesh(stored_runs.read_experiment(args.workdir).run)
+    answer = averages.write(args.workdir, lengths(args.sigma_rel), mesh, step=args.step)
+  common.say(answer)
   return 0

@@ -6,10 +6,11 @@
 The first rewrites the run's scores.json, its cards and its report. The second writes cards only.
 """
 
+from cmjax.base.ranges import Folder
 from cmjax.commands import common
 
 CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
-IMAGES = common.Flag("images", str, None, "A folder or .npz of images, instead of a checkpoint.")
+IMAGES = common.Flag("images", Folder, None, "A folder or .npz of images, instead of a checkpoint.")
 FLAGS = (common.WORKDIR, IMAGES, *common.PROCESSES, common.COMPILE_CACHE)
 NEEDS = (common.WORKDIR,)
 

@@ -15,14 +15,16 @@ otherwise, and the manifest counts them.
 """
 
 import argparse
+import functools
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.base import lock
+from cmjax.base.ranges import CountOrNone, Folder, Share, Size, SizeOrNone
+from cmjax.commands import common
 from cmjax.data import image_files
 from cmjax.data.prepare import crops
 
@@ -35,11 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _arguments(argv)
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
   logging.getLogger("cmjax").setLevel(logging.INFO)
-  try:
-    return _validate(args.validate) if args.validate else _prepare(args)
-  except (ValueError, OSError) as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
-    return 1
+  work = functools.partial(_validate, args.validate) if args.validate else lambda: _prepare(args)
+  return common.answered(work) or 0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,28 +49,48 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  add = parser.add_argument
+  add, of = parser.add_argument, common.argument
   add("source", nargs="?", help="a folder, .zip, .npz or tfds name")
-  add("--out", type=Path, metavar="DIR", help="of the set; a split is a folder in it")
-  add("--validate", type=Path, metavar="DIR", help="read a set back and say what is wrong with it")
+  add(
+    "--out", type=of(Folder, "--out"), metavar="DIR", help="of the set; a split is a folder in it"
+  )
+  add(
+    "--validate",
+    type=of(Folder, "--validate"),
+    metavar="DIR",
+    help="read a set back and say what is wrong with it",
+  )
   add("--split", default="train", help="its name here, and in an .npz, tfds or parquet (train)")
   held_out = "two splits, train and test: this part, evenly over the source, is the test"
-  add("--held_out", type=float, metavar="FRACTION", help=held_out)
+  add("--held_out", type=of(Share, "--held_out"), metavar="FRACTION", help=held_out)
   add("--transform", default="none", choices=crops.TRANSFORMS)
-  add("--resolution", type=int, help="side of the square")
+  add("--resolution", type=of(Size, "--resolution"), help="side of the square")
   add("--filter", choices=sorted(crops.FILTERS), help="of center-crop (lanczos, as in EDM)")
   add("--channels", type=int, choices=(1, 3), help="1 or 3; by default as the first image")
   add("--labels", help="none, a JSON file {name: class} or EDM's, or a column of parquet files")
-  add("--num_classes", type=int, help="where it is more than the labels show")
+  add(
+    "--num_classes",
+    type=of(SizeOrNone, "--num_classes"),
+    help="where it is more than the labels show",
+  )
   add("--image_column", default="image", help="of parquet files (image)")
   kinds = ",".join(image_files.CONVERSIONS)
   add("--convert", default="", metavar="KINDS", help=f"what may be made 8 bits of RGB: {kinds}")
-  add("--max_bad", type=int, default=0, help="images that cannot be read and are left out (0)")
+  add(
+    "--max_bad",
+    type=of(CountOrNone, "--max_bad"),
+    default=0,
+    help="images that cannot be read and are left out (0)",
+  )
   add("--latents", metavar="VAE.safetensors", help="keep mean and std of the SD-VAE's latents")
   add("--convention", default="scm", help="of latents: scm or edm2 (scm)")
-  add("--batch_size", type=int, default=8, help="of the autoencoder (8)")
+  add("--batch_size", type=of(Size, "--batch_size"), default=8, help="of the autoencoder (8)")
   add("--licence", default="", help="a note on the images, for the manifest")
-  add("--workers", type=int, help="processes; by default one for each core, 0: none beside this")
+  add(
+    "--workers",
+    type=of(CountOrNone, "--workers"),
+    help="processes; by default one for each core, 0: none beside this",
+  )
   args = parser.parse_args(argv)
   if args.validate is None and (args.source is None or args.out is None):
     parser.error("give a SOURCE and --out DIR, or --validate DIR")
@@ -97,7 +116,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from cmjax.data.prepare import encoding  # here, as JAX takes seconds to start
 
     encoder = encoding.encoder(args.latents, args.convention, batch_size=args.batch_size)
-  out = args.out.expanduser()
+  out = Path(args.out)
   with lock.hold(out):
     for split, chosen in _splits(args, len(pictures)):
       made = writing.prepare(
@@ -126,7 +145,7 @@ def _splits(args: argparse.Namespace, num: int) -> list[tuple[str, np.ndarray | 
   return [("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))]
 
 
-def _validate(path: Path) -> int:
+def _validate(path: str) -> int:
   from cmjax.data.prepare import validation
 
   report = validation.validate(path)

@@ -18,6 +18,8 @@ from PIL import Image
 
 from cmjax import experiment, pages
 from cmjax.base import sharding
+from cmjax.base.ranges import Folder
+from cmjax.commands import common
 from cmjax.experiment import Experiment
 from cmjax.program import score_files, train
 from cmjax.run import writer
@@ -81,9 +83,12 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
+  parser.add_argument(
+    "--workdir", type=common.argument(Folder, "--workdir"), default="runs/quickstart"
+  )
   parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
   args = parser.parse_args(argv)
+  args.workdir = Path(args.workdir)
   # Ours only, as in `cmjax.main`.
   logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
   logging.getLogger("absl").setLevel(logging.ERROR)

@@ -5,11 +5,12 @@
 They are for the first Frechet evaluator of config.evals. Its reference=FILE then reads them.
 """
 
+from cmjax.base.ranges import Folder
 from cmjax.commands import common
 
 CONFIG_FROM = common.ConfigFrom.FLAG
 TO = common.Flag(
-  "to", str, None, "The file to write: .npz or .pkl.", "the file to write: statistics.npz"
+  "to", Folder, None, "The file to write: .npz or .pkl.", "the file to write: statistics.npz"
 )
 FLAGS = (TO, *common.PROCESSES, common.COMPILE_CACHE)
 NEEDS = (TO,)

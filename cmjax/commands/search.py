@@ -5,10 +5,18 @@
 The times are written into the run. The verbs sample and evaluate then use them.
 """
 
+from typing import Annotated
+
+from cmjax.base.ranges import Range
 from cmjax.commands import common
 
 CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
-NUM_PROBES = common.Flag("num_probes", int, 12, "How many tries for each intermediate time.")
+NUM_PROBES = common.Flag(
+  "num_probes",
+  Annotated[int, Range(5, 1_000, why="Three bracket, two refine.")],
+  12,
+  "How many tries for each intermediate time.",
+)
 FLAGS = (
   *(common.WORKDIR, common.SAMPLER, common.NUM_SAMPLES, NUM_PROBES, common.SEED),
   common.COMPILE_CACHE,

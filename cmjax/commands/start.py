@@ -2,10 +2,11 @@
 
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -14,7 +15,19 @@ from cmjax.commands import common, configs
 from cmjax.commands.common import Flag
 
 MODES = ("train", "sample", "evaluate", "reference", "search", "measure", "verify", "plan", "show")
-_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_boolean}
+
+
+class _Typed(flags.ArgumentParser):
+  """Reads a flag by what it may be."""
+
+  def __init__(self, flag: Flag):
+    self._flag = flag
+
+  def parse(self, argument: Any) -> Any:
+    """The value; a default is one already."""
+    flag = self._flag
+    is_text = isinstance(argument, str)
+    return common.typed(argument, flag.kind, f"--{flag.name}") if is_text else argument
 
 
 class Command(NamedTuple):
@@ -54,13 +67,16 @@ def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None
     module = importlib.import_module(f"cmjax.commands.{name if name in MODES else MODES[0]}")
     workdir = configs.take(plain, "workdir")[0]
     config = configs.load(spec, workdir, module.CONFIG_FROM)
-    _define(values, config, plain, module.FLAGS if verb else None)
+    plain = plain if config is None else configs.override(config, plain)
+    _define(values, module.FLAGS if verb else None)
     others = values([argv[0], *plain])[1:]  # --help ends here
   except flags.UnrecognizedFlagError as error:
     program = f"cmjax {verb}" if verb else "python -m cmjax.main"
     _exit(f"{error} ({program} --help has the flags)")
   except (flags.Error, ValueError, OSError) as error:
-    _exit(error)
+    _exit(re.sub("(?s)^flag --.*?: (?=--)", "", str(error)))  # ours begin with the flag
+  except Exception as error:
+    sys.exit(common.told(error))
   command = Command(module, f"cmjax {verb}" if verb else f"--mode={name}", values, config)
   if wrong := _wrong(command, others):
     _exit(wrong)
@@ -81,23 +97,19 @@ def _wrong(command: Command, others: Sequence[str]) -> str | None:
   return None
 
 
-def _define(
-  values: flags.FlagValues,
-  config: ConfigDict | None,
-  argv: Sequence[str],
-  of_verb: Sequence[Flag] | None,
-) -> None:
+def _define(values: flags.FlagValues, of_verb: Sequence[Flag] | None) -> None:
   """Defines the flags of a verb; None: of all verbs, and --mode."""
   names = ["config"]
-  if config is None:
-    flags.DEFINE_string("config", None, common.ConfigFrom.FLAG.value, flag_values=values)
-  else:
-    configs.define(config, argv, values)
+  flags.DEFINE_string("config", None, common.ConfigFrom.FLAG.value, flag_values=values)
   if of_verb is None:
     flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.", flag_values=values)
     names.append("mode")
   for flag in _all_flags() if of_verb is None else of_verb:
-    _DEFINE[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
+    if flag.kind is bool:
+      flags.DEFINE_boolean(flag.name, flag.default, flag.help, flag_values=values)
+      values[flag.name].parser = _Typed(flag)
+    else:
+      flags.DEFINE(_Typed(flag), flag.name, flag.default, flag.help, flag_values=values)
     names.append(flag.name)
   for name in names:  # absl's --help shows these, and --helpfull those of all libraries
     values.register_key_flag_for_module(sys.argv[0], values[name])
@@ -136,13 +148,8 @@ def run(command: Command) -> int | None:
   logging.getLogger().setLevel(logging.WARNING)
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("cmjax").setLevel(logging.INFO)
-  try:
-    return command.verb.run(command.values, command.config)
-  except (ValueError, OSError, FloatingPointError) as error:
-    logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
-    _exit(error)
+  return common.answered(lambda: command.verb.run(command.values, command.config))
 
 
 def _exit(message: object) -> NoReturn:
-  print(f"cmjax: {message}", file=sys.stderr)  # noqa: T201
-  sys.exit(1)
+  sys.exit(common.refuse(message))

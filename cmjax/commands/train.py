@@ -5,7 +5,8 @@
 
 The first starts a run, or goes on with it. The second goes on with the config that the run has.
 Every value of the config can be set: --config.optim.lr=3e-4. Exit codes: 0 done; 75 interrupted by
-SIGTERM or SIGINT, state saved, start the same command again; 1 an error.
+a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, ...), state saved, start the same command again; 1 an
+error.
 """
 
 from cmjax.commands import common

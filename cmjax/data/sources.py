@@ -7,11 +7,12 @@ where there are no classes. Nothing here shuffles or scales: `pipeline.dataset` 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from cmjax.base.npz import opened
+from cmjax.base.ranges import Count, Place, Range, Seed, Share, Where
 from cmjax.data import image_files
 from cmjax.data import toy2d as toy2d_lib
 
@@ -79,7 +80,7 @@ def digits(*, split: str = "train") -> Source:
   return ArraySource(images, labels[chosen], num_classes=10)
 
 
-def npz(path: str | os.PathLike[str], *, split: str = "train") -> Source:
+def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
   """The arrays {split}_images, uint8 [n, h, w, c] or [n, h, w], and {split}_labels of an .npz.
 
   Labels are optional integers [n]; there are as many classes as the largest label of either
@@ -129,11 +130,11 @@ def _read_npz(path: Path, images: str) -> dict[str, np.ndarray]:
 
 
 def folder(
-  path: str | os.PathLike[str],
+  path: Place | os.PathLike[str],
   *,
   split: str = "train",
-  channels: int | None = None,
-  held_out: float = 0.0,
+  channels: Annotated[int, Range(1, 3)] | None = None,
+  held_out: Share = 0.0,
 ) -> Source:
   """PNG and JPEG files of one size; in subfolders, each is a class, numbered by sorted name.
 
@@ -195,7 +196,10 @@ class _FolderSource(Source):
 
 
 def tfds(
-  dataset: str, *, split: str = "train", data_dir: str | os.PathLike[str] | None = None
+  dataset: str,
+  *,
+  split: str = "train",
+  data_dir: Annotated[str, Where(("gs://",))] | os.PathLike[str] | None = None,
 ) -> Source:
   """The features "image" and, if it is a class label, "label" of a prepared tfds data set.
 
@@ -280,7 +284,7 @@ class _TfdsSource(Source):
 
 
 def toy2d(
-  distribution: str, *, num_points: int = 65_536, seed: int = 0, split: str = "train"
+  distribution: str, *, num_points: Count = 65_536, seed: Seed = 0, split: str = "train"
 ) -> Source:
   """Points float32 [2] of a distribution of `toy2d.py`; the splits are independent draws."""
   _check_split(split)

@@ -4,20 +4,26 @@ Lengths that were not averaged while training: `posthoc`, and `python -m cmjax.e
 """
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from cmjax.base.ranges import Count, Positive, Range, Share
 from cmjax.types import Array, Params
 
+Width = Annotated[float, Range(0, 12**-0.5, "()", "It is the share of the training: 0.05.")]
 # step (0 at the first update) -> beta of ema <- beta ema + (1 - beta) params
 Decay = Callable[[ArrayLike], Array]
 
 
 def half_life(
-  half_life_images: int | float, *, batch_size: int, rampup_ratio: float | None = 0.05
+  half_life_images: Annotated[int | float, Range(0, ends="(]")],
+  *,
+  batch_size: int,
+  rampup_ratio: Positive | None = 0.05,
 ) -> Decay:
   """beta = 0.5^(batch / h) with h = min(half_life, rampup_ratio * images seen) (EDM, section 4.1).
 
@@ -54,7 +60,7 @@ def update(
   return {name: one(name) for name in averages}
 
 
-def constant(beta: float) -> Decay:
+def constant(beta: Share) -> Decay:
   """The same beta at every update, as the papers on consistency models state theirs.
 
   0.9999 in CM, 0.99993 in iCT on CIFAR-10. The average starts as a copy
@@ -92,7 +98,7 @@ def power_gamma(sigma_rel: float) -> float:
   return float(np.roots([1.0, 7.0, 16.0 - t, 12.0 - t]).real.max())
 
 
-def power(sigma_rel: float, batch_size: int) -> Decay:
+def power(sigma_rel: Width, batch_size: int) -> Decay:
   """beta = (1 - d / t)^(gamma + 1) after t images in batches of d.
 
   A profile t^gamma that grows with the training: initial weights never count, and the average is
@@ -118,7 +124,10 @@ def power(sigma_rel: float, batch_size: int) -> Decay:
 
 
 def curriculum(
-  curriculum: Callable[[ArrayLike], Array], s0: int, mu0: float, convention: str = "paper"
+  curriculum: Callable[[ArrayLike], Array],
+  s0: Count,
+  mu0: Annotated[float, Range(0, 1, "()")],
+  convention: str = "paper",
 ) -> Decay:
   """mu(k) = exp(s0 ln(mu0) / N(k)): the target network's average in consistency training (CM).
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax import latents
+from cmjax.base import paths
 from cmjax.base.batching import in_batches
 from cmjax.convert import autoencoder, files
 from cmjax.experiment.fields import Samples
@@ -100,7 +101,7 @@ def _digest(path: Path, changed: int) -> str:
 
 
 def _existing(vae: str) -> Path:
-  path = Path(vae).expanduser()
+  path = paths.local(vae)
   if not path.is_file():
     raise ValueError(
       f"data.records.vae={vae!r}: there is no such file. Give the SD-VAE's "

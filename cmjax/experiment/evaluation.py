@@ -3,13 +3,14 @@
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.base import parts, sharding
+from cmjax.base import parts, paths, ranges, sharding
+from cmjax.base.ranges import Count, Place, PlaceOrNone
 from cmjax.convert import files
 from cmjax.data import sources
 from cmjax.experiment import sampling
@@ -65,7 +66,7 @@ def detector(
       f"{what}: features {name!r} need {what}.weights, the file of "
       f"{'one' if name == 'classifier' else 'them'}. Nothing is downloaded."
     )
-  path = Path(weights).expanduser()
+  path = paths.local(weights)
   if name != "classifier":
     return detectors.load(name, path, variant=variant, mesh=mesh)
   features, made = classifier.features(path), classifier.load(path)
@@ -268,10 +269,25 @@ def _open_frechet(kwargs: Mapping[str, Any], what: str, setting: Setting) -> met
 
 
 IMAGE_SCORES = ("num_samples", "batch_size", "best_of")
-SCORER = (
-  *("scores", "per_class", "features", "weights", "variant", "rounding", "reference", "floor"),
-  *scoring.Options._fields,
-)
+SCORER: dict[str, Any] = {
+  "scores": tuple[str, ...],
+  "per_class": bool,
+  "features": str,
+  "weights": PlaceOrNone,
+  "variant": str | None,
+  "rounding": str | None,
+  "reference": Place,
+  "floor": bool,
+  **ranges.of(scoring.Options),
+}
+# What the section of any evaluator may say.
+ABOUT_EVALUATOR: dict[str, Any] = {
+  "name": str,
+  "every_steps": Count,
+  "samplers": tuple[str, ...],
+  "emas": tuple[str, ...],
+  "at_start": bool,
+}
 
 
 class Row(NamedTuple):
@@ -279,7 +295,7 @@ class Row(NamedTuple):
 
   open: Callable[[Mapping[str, Any], str, Setting], metrics.Evaluator]
   arguments_of: Callable[..., metrics.Evaluator]
-  others: tuple[str, ...] = ()
+  others: Mapping[str, Any] = MappingProxyType({})
 
 
 EVALUATORS = {
@@ -342,8 +358,6 @@ def _check_arguments(row: Row, what: str, kwargs: Mapping[str, Any]) -> None:
     raise ValueError(f"{what} takes no {', '.join(unknown)}. It takes: {', '.join(accepted)}.")
   if missing := sorted(set(required) - set(kwargs)):
     raise ValueError(f"{what} needs {', '.join(missing)}. It takes: {', '.join(accepted)}.")
-  counts = {key: value for key, value in kwargs.items() if key in IMAGE_SCORES}
-  metrics.check_counts(**counts)
 
 
 def _absent(what: str, name: str, section: Section, samples: Samples) -> str | None:

@@ -6,13 +6,14 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from cmjax import ema
+from cmjax.base.ranges import Count, Range, Seed, SigmaData
 from cmjax.data import sources
 from cmjax.metrics import evaluators as metrics
 from cmjax.run.snapshots import Plan
@@ -205,23 +206,23 @@ class Run(NamedTuple):
     probe_every_steps: how often the jvp is compared with a difference; None: never.
   """
 
-  seed: int
-  total_steps: int
-  batch_size: int
-  sigma_data: float
+  seed: Seed
+  total_steps: Count
+  batch_size: Count
+  sigma_data: SigmaData
   flip: bool = False
-  microbatch: int | None = None
-  steps_per_dispatch: int = 1
-  loss_scale: float = 1.0
-  log_every_steps: int = 100
-  save_every_steps: int = 1_000
-  keep: int = 2
+  microbatch: Count | None = None
+  steps_per_dispatch: Count = 1
+  loss_scale: Annotated[float, Range(0, ends="(]", why="For float16 try 32768.")] = 1.0
+  log_every_steps: Count = 100
+  save_every_steps: Count = 1_000
+  keep: Count = 2
   asynchronous: bool = True
   mesh: Mapping[str, Any] = _NOTHING
   nonfinite: str = "stop"
-  spike_factor: float | None = 10.0
+  spike_factor: Annotated[float, Range(1, ends="(]")] | None = 10.0
   on_spike: str = "warn"
-  probe_every_steps: int | None = None
+  probe_every_steps: Count | None = None
 
 
 class Experiment(NamedTuple):

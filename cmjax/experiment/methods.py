@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from cmjax import distances, edm, ema, guidance, latents, tangent, times, weighting
-from cmjax.base import parts
+from cmjax.base import parts, paths
 from cmjax.base.npz import opened
 from cmjax.experiment import optimizers
 from cmjax.experiment.fields import Method
@@ -453,7 +453,8 @@ def _lpips_weights(section: Section) -> Params | None:
   """The weights of the LPIPS network, from the file that the distance names; else None."""
   if section["name"] != "lpips":
     return None
-  path = Path(section.get("path", "")).expanduser()
+  named = section.get("path") or ""
+  path = paths.local(named, "loss.distance.path") if named else Path()
   if not path.is_file():
     raise ValueError(
       f"loss.distance 'lpips' needs loss.distance.path, an .npz with its weights; got "
@@ -473,25 +474,41 @@ def _lpips_weights(section: Section) -> Params | None:
 
 
 class Row(NamedTuple):
-  """A method: its factory, its title, and the paper that it is from."""
+  """A method: its factory, its title, the paper, and the functions whose arguments its section has.
+
+  The section names some of these arguments as another function does: those are left to that.
+  """
 
   make: Callable[[Scene, str, dict[str, Any]], Method]
   title: str
   paper: str
+  takes: tuple[Callable[..., Any], ...]
 
 
+SCM = (continuous.loss, times.lognormal)
+CONTINUOUS_2023 = (continuous_2023.loss,)
 # iCT and ECT are "ct" with other pairs, distance and weight; discrete sCM is "sct" and "scd" with
 # the tangent "discrete"; sCD+VSD and multistep sCD are "scd" with arguments.
 METHODS = {
   "diffusion": Row(
-    _diffusion, "diffusion teachers (EDM, TrigFlow)", "arXiv 2206.00364, 2410.11081"
+    _diffusion,
+    "diffusion teachers (EDM, TrigFlow)",
+    "arXiv 2206.00364, 2410.11081",
+    (diffusion.loss, times.lognormal),
   ),
-  "sct": Row(_scm, "sCT: continuous-time consistency training", "arXiv 2410.11081"),
-  "scd": Row(_scm, "sCD: continuous-time consistency distillation", "arXiv 2410.11081"),
+  "sct": Row(_scm, "sCT: continuous-time consistency training", "arXiv 2410.11081", SCM),
+  "scd": Row(_scm, "sCD: continuous-time consistency distillation", "arXiv 2410.11081", SCM),
   "ct": Row(
-    _discrete, "CT, iCT, ECT: consistency training", "arXiv 2303.01469, 2310.14189, 2406.14548"
+    _discrete,
+    "CT, iCT, ECT: consistency training",
+    "arXiv 2303.01469, 2310.14189, 2406.14548",
+    (discrete.loss,),
   ),
-  "cd": Row(_discrete, "CD: consistency distillation", "arXiv 2303.01469"),
-  "ct_continuous": Row(_continuous_2023, "CT in continuous time as of 2023", "arXiv 2303.01469"),
-  "cd_continuous": Row(_continuous_2023, "CD in continuous time as of 2023", "arXiv 2303.01469"),
+  "cd": Row(_discrete, "CD: consistency distillation", "arXiv 2303.01469", (discrete.loss,)),
+  "ct_continuous": Row(
+    _continuous_2023, "CT in continuous time as of 2023", "arXiv 2303.01469", CONTINUOUS_2023
+  ),
+  "cd_continuous": Row(
+    _continuous_2023, "CD in continuous time as of 2023", "arXiv 2303.01469", CONTINUOUS_2023
+  ),
 }

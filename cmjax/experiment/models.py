@@ -3,12 +3,13 @@
 import contextlib
 import functools
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Annotated, Any
 
 from jax.sharding import Mesh
 
 from cmjax import edm, latents, networks
 from cmjax.base import parts, sharding
+from cmjax.base.ranges import CountOrNone, Place, Size, SizeOrNone, Where
 from cmjax.data import mirror, pipeline, records, sources
 from cmjax.experiment import decoding
 from cmjax.experiment.fields import Experiment, Samples
@@ -17,13 +18,13 @@ from cmjax.types import Batch, Network
 
 
 def _records(
-  path: str,
+  path: Annotated[str, Where(mirror.SCHEMES, empty=True)],
   *,
   split: str = "train",
   latents: str | None = None,
-  vae: str | None = None,
-  max_corrupt: int = 0,
-  cache: str = mirror.CACHE,
+  vae: Place | None = None,
+  max_corrupt: CountOrNone = 0,
+  cache: Place = mirror.CACHE,
 ) -> sources.Source:
   """`records.records`, of pixels or, by its name, of latents of one convention.
 
@@ -50,6 +51,18 @@ NETWORKS = {
   "adm": networks.ADM,
   "edm2": networks.EDM2,
   "dit": networks.DiT,
+}
+# What a section of a network may say, whatever the network.
+ABOUT_NETWORK: dict[str, Any] = {
+  "name": str,
+  "dtype": str,
+  "matmul_precision": str | None,
+  "preconditioning": str,
+  **{key: Size for key in ("resolution", "in_channels", "dim")},
+  "shape": tuple[Size, ...],
+  "num_classes": SizeOrNone,
+  "guidance": bool,
+  "segment": bool,
 }
 # What a tangent can have of its own.
 PRECISION = ("dtype", "matmul_precision")

@@ -3,13 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import optax
 import optax.contrib
 
 from cmjax import ema
-from cmjax.base import parts
+from cmjax.base import parts, ranges
+from cmjax.base.ranges import Count, CountOrNone, NonNegative, Positive, Range, Share
 from cmjax.experiment.sections import Section, call, pick, pick_part, read
 from cmjax.run.snapshots import DTYPES, Plan
 from cmjax.training import optim
@@ -46,6 +47,20 @@ def _optax_schedules() -> dict[str, tuple[Callable[..., optax.Schedule], str]]:
 
 SCHEDULES = {"constant": optim.constant, "inverse_sqrt": optim.inverse_sqrt}
 OPTIMIZERS = {"adam": optim.adam, "radam": optim.radam}  # as the papers have them
+# The ranges of what these and optax's take; of an argument that is not here, any finite number.
+RATE: dict[str, Any] = {
+  "name": str,
+  "lr": NonNegative,
+  "clip_norm": ranges.of(optim.adam)["clip_norm"],
+}
+OPTAX: dict[str, Any] = {
+  **{key: Share for key in ("b1", "b2", "b3", "beta1", "beta2", "decay")},
+  **{key: Positive for key in ("eps", "decay_rate", "power", "exponent", "peak_value")},
+  **{key: NonNegative for key in ("eps_root", "weight_decay", "alpha", "end_value", "init_value")},
+  "momentum": Annotated[float | None, Range(0, 1, "[)")],
+  "decay_steps": Count,
+  **{key: CountOrNone for key in ("warmup_steps", "transition_steps", "transition_begin")},
+}
 OPTAX_SCHEDULES, OPTAX_OPTIMIZERS = _optax_schedules(), _optax_optimizers()
 AVERAGES = {"half_life": ema.half_life, "constant": ema.constant, "power": ema.power}
 
@@ -108,19 +123,18 @@ def snapshots(section: Section | None, averages: Mapping[str, Section]) -> Plan 
   """What `config.snapshots` (every_steps, emas, dtype) asks for; None where there is none."""
   if not section:
     return None
-  return call(functools.partial(_snapshots, averages), "snapshots", **dict(section))
+  return call(functools.partial(make_plan, averages), "snapshots", **dict(section))
 
 
-def _snapshots(
+def make_plan(
   averages: Mapping[str, Section],
   *,
-  every_steps: int,
+  every_steps: Count,
   emas: tuple[str, ...],
   dtype: str = "float16",
 ) -> Plan:
+  """Which of a config's averages are stored as snapshots, and when."""
   pick(DTYPES, dtype, "dtype (snapshots.dtype)")
-  if every_steps < 1:
-    raise ValueError(f"snapshots.every_steps={every_steps} must be at least 1.")
   sections = {name: pick(averages, name, "average (snapshots.emas)") for name in emas}
   power = [name for name, section in averages.items() if section["name"] == "power"]
   if not sections or not set(sections) <= set(power):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cmjax.base import parts
-from cmjax.experiment import evaluation, methods, models, optimizers, sampling, state
+from cmjax.experiment import declared, evaluation, methods, models, optimizers, sampling, state
 from cmjax.experiment import run as runs
 from cmjax.experiment.fields import Experiment, Run, Samples, Stored
 from cmjax.experiment.sections import Section, lacks_input
@@ -29,11 +29,12 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     config: as in `configs/`, or a record of one.
 
   Raises:
-    ValueError: a part is missing, unknown, or takes other arguments.
+    ValueError: a part is missing, unknown, or takes other arguments; a value cannot be meant.
   """
   record = _plain(config)
   if missing := [key for key in KEYS if key not in record]:
     raise ValueError(f"The config needs {', '.join(KEYS)}; not there: {', '.join(missing)}.")
+  record = declared.checked(record)
   run = runs.run(record)
   network = models.network(record["net"], run.sigma_data)
   samples = models.samples(record["net"], record["data"])
@@ -73,22 +74,6 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Experiment:
 PARTS = ("network", "method", "source", "tx", "schedule", "samplers", "evaluators", "averages")
 # Where the record says what a part is.
 SECTIONS = {"network": "net", "method": "loss", "source": "data", "tx": "optim"}
-# The plain numbers, where the record has them.
-_NUMBERS = {
-  **{key: (key,) for key in ("seed", "total_steps", "batch_size", "sigma_data", "nonfinite")},
-  "log_every_steps": ("log_every_steps",),
-  "microbatch": ("microbatch",),
-  "steps_per_dispatch": ("steps_per_dispatch",),
-  "save_every_steps": ("checkpoint", "every_steps"),
-  "keep": ("checkpoint", "keep"),
-  "asynchronous": ("checkpoint", "asynchronous"),
-  "flip": ("data", "flip"),
-  "loss_scale": ("optim", "loss_scale"),
-  "mesh": ("mesh",),
-  "spike_factor": ("doctor", "spike_factor"),
-  "on_spike": ("doctor", "on_spike"),
-  "probe_every_steps": ("doctor", "probe_every_steps"),
-}
 # What a section says of other things than the part that it names.
 _KEPT = {
   "network": ("resolution", "in_channels", "dim", "shape", "num_classes", "guidance", "segment"),
@@ -123,7 +108,7 @@ def stored_record(experiment: Experiment) -> dict[str, Any]:
   """
   record = _plain(experiment.record)
   parsed_run = runs.run(record) if record else None
-  for field, path in _NUMBERS.items():
+  for field, path in runs.NUMBERS.items():
     value = getattr(experiment.run, field)
     if parsed_run is None or value != getattr(parsed_run, field):
       _put(record, path, value)
@@ -200,6 +185,8 @@ def describe(record: Mapping[str, Any], network: Network | None = None) -> Descr
     network: the run's own, where it was handed in from Python.
   """
   record = _plain(record)
+  used = {key: record[key] for key in ("sigma_data", "net", "data") if key in record}
+  record |= declared.checked(used)
   run = runs.run(record)
   if network is None or not handed_in(record, "network"):
     network = models.network(record["net"], run.sigma_data)

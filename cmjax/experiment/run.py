@@ -5,18 +5,34 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from cmjax.base import sharding
+from cmjax.base import ranges, sharding
 from cmjax.experiment.fields import Run
 from cmjax.experiment.sections import Section, call, pick
 from cmjax.training import microbatch
 
+# Where a record has the fields of a `Run`.
+NUMBERS = {
+  **{key: (key,) for key in ("seed", "total_steps", "batch_size", "sigma_data", "nonfinite")},
+  "log_every_steps": ("log_every_steps",),
+  "microbatch": ("microbatch",),
+  "steps_per_dispatch": ("steps_per_dispatch",),
+  "save_every_steps": ("checkpoint", "every_steps"),
+  "keep": ("checkpoint", "keep"),
+  "asynchronous": ("checkpoint", "asynchronous"),
+  "flip": ("data", "flip"),
+  "loss_scale": ("optim", "loss_scale"),
+  "mesh": ("mesh",),
+  "spike_factor": ("doctor", "spike_factor"),
+  "on_spike": ("doctor", "on_spike"),
+  "probe_every_steps": ("doctor", "probe_every_steps"),
+}
 NONFINITE = ("stop", "skip", "roll_back")
 ON_SPIKE = ("warn", "stop", "roll_back")
 DOCTOR: dict[str, Any] = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
 
 
 def run(config: Mapping[str, Any]) -> Run:
-  """The numbers of a config, or an error for those that cannot be."""
+  """The numbers of a config."""
   saving = config["checkpoint"]
   made = Run(
     seed=config["seed"],
@@ -26,7 +42,7 @@ def run(config: Mapping[str, Any]) -> Run:
     flip=config["data"].get("flip", False),
     microbatch=config.get("microbatch"),
     steps_per_dispatch=config.get("steps_per_dispatch", 1),
-    loss_scale=_loss_scale(config["optim"]),
+    loss_scale=float(config["optim"].get("loss_scale", 1.0)),
     log_every_steps=config["log_every_steps"],
     save_every_steps=saving["every_steps"],
     keep=saving["keep"],
@@ -47,40 +63,29 @@ def make_mesh(run: Run, devices: list[Any] | None = None) -> Mesh:
 
 
 def check(run: Run, every_steps: Mapping[str, int]) -> None:
-  """Raises for numbers below 1, and for intervals that a dispatch of several steps passes over.
+  """Raises for numbers that cannot be meant, and for intervals that a dispatch passes over.
 
   Args:
     run: the numbers.
     every_steps: {key of the config: interval} of the evaluators.
   """
-  counts = {
+  hints = ranges.of(Run)
+  for field, value in run._asdict().items():
+    ranges.meant(value, hints[field], ".".join(NUMBERS[field]))
+  num_steps = run.steps_per_dispatch
+  intervals = {
     "total_steps": run.total_steps,
-    "batch_size": run.batch_size,
     "log_every_steps": run.log_every_steps,
     "checkpoint.every_steps": run.save_every_steps,
-    "checkpoint.keep": run.keep,
     **every_steps,
-    "steps_per_dispatch": run.steps_per_dispatch,
+    "doctor.probe_every_steps": run.probe_every_steps or num_steps,
   }
-  for key, value in counts.items():
-    if value < 1:
-      raise ValueError(f"{key}={value} must be at least 1.")
-  num_steps = run.steps_per_dispatch
-  counts["doctor.probe_every_steps"] = run.probe_every_steps or num_steps
-  for key, value in counts.items():
-    if (key == "total_steps" or key.endswith("every_steps")) and value % num_steps:
+  for key, value in intervals.items():
+    if ranges.meant(value, ranges.Count, key) % num_steps:
       raise ValueError(
         f"{key}={value} must be a multiple of steps_per_dispatch={num_steps}: nothing happens "
         "within a dispatch. Change one of them."
       )
-
-
-def _loss_scale(section: Section) -> float:
-  """`optim.loss_scale`: by what the loss is multiplied for a body in float16; 1 without."""
-  scale = section.get("loss_scale", 1.0)
-  if not scale > 0:
-    raise ValueError(f"optim.loss_scale={scale} must be positive; for float16 try 2.0**15.")
-  return float(scale)
 
 
 def _doctor(section: Section | None) -> dict[str, Any]:
@@ -90,11 +95,4 @@ def _doctor(section: Section | None) -> dict[str, Any]:
     raise ValueError(f"config.doctor has {', '.join(unknown)}. It knows: {', '.join(DOCTOR)}.")
   found = DOCTOR | section
   pick(ON_SPIKE, found["on_spike"], "policy (doctor.on_spike)")
-  if found["spike_factor"] is not None and not found["spike_factor"] > 1:
-    raise ValueError(
-      f"doctor.spike_factor={found['spike_factor']} must be above 1, or None to look for none."
-    )
-  every = found["probe_every_steps"]
-  if every is not None and every < 1:
-    raise ValueError(f"doctor.probe_every_steps={every} must be at least 1, or None for never.")
   return found

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,20 @@ from jax.sharding import Mesh
 
 from cmjax import guidance, samplers, times
 from cmjax.base import parts, sharding
+from cmjax.base.ranges import Angle, Exponent, InnerAngle, Place, Range, Scale, Sigma
 from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
 from cmjax.experiment.sections import Section, arguments, call, lacks_input, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
 from cmjax.samplers import conventions
 from cmjax.types import Array, Cond, Model, NetFn
 
-GUIDANCE = {  # name -> its arguments
-  "input": ("scale",),
-  "classifier_free": ("scale", "interval"),
-  "autoguidance": ("scale", "interval", "workdir", "ema"),
+_INTERVAL = tuple[Angle, Angle] | None
+GUIDANCE: dict[str, dict[str, Any]] = {  # name -> its arguments
+  "input": {"scale": Scale},
+  "classifier_free": {"scale": Scale, "interval": _INTERVAL},
+  "autoguidance": {"scale": Scale, "interval": _INTERVAL, "workdir": Place, "ema": str},
 }
+ABOUT_SAMPLER: dict[str, Any] = {"name": str, "searched": bool}  # whatever the sampler
 
 
 class Trained(NamedTuple):
@@ -48,10 +51,10 @@ class Trained(NamedTuple):
 def _ode_times(
   trained: Trained,
   *,
-  num_steps: int,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  num_steps: Annotated[int, Range(2, 2**16)],
+  sigma_min: Sigma = 0.002,
+  sigma_max: Sigma = 80.0,
+  rho: Exponent = 7.0,
 ) -> np.ndarray:
   sigmas = dict(sigma_data=trained.sigma_data, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
   return times.ode_times(num_steps, **sigmas)
@@ -60,9 +63,9 @@ def _ode_times(
 def _few_times(
   trained: Trained,
   *,
-  mid_times: tuple[float, ...] = (),
-  mid_sigmas: tuple[float, ...] = (),
-  sigma_max: float = 80.0,
+  mid_times: tuple[InnerAngle, ...] = (),
+  mid_sigmas: tuple[Sigma, ...] = (),
+  sigma_max: Sigma = 80.0,
 ) -> np.ndarray:
   sigma_data = trained.sigma_data
   if mid_times and mid_sigmas:
@@ -70,8 +73,10 @@ def _few_times(
       "sampler (consistency) takes mid_times (angles) or mid_sigmas (noise levels), not both."
     )
   if mid_sigmas:
-    mid_times = conventions.consistency_times_from_sigmas(*mid_sigmas, sigma_data=sigma_data)
-  return times.consistency_times(*mid_times, sigma_data=sigma_data, sigma_max=sigma_max)
+    angles = conventions.consistency_times_from_sigmas(*mid_sigmas, sigma_data=sigma_data)
+  else:
+    angles = mid_times
+  return times.consistency_times(*angles, sigma_data=sigma_data, sigma_max=sigma_max)
 
 
 def _segment_times(trained: Trained) -> np.ndarray:

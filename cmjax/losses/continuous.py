@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import tangent, times, trigflow
+from cmjax.base.ranges import CountOrNone, Positive, Scale, Size
 from cmjax.losses import means
 from cmjax.times import SampleT
 from cmjax.types import Array, Cond, LossFn, Metrics, Network, Params, Time, VelocityFn
@@ -63,12 +64,12 @@ def loss(
   weighting: Weighting,
   *,
   sigma_data: float,
-  c: float = 0.1,
-  warmup_steps: int = 10_000,
+  c: Positive = 0.1,
+  warmup_steps: CountOrNone = 10_000,
   norm: str = "l2",
   estimator: tangent.Estimator = tangent.tangent,
-  guidance: tuple[float, float] | None = None,
-  num_segments: int = 1,
+  guidance: tuple[Scale, Scale] | None = None,
+  num_segments: Size = 1,
   tangent_net: Network | None = None,
 ) -> LossFn:
   """Algorithm 1 of sCM (Lu & Song 2024, appendix A).

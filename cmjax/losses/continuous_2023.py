@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import edm, tangent, trigflow
+from cmjax.base.ranges import Exponent, Sigma
 from cmjax.distances import Distance
 from cmjax.losses import means
 from cmjax.types import Data, LossFn, Network, Time, VelocityFn
@@ -81,9 +82,9 @@ def loss(
   distance: Distance | str = "squared_l2",
   *,
   sigma_data: float,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  sigma_min: Sigma = 0.002,
+  sigma_max: Sigma = 80.0,
+  rho: Exponent = 7.0,
   stop_gradient: bool = True,
   norm_form: bool = False,
 ) -> LossFn:

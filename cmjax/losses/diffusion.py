@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import trigflow
+from cmjax.base.ranges import Share
 from cmjax.losses import means
 from cmjax.times import SampleT
 from cmjax.types import LossFn, Network
@@ -16,7 +17,7 @@ def loss(
   weighting: Weighting,
   *,
   sigma_data: float,
-  label_dropout: float = 0.0,
+  label_dropout: Share = 0.0,
 ) -> LossFn:
   """E[e^w(t) / D || F - v_t / sigma_data ||^2 - w(t)], v_t = cos(t) z - sin(t) x_0 (sCM, eq. 4).
 

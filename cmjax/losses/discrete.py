@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import edm, trigflow
+from cmjax.base.ranges import Positive, SigmaOrZero
 from cmjax.distances import Distance
 from cmjax.losses import means
 from cmjax.times import Curriculum, SamplePair
@@ -91,11 +92,11 @@ def loss(
   distance: Distance,
   *,
   sigma_data: float,
-  sigma_min: float = 0.0,
+  sigma_min: SigmaOrZero = 0.0,
   weight: str = "uniform",
   weight_level: str = "smaller",
   target: str = "current",
-  loss_scale: float = 1.0,
+  loss_scale: Positive = 1.0,
   curriculum: Curriculum | None = None,
 ) -> LossFn:
   """The consistency loss between neighbouring levels (table above).

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax import trigflow
+from cmjax.base.ranges import NonNegative, Scale
 from cmjax.losses import continuous, diffusion, means
 from cmjax.times import SampleT
 from cmjax.types import LossFn, Network, VelocityFn
@@ -20,8 +21,8 @@ def loss(
   weighting_fake: Weighting,
   *,
   sigma_data: float,
-  lambda_vsd: float = 1.0,
-  guidance: tuple[float, float] | None = None,
+  lambda_vsd: NonNegative = 1.0,
+  guidance: tuple[Scale, Scale] | None = None,
 ) -> LossFn:
   """L_consistency + lambda_vsd L_VSD(theta, psi) + L_Diff(phi), in one backward pass.
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.base.ranges import Size
 from cmjax.types import Array
 
 # Of each stage, torchvision's indices of its convolutions and their width; pooling is in between.
@@ -70,7 +71,7 @@ def check(weights: Mapping[str, Array | np.ndarray]) -> None:
 
 
 def distance(
-  weights: Mapping[str, Array | np.ndarray], *, pooling: str, resize: int | None = 224
+  weights: Mapping[str, Array | np.ndarray], *, pooling: str, resize: Size | None = 224
 ) -> Callable[[Array, Array], Array]:
   """d(a, b) = sum over five stages of mean over pixels of lin . (y_a - y_b)^2, y = unit features.
 
@@ -115,7 +116,7 @@ def distance(
   return lpips
 
 
-def _prepare(x: Array, resize: int | None) -> Array:
+def _prepare(x: Array, resize: Size | None) -> Array:
   """Images in [-1, 1] at the size and with the moments that VGG16 was trained for."""
   if x.ndim != 4 or x.shape[-1] != 3:
     raise ValueError(f"LPIPS is for images [b, h, w, 3], got {x.shape}: repeat a single channel.")

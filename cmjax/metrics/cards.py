@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmjax.base import paths
 from cmjax.base.atomic_files import replacing
 
 FORMAT = 1
@@ -46,7 +47,7 @@ def read(path: str | Path) -> dict[str, Any]:
   Raises:
     ValueError: there is no such file, or it is no card.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   try:
     card = json.loads(path.read_text())
     missing = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]

@@ -16,7 +16,6 @@ a file alone is enough to score with.
 import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cmjax.base import paths
 from cmjax.base.atomic_files import replacing
 from cmjax.base.npz import opened
 from cmjax.types import Array
@@ -180,7 +180,7 @@ def _chunks(function: Callable[..., Array], weights: Weights, images: np.ndarray
 
 def save(path: str | os.PathLike[str], classifier: Classifier) -> None:
   """Writes an .npz of plain arrays; a file that is there is replaced whole or not at all."""
-  path = Path(path).expanduser()
+  path = paths.local(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with replacing(path) as file:
     np.savez(file, **classifier.weights, **{k: classifier._asdict()[k] for k in _FACTS})
@@ -195,7 +195,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
   Raises:
     ValueError: there is no such file, or it is not a classifier of `save`.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   advice = "Train one: cmjax.metrics.classifier.train, then save (docs/methods.md)."
   if not path.is_file():
     raise ValueError(f"No classifier at {path}. {advice}")

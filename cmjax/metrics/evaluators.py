@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base.ranges import Count
 from cmjax.metrics import scoring, wasserstein
 from cmjax.metrics.detectors import Detector
 from cmjax.metrics.features import Everyone, Features, ImageBatch, Reference, alone, collect
@@ -106,7 +107,7 @@ def samples(
   everyone: Everyone = alone,
   *,
   emas: Sequence[str],
-  num_samples: int = 64,
+  num_samples: Count = 64,
 ) -> Evaluator:
   """Pictures: `num_samples` of each sampler and average, from the same noise at every call."""
 
@@ -162,9 +163,9 @@ def image_scores(
   to_images: Callable[[np.ndarray], np.ndarray],
   *,
   emas: Sequence[str],
-  num_samples: int,
-  batch_size: int,
-  best_of: int = 1,
+  num_samples: Count,
+  batch_size: Count,
+  best_of: Count = 1,
 ) -> Evaluator:
   """Scores of `num_samples` samples of each sampler and average, in any detector's features.
 
@@ -258,8 +259,8 @@ def sliced_wasserstein(
   everyone: Everyone = alone,
   *,
   emas: Sequence[str],
-  num_samples: int,
-  batch_size: int,
+  num_samples: Count,
+  batch_size: Count,
 ) -> Evaluator:
   """Sliced Wasserstein-2 distance of points; `floor` is that of two real draws of the same size."""
   reference, other = train[:num_samples], held_out[:num_samples]
@@ -284,7 +285,7 @@ def sliced_wasserstein(
 
 
 def throughput(
-  samplers: Mapping[str, Sampler], *, emas: Sequence[str], batch_size: int, num_batches: int = 3
+  samplers: Mapping[str, Sampler], *, emas: Sequence[str], batch_size: Count, num_batches: Count = 3
 ) -> Evaluator:
   """Images per second of each sampler: the median over batches, after one that may compile."""
 

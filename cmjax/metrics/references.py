@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base import paths
 from cmjax.base.atomic_files import replacing
 from cmjax.base.npz import opened
 from cmjax.convert import files, pickles
@@ -46,7 +47,7 @@ def read(path: str | Path, detector: str) -> Reference:
     ValueError: in one line, with the path: for a file of another kind, a broken one, or one whose
       numbers are no statistics.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   if not path.is_file():
     raise ValueError(
       f"There are no reference statistics at {path}. Make them: --mode=reference; or take those "
@@ -74,7 +75,7 @@ def write(path: str | Path, reference: Reference) -> None:
   Raises:
     ValueError: for another ending; for a .pkl of a detector that EDM2 has no name for.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   features, record = reference.features, reference.record
   assert features.moments is not None, "statistics that are made have moments"
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,11 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base.ranges import Count, Range
 from cmjax.metrics import frechet, inception_score, kernel, neighbours
 from cmjax.metrics.detectors import Detector
 from cmjax.metrics.features import Features, Reference, collect, of_class
@@ -47,11 +48,11 @@ class Options(NamedTuple):
     num_splits: parts of the Inception score.
   """
 
-  num_subsets: int = 100
-  subset_size: int = 1_000
-  k: int = 3
-  k_density: int = 5
-  num_splits: int = 10
+  num_subsets: Count = 100
+  subset_size: Annotated[int, Range(2, 2**31 - 1)] = 1_000
+  k: Count = 3
+  k_density: Count = 5
+  num_splits: Count = 10
 
   def of(self, scores: Collection[str]) -> dict[str, int]:
     """Those that matter to these scores."""

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from cmjax.base.ranges import Positive, Share, Size, SizeOrNone
 from cmjax.networks.layers import Conv, GroupNorm, Linear, Module, label_rows
 from cmjax.networks.run_blocks import concatenate, decode, encode
 from cmjax.networks.unet import (
@@ -80,21 +81,21 @@ class ADM(Module):
 
   def __init__(
     self,
-    resolution: int = 64,
-    in_channels: int = 3,
-    channels: int = 192,
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4),
-    num_blocks: int = 3,
-    attn_resolutions: tuple[int, ...] = (32, 16, 8),
-    dropout: float = 0.1,
-    dropout_resolution: int | None = None,
-    num_classes: int = 1000,
-    augment_dim: int = 0,
-    embed_mult: int = 4,
-    channels_per_head: int = 64,
+    resolution: Size = 64,
+    in_channels: Size = 3,
+    channels: Size = 192,
+    channel_mult: tuple[Size, ...] = (1, 2, 3, 4),
+    num_blocks: Size = 3,
+    attn_resolutions: tuple[Size, ...] = (32, 16, 8),
+    dropout: Share = 0.1,
+    dropout_resolution: Size | None = None,
+    num_classes: SizeOrNone = 1000,
+    augment_dim: SizeOrNone = 0,
+    embed_mult: Size = 4,
+    channels_per_head: Size = 64,
     modulation: str = "scale_shift",
     embedding: str = "positional",
-    fourier_scale: float = 16.0,
+    fourier_scale: Positive = 16.0,
     qk_norm: str = "none",
     attention: str = "auto",
     remat: bool = False,

@@ -8,7 +8,7 @@ convolution starts at exactly 0, so F = 0.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from cmjax.base.ranges import Positive, Range, Share, Size, SizeOrNone
 from cmjax.networks.layers import BOX, Conv, GroupNorm, Linear, Module, label_rows
 from cmjax.networks.run_blocks import concatenate, decode, encode
 from cmjax.networks.unet import (
@@ -93,22 +94,22 @@ class DDPMpp(Module):
 
   def __init__(
     self,
-    resolution: int = 32,
-    in_channels: int = 3,
-    channels: int = 128,
-    channel_mult: tuple[int, ...] = (2, 2, 2),
-    num_blocks: int = 4,
-    attn_resolutions: tuple[int, ...] = (16,),
-    dropout: float = 0.13,
-    dropout_resolution: int | None = None,
-    num_classes: int = 0,
-    augment_dim: int = 9,
-    embed_mult: int = 4,
+    resolution: Size = 32,
+    in_channels: Size = 3,
+    channels: Size = 128,
+    channel_mult: tuple[Size, ...] = (2, 2, 2),
+    num_blocks: Size = 4,
+    attn_resolutions: tuple[Size, ...] = (16,),
+    dropout: Share = 0.13,
+    dropout_resolution: Size | None = None,
+    num_classes: SizeOrNone = 0,
+    augment_dim: SizeOrNone = 9,
+    embed_mult: Size = 4,
     modulation: str = "pnorm_scale_shift",
     embedding: str = "positional",
-    fourier_scale: float = 16.0,
-    noise_mult: int = 1,
-    fir: tuple[int, ...] = BOX,
+    fourier_scale: Positive = 16.0,
+    noise_mult: Size = 1,
+    fir: tuple[Annotated[int, Range(-1_000, 1_000)], ...] = BOX,
     encoder: str = "standard",
     qk_norm: str = "none",
     attention: str = "auto",

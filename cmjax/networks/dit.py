@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from cmjax.base.ranges import Positive, Share, Size, SizeOrNone
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import Linear, Module, check_dropout, dropout, label_rows, modulate
 from cmjax.networks.run_blocks import run_block, scan_blocks
@@ -155,20 +156,20 @@ class DiT(Module):
 
   def __init__(
     self,
-    resolution: int = 32,
-    in_channels: int = 4,
-    patch: int = 2,
+    resolution: Size = 32,
+    in_channels: Size = 4,
+    patch: Size = 2,
     size: str | None = "B",
-    depth: int | None = None,
-    width: int | None = None,
-    num_heads: int | None = None,
-    mlp_mult: int = 4,
-    embed_channels: int = 256,
-    num_classes: int = 0,
-    dropout: float = 0.0,
+    depth: Size | None = None,
+    width: Size | None = None,
+    num_heads: Size | None = None,
+    mlp_mult: Size = 4,
+    embed_channels: Size = 256,
+    num_classes: SizeOrNone = 0,
+    dropout: Share = 0.0,
     modulation: str = "scale_shift",
     embedding: str = "positional",
-    fourier_scale: float = 16.0,
+    fourier_scale: Positive = 16.0,
     qk_norm: str = "none",
     attention: str = "auto",
     learn_sigma: bool = False,

@@ -15,6 +15,7 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax import embeddings
+from cmjax.base.ranges import Positive, Share, Size, SizeOrNone
 from cmjax.networks.attention import attend, check_implementation, split_heads
 from cmjax.networks.layers import (
   Module,
@@ -186,20 +187,20 @@ class EDM2(Module):
 
   def __init__(
     self,
-    resolution: int = 64,
-    in_channels: int = 3,
-    channels: int = 192,
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4),
-    num_blocks: int = 3,
-    attn_resolutions: tuple[int, ...] = (16, 8),
-    dropout: float = 0.0,
-    dropout_resolution: int | None = None,
-    num_classes: int = 0,
-    embed_mult: int = 4,
-    channels_per_head: int = 64,
+    resolution: Size = 64,
+    in_channels: Size = 3,
+    channels: Size = 192,
+    channel_mult: tuple[Size, ...] = (1, 2, 3, 4),
+    num_blocks: Size = 3,
+    attn_resolutions: tuple[Size, ...] = (16, 8),
+    dropout: Share = 0.0,
+    dropout_resolution: Size | None = None,
+    num_classes: SizeOrNone = 0,
+    embed_mult: Size = 4,
+    channels_per_head: Size = 64,
     modulation: str = "pnorm_scale_shift",
     embedding: str = "positional",
-    fourier_scale: float = 1.0,
+    fourier_scale: Positive = 1.0,
     guidance: bool = False,
     segment: bool = False,
     attention: str = "auto",

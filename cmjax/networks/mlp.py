@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from cmjax import embeddings
+from cmjax.base.ranges import Positive, Share, Size, SizeOrNone
 from cmjax.networks.layers import Linear, Module, check_dropout, condition_rows, dropout, label_rows
 from cmjax.networks.run_blocks import dropout_key
 from cmjax.types import Cond, Time
@@ -65,13 +66,13 @@ class MLP(Module):
 
   def __init__(
     self,
-    dim: int,
-    width: int = 256,
-    depth: int = 4,
-    embed_channels: int = 64,
-    num_classes: int = 0,
-    dropout: float = 0.0,
-    frequencies: Sequence[float] = (1.0, 2.0, 4.0),
+    dim: Size,
+    width: Size = 256,
+    depth: Size = 4,
+    embed_channels: Size = 64,
+    num_classes: SizeOrNone = 0,
+    dropout: Share = 0.0,
+    frequencies: Sequence[Positive] = (1.0, 2.0, 4.0),
     guidance: bool = False,
     segment: bool = False,
     *,

@@ -13,7 +13,7 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from cmjax import edm, experiment, weighting
-from cmjax.base import sharding
+from cmjax.base import paths, sharding
 from cmjax.convert import detect, files, names
 from cmjax.convert.tensors import as_float32
 from cmjax.experiment import Experiment
@@ -47,7 +47,7 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
     ValueError: for a file that is broken, hostile or of an unknown network, in one line; for a
       workdir that has checkpoints.
   """
-  source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
+  source, workdir = paths.local(source), paths.local(workdir)
   if (workdir / "checkpoints").exists():
     raise ValueError(f"{workdir} has checkpoints already: choose another folder, or remove it.")
   foreign = files.read(source)
@@ -245,7 +245,7 @@ def export(
   Raises:
     ValueError: for an unknown average, or a file that exists.
   """
-  workdir, target = Path(workdir).expanduser(), Path(target).expanduser()
+  workdir, target = paths.local(workdir), paths.local(target)
   if target.suffix != ".safetensors":
     raise ValueError(f"--to={target}: the file to export to ends in .safetensors.")
   if target.exists():

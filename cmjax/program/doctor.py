@@ -33,6 +33,8 @@ logger = logging.getLogger("cmjax")
 # A median of fewer steps is none; older steps say nothing of the next.
 LEAST, WINDOW = 20, 200
 WATCHED = ("grad_norm", "tangent_norm")
+# So many are told one by one, and then the 10th, 100th, 1000th: a log is to be read.
+TOLD = 3
 # After so many without a step in between that went well, the run is beyond these means.
 MOST_ROLL_BACKS, MOST_SKIPPED = 3, 100
 
@@ -202,7 +204,8 @@ class Window:
         raise RollBack(step, what)
       if self._on_spike == "stop":
         raise FloatingPointError(f"{what} doctor.on_spike='stop'.")
-      logger.warning("Spike. %s", what)
+      if is_told(self._spikes.count):
+        logger.warning("Spike. %s%s", what, _more(self._spikes.count, "spikes"))
 
   def _nonfinite(self, step: int, metrics: Metrics, batch: Batch) -> None:
     what = (
@@ -225,7 +228,23 @@ class Window:
         "weights themselves must be at fault. Go on from an earlier checkpoint."
       )
     self.skipped += 1
-    logger.warning("%s Skipped it, as nonfinite='skip' says (%d so far).", what, self.skipped)
+    if is_told(self.skipped):
+      more = _more(self.skipped, "skipped")
+      told = "%s Skipped it, as nonfinite='skip' says (%d so far).%s"
+      logger.warning(told, what, self.skipped, more)
+
+
+def is_told(count: int) -> bool:
+  """Whether the warning of this number is written: of the first few, then at powers of ten."""
+  return count <= TOLD or count == 10 ** (len(str(count)) - 1)
+
+
+def _more(count: int, name: str) -> str:
+  """Beside the last warning that follows at once, and later ones: where all are counted."""
+  if count < TOLD:
+    return ""
+  following = 10 ** len(str(count))
+  return f" The next that is told is number {following:,}; metrics.jsonl counts them: {name}."
 
 
 def check_finite(state: TrainState, policy: str) -> None:

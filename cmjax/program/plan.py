@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import paths, sharding
 from cmjax.experiment import Experiment, Stored
 from cmjax.program import compiled_step, costs
 from cmjax.types import Network
@@ -343,7 +343,7 @@ def _estimate(parts: dict[str, float], by_xla: float) -> dict[str, Any]:
 
 def write(report: dict[str, Any], workdir: str | Path) -> Path:
   """Writes plan.json into the workdir, which is made if it is not there."""
-  path = Path(workdir).expanduser() / "plan.json"
+  path = paths.local(workdir) / "plan.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(report, indent=2) + "\n")
   return path

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import paths, sharding
 from cmjax.data import image_sets, proposal, sources
 from cmjax.experiment import Described, Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
@@ -57,9 +57,9 @@ def sample(
   guides, decoding = stored_runs.load_guides(exp, mesh), experiment.decoder(exp.samples, mesh)
   if latents := exp.samples.latents and not decoding:
     logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
-  folder = Path(workdir).absolute() / "samples"
+  folder = paths.local(workdir).absolute() / "samples"
   folder.mkdir(exist_ok=True)
-  paths = []
+  written = []
   for key in [name] if name else list(exp.samplers):
     sampler = experiment.compiled_sampler(exp, key, mesh, guides.get(key))
     x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
@@ -73,9 +73,9 @@ def sample(
       np.savez(arrays, samples=x0)
     if not latents:
       writer.save_png(picture, writer.picture(x0))
-      paths.append(picture)
-    paths.append(arrays)
-  return paths
+      written.append(picture)
+    written.append(arrays)
+  return written
 
 
 def _as_trained(exp: Experiment, trained: Described) -> Experiment:
@@ -99,7 +99,7 @@ def evaluate(exp: Experiment, workdir: str | Path) -> str:
   trained, averages, step = stored_runs.load_averages(workdir, names, mesh, exp.network)
   exp = _as_trained(stored_runs.with_searched_times(exp, workdir), trained)
   scores, cards_written, primary = {}, [], sharding.process()[0] == 0
-  guides, workdir = stored_runs.load_guides(exp, mesh), Path(workdir).absolute()
+  guides, workdir = stored_runs.load_guides(exp, mesh), paths.local(workdir).absolute()
   opened = experiment.open_evaluators(exp, mesh, guides, emas=averages)
   for label, evaluate in opened.items():
     for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
@@ -131,7 +131,7 @@ def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) ->
   Returns:
     The cards, each with its numbers and their floors.
   """
-  data, workdir, told = image_sets.read(images), Path(workdir).absolute(), []
+  data, workdir, told = image_sets.read(images), paths.local(workdir).absolute(), []
   mesh = experiment.make_mesh(exp.run)
   labels = experiment.scorers(exp)
   if not labels:

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,10 +79,16 @@ class Sitting:
   Attributes:
     step: updates so far.
     last: whether this is the last step.
-    stop: the signal that has come; None without.
+    stop: why to stop, the name of a signal; None: go on.
   """
 
-  def __init__(self, exp: Experiment, workdir: Path, allow_config_change: bool):
+  def __init__(
+    self,
+    exp: Experiment,
+    workdir: Path,
+    allow_config_change: bool,
+    stop: Callable[[], bool] | None = None,
+  ):
     self._exp, self._workdir, self._primary = exp, workdir, sharding.process()[0] == 0
     self._record = experiment.stored_record(exp)
     self._prepared = prepared = prepare(exp, workdir)
@@ -109,7 +117,7 @@ class Sitting:
     self._window = doctor.Window(run, self._explain, skipped)
     self._compiled, self._scores, self.last, self.stop = None, {}, False, None
     self._done = self._evaluated_before(restored)
-    self._interrupted: Callable[[int], signal.Signals | None] = lambda step: None
+    self._asked, self._interrupted = stop, _never
 
   def _open_stores(self, allow_config_change: bool) -> None:
     """Checkpoints and snapshots, and what a stored config must agree with."""
@@ -148,7 +156,7 @@ class Sitting:
 
   def __enter__(self) -> "Sitting":
     self._stack = contextlib.ExitStack()
-    self._interrupted = self._stack.enter_context(interruption())
+    self._interrupted = self._stack.enter_context(interruption(self._asked))
     self._stack.enter_context(self._reporter)
     for thing in (self._checkpoints, self._snapshots, self._course):
       self._stack.enter_context(contextlib.closing(thing))
@@ -223,7 +231,7 @@ class Sitting:
   def leave(self) -> None:
     """Waits until the checkpoint of a signal is written."""
     assert self.stop is not None, "a signal has come"
-    logger.warning("%s: saving step %d, then exiting.", self.stop.name, self.step)
+    logger.warning("%s: saving step %d, then exiting.", self.stop, self.step)
     self._checkpoints.wait()
 
   def take_step(self) -> None:
@@ -283,29 +291,66 @@ class Sitting:
     return doctor.locate(scaled, params, batch, jax.random.fold_in(course.key, index), index)
 
 
-@contextlib.contextmanager
-def interruption() -> Iterator[Callable[[int], signal.Signals | None]]:
-  """Yields a function of the step: which of SIGTERM and SIGINT has come?
+# Those that ask a process to go, of schedulers and terminals; SLURM is often told to send SIGUSR1.
+# SIGKILL cannot be heard, and is answered by the last checkpoint.
+ASKING = tuple(
+  getattr(signal, name)
+  for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+  if hasattr(signal, name)
+)
+_ALWAYS = (signal.SIGTERM, signal.SIGINT)  # whoever had a handler for them before
 
-  A second SIGINT ends it at once. Of several processes one gets SIGTERM, and all stop at the same
-  step; SIGINT ends them.
+Interrupted = Callable[[int], str | None]  # step -> why to stop; None: go on
+
+
+def _never(step: int) -> str | None:
+  return None
+
+
+@contextlib.contextmanager
+def interruption(asked: Callable[[], bool] | None = None) -> Iterator[Interrupted]:
+  """Yields a function of the step: which signal of `ASKING` has come, or was the run asked to stop?
+
+  A second SIGINT ends it at once. Of several processes one is asked, and all stop at the same step;
+  SIGINT ends them. A signal that is ignored (nohup), or has a handler of somebody else's, stays so,
+  but for SIGTERM and SIGINT. Outside the main thread no signal can be heard: there is `asked`.
+
+  Args:
+    asked: is called before every step; True asks the run to stop.
   """
-  if sharding.process()[1] > 1:
-    yield lambda step: signal.SIGTERM if sharding.told_to_stop(step) else None
-    return
-  received = []
+  several = sharding.process()[1] > 1
+  received: list[signal.Signals] = []
 
   # It prints nothing: the signal may have come in the middle of a print, which must not be entered
   # twice.
   def handle(number, frame):
-    if received and number == signal.SIGINT:
+    if several:
+      signal.raise_signal(signal.SIGTERM)  # which JAX tells all of them
+    elif received and number == signal.SIGINT:
       raise KeyboardInterrupt
-    received.append(signal.Signals(number))
+    else:
+      received.append(signal.Signals(number))
 
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  old = {number: signal.signal(number, handle) for number in numbers}
+  def why(step: int) -> str | None:
+    wanted = asked is not None and asked()
+    if several:
+      if wanted:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return signal.SIGTERM.name if sharding.told_to_stop(step) else None
+    return received[0].name if received else "Asked to stop" if wanted else None
+
+  ours = _to_handle(several)
+  old = {number: signal.signal(number, handle) for number in ours}
   try:
-    yield lambda step: received[0] if received else None
+    yield why
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
+
+
+def _to_handle(several: bool) -> list[signal.Signals]:
+  """The signals to listen for here: none outside the main thread."""
+  if threading.current_thread() is not threading.main_thread():
+    return []
+  free = [n for n in ASKING if n not in _ALWAYS and signal.getsignal(n) is signal.SIG_DFL]
+  return free if several else [*_ALWAYS, *free]

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import param_names, sharding
+from cmjax.base import param_names, paths, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.base.flat_dicts import flat
 from cmjax.experiment import Described, Experiment, Samples, Stored
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 
 def read_record(workdir: str | Path) -> dict[str, Any]:
   """The config that a run had when it last started, as plain data."""
-  path = Path(workdir).expanduser() / "config.json"
+  path = paths.local(workdir) / "config.json"
   if not path.is_file():
     raise ValueError(f"No config.json in {workdir}: train first, or correct the path of the run.")
   return json.loads(path.read_text())
@@ -87,7 +87,7 @@ def load_state(
     init = experiment.state_init(exp or experiment.parse(meta["config"]))
     return sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
 
-  return checkpoint.read(Path(workdir).expanduser(), layout)
+  return checkpoint.read(paths.local(workdir), layout)
 
 
 def average_names(record: Mapping[str, Any]) -> list[str]:
@@ -98,7 +98,7 @@ def average_names(record: Mapping[str, Any]) -> list[str]:
 
 def averages_of(workdir: str | Path) -> list[str]:
   """The averages of a run's config, in its order, by its newest checkpoint that says so."""
-  stored = checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True)
+  stored = checkpoint.Checkpoints(paths.local(workdir), read_only=True)
   with contextlib.closing(stored):
     for step in stored.steps():
       with contextlib.suppress(Exception):  # damaged, which is told where it is read
@@ -140,7 +140,7 @@ def load_network(
     names = list(dict.fromkeys(stored)) or there[:1]
     return {"ema": {name: sharded(shapes, mesh) for name in names}}
 
-  restored = checkpoint.read(Path(workdir).expanduser(), layout, partial=True)
+  restored = checkpoint.read(paths.local(workdir), layout, partial=True)
   assert described is not None, "a checkpoint that was read had a layout"
   return Trained(described, restored.state["ema"], restored.step)
 
@@ -202,7 +202,7 @@ def length(sigma_rel: float) -> str:
 
 def posthoc_folder(workdir: str | Path, sigma_rel: float) -> Path:
   """Where the post-hoc averages of one length are: checkpoints, by the steps that they are of."""
-  return Path(workdir).expanduser() / "posthoc" / f"sigma_rel_{length(sigma_rel)}"
+  return paths.local(workdir) / "posthoc" / f"sigma_rel_{length(sigma_rel)}"
 
 
 @contextlib.contextmanager
@@ -210,7 +210,7 @@ def open_snapshots(
   workdir: str | Path, mesh: Mesh, network: Network | None = None
 ) -> Iterator[Snapshots]:
   """The stored copies of a run's averages, laid out on `mesh` when they are read."""
-  path = Path(workdir).expanduser()
+  path = paths.local(workdir)
   if not (path / snapshots.FOLDER).is_dir():
     raise ValueError(
       f"No snapshots in {workdir}: averages are made of those that a run with config.snapshots "
@@ -234,14 +234,14 @@ def open_snapshots(
 
 def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   """Adds the times that a search found, {sampler: {mid_times: ..., ...}}, to the run's."""
-  path = Path(workdir) / TIMES
+  path = paths.local(workdir) / TIMES
   before = json.loads(path.read_text()) if path.is_file() else {}
   write_json(path, before | dict(found))
 
 
 def with_searched_times(exp: Experiment, workdir: str | Path) -> Experiment:
   """The experiment with the intermediate times that were searched for this run, where there are."""
-  path = Path(workdir) / TIMES
+  path = paths.local(workdir) / TIMES
   if not path.is_file():
     return exp
   samplers = dict(exp.samplers)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import paths, sharding
 from cmjax.base.atomic_files import replacing
 from cmjax.experiment import Experiment
 from cmjax.program import averages, stored_runs
@@ -52,7 +52,7 @@ def sweep(
   with stored_runs.open_snapshots(workdir, mesh, exp.network) as snapshots:
     step = averages.end_step(snapshots, step)
     recipe = averages.recipe(snapshots, sigma_rels, step)
-    path = Path(workdir).expanduser() / "posthoc" / f"sweep_{label}_step{step}.json"
+    path = paths.local(workdir) / "posthoc" / f"sweep_{label}_step{step}.json"
     samplers = exp.evaluators[label].samplers
     evaluator = exp.record["evals"][label]
     conditions = {
@@ -75,7 +75,9 @@ def sweep(
   ]
   rows.sort(key=lambda row: row["sigma_rel"])
   best = _best(workdir, rows, samplers, step)
-  _write(path.with_suffix(".html"), _page(Path(workdir).absolute().name, label, rows, best, step))
+  _write(
+    path.with_suffix(".html"), _page(paths.local(workdir).absolute().name, label, rows, best, step)
+  )
   return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
 
 

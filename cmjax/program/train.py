@@ -1,9 +1,10 @@
 """Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cmjax import experiment
-from cmjax.base import lock, sharding
+from cmjax.base import lock, paths, sharding
 from cmjax.experiment import Experiment
 from cmjax.program import doctor
 from cmjax.program.sitting import Sitting
@@ -13,7 +14,7 @@ INTERRUPTED = 75
 
 
 class Interrupted(SystemExit):
-  """SIGTERM or SIGINT came: the state is saved, and the process exits with code 75."""
+  """A signal came, or `stop` said so: the state is saved, and the process exits with code 75."""
 
   def __init__(self, step: int):
     super().__init__(INTERRUPTED)
@@ -21,7 +22,11 @@ class Interrupted(SystemExit):
 
 
 def train(
-  exp: Experiment, workdir: str | Path, *, allow_config_change: bool = False
+  exp: Experiment,
+  workdir: str | Path,
+  *,
+  allow_config_change: bool = False,
+  stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
   """Trains, or goes on training, until run.total_steps.
 
@@ -36,6 +41,9 @@ def train(
     allow_config_change: go on although the checkpoint was made with other values: they are logged,
       and kept in config_changes.jsonl. What the state has no place for is refused all the same.
 
+    stop: is called before every step; True asks the run to save and stop, as SIGTERM does. For a
+      thread of another program: signals are heard in the main thread only.
+
   Returns:
     The last value of every evaluator.
 
@@ -43,12 +51,13 @@ def train(
     ValueError: the experiment, the data, the workdir or its checkpoints do not fit, or another run
       trains in the workdir.
     FloatingPointError: a loss or gradient was not finite and run.nonfinite is "stop".
-    Interrupted: on SIGTERM or SIGINT, after saving.
+    Interrupted: on a signal that asks to go (`sitting.ASKING`) or by `stop`, after saving. It is a
+      SystemExit: catch it in a program that goes on.
   """
-  workdir = Path(workdir).absolute()
+  workdir = paths.local(workdir, "workdir").absolute()
   experiment.check(exp)
   with lock.hold(workdir, primary=sharding.process()[0] == 0, agree=sharding.all_agree):
-    with Sitting(exp, workdir, allow_config_change) as sitting:
+    with Sitting(exp, workdir, allow_config_change, stop) as sitting:
       # Bookkeeping first, so that step 0, a resumed run and the last step are one case.
       while True:
         sitting.look()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import trigflow
+from cmjax.base.ranges import SigmaOrZero
 from cmjax.samplers.arguments import Times, check_times, pairs, split, velocity
 from cmjax.types import Array, Cond, NetFn, Params
 
@@ -28,7 +29,7 @@ def refine(
   times: Times,
   *,
   sigma_data: float,
-  sigma_min: float = 0.0,
+  sigma_min: SigmaOrZero = 0.0,
   cond: Cond | None = None,
   project: Callable[[Array], Array] | None = None,
 ) -> Array:
@@ -79,7 +80,7 @@ def alternate(
   angles: Array,
   *,
   sigma_data: float,
-  sigma_min: float = 0.0,
+  sigma_min: SigmaOrZero = 0.0,
   cond: Cond | None = None,
   project: Callable[[Array], Array] | None = None,
 ) -> Array:
@@ -113,7 +114,7 @@ def consistency(
   *,
   sigma_data: float,
   cond: Cond | None = None,
-  sigma_min: float = 0.0,
+  sigma_min: SigmaOrZero = 0.0,
 ) -> Array:
   """Multistep sampling of a consistency model (Song et al. 2023, algorithm 1; sCM, G.2).
 

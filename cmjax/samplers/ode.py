@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import trigflow
+from cmjax.base.ranges import NonNegative, Positive
 from cmjax.samplers.arguments import Times, check_times, fold_in, pairs, split, velocity
 from cmjax.types import Array, Cond, NetFn, Params
 
@@ -114,7 +115,12 @@ def heun(
 
 
 def _churn(
-  times: np.ndarray, sigma_data: float, S_churn: float, S_min: float, S_max: float, S_noise: float
+  times: np.ndarray,
+  sigma_data: float,
+  S_churn: NonNegative,
+  S_min: NonNegative,
+  S_max: NonNegative,
+  S_noise: Positive,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Per step: t_hat, and the factors of x_t and of z in x_t_hat (EDM, algorithm 2)."""
   if not (0 <= S_churn < np.inf and 0 <= S_min <= S_max and S_noise > 0):
@@ -140,10 +146,10 @@ def stochastic(
   *,
   sigma_data: float,
   cond: Cond | None = None,
-  S_churn: float = 40.0,
-  S_min: float = 0.05,
-  S_max: float = 50.0,
-  S_noise: float = 1.003,
+  S_churn: NonNegative = 40.0,
+  S_min: NonNegative = 0.05,
+  S_max: NonNegative = 50.0,
+  S_noise: Positive = 1.003,
 ) -> Array:
   """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), in TrigFlow coordinates.
 

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import optax
 
 from cmjax.base import param_names
+from cmjax.base.ranges import Count, CountOrNone, NonNegative, Positive, Share
 from cmjax.types import Params
 
 
-def constant(lr: float, *, warmup_steps: int = 0) -> optax.Schedule:
+def constant(lr: NonNegative, *, warmup_steps: CountOrNone = 0) -> optax.Schedule:
   """lr, after a linear ramp over `warmup_steps` (as EDM's: the first update has rate 0)."""
   return lambda step: lr * _ramp(step, warmup_steps)
 
 
-def inverse_sqrt(lr: float, *, decay_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+def inverse_sqrt(
+  lr: NonNegative, *, decay_steps: Count, warmup_steps: CountOrNone = 0
+) -> optax.Schedule:
   """lr / sqrt(max(step / decay_steps, 1)) after a linear ramp (EDM2, section B; t_ref in sCM)."""
   if decay_steps <= 0:
     raise ValueError(f"optim.decay_steps={decay_steps} must be positive.")
@@ -34,10 +37,10 @@ def _ramp(step: jax.typing.ArrayLike, warmup_steps: int) -> jax.Array:
 def adam(
   schedule: optax.Schedule,
   *,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  clip_norm: float | None = None,
+  b1: Share = 0.9,
+  b2: Share = 0.999,
+  eps: Positive = 1e-8,
+  clip_norm: Positive | None = None,
 ) -> optax.GradientTransformation:
   """Adam; `clip_norm` clips the global norm of the gradient first (None: off, as in the papers)."""
   return optax.chain(*_clip(clip_norm), optax.adam(schedule, b1, b2, eps))
@@ -46,10 +49,10 @@ def adam(
 def radam(
   schedule: optax.Schedule,
   *,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  clip_norm: float | None = None,
+  b1: Share = 0.9,
+  b2: Share = 0.999,
+  eps: Positive = 1e-8,
+  clip_norm: Positive | None = None,
 ) -> optax.GradientTransformation:
   """Rectified Adam, which CM, iCT and sCM (CIFAR-10) train with; `clip_norm` as in `adam`."""
   return optax.chain(*_clip(clip_norm), optax.radam(schedule, b1, b2, eps))

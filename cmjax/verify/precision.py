@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import experiment
+from cmjax.base import paths
 from cmjax.experiment import Experiment, Frozen
 from cmjax.losses import means
 from cmjax.program import equations, jvp_check, plan, stored_runs
@@ -162,7 +163,7 @@ def _label(policy: dict[str, str]) -> str:
 
 def _weights(exp: Experiment, workdir: str | Path | None) -> tuple[Network, Any]:
   """The network, and weights of it: those of a run, or random ones."""
-  if workdir is not None and any((Path(workdir).expanduser() / "checkpoints").glob("*")):
+  if workdir is not None and any((paths.local(workdir) / "checkpoints").glob("*")):
     first = stored_runs.averages_of(workdir)[0]
     mesh = experiment.make_mesh(exp.run)
     described, params, _ = stored_runs.load_average(workdir, first, mesh, exp.network)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base import paths
 from cmjax.base.atomic_files import replacing
 from cmjax.base.npz import opened
 from cmjax.metrics.detectors.network import Pretrained, shapes
@@ -21,7 +22,7 @@ def read(path: str | Path, pretrained: Pretrained) -> dict[str, np.ndarray]:
   Raises:
     ValueError: with the path, for a file that is missing or no .npz, and as `check`.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   advice = f"Weights are not shipped: docs/detectors.md says how to get them; `{COMMAND}`."
   if not path.is_file():
     raise ValueError(f"There are no weights at {path}. {advice}")
@@ -86,7 +87,7 @@ def write(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
   Raises:
     ValueError: the path does not end in .npz, or there is a file.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   if path.suffix != ".npz":
     raise ValueError(f"--to={path}: weights are written to a file that ends in .npz.")
   if path.exists():

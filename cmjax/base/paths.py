@@ -1,0 +1,35 @@
+"""One way from a string to a path, for every flag and every key of a config, in every mode."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# Of text that runs from right to left: they show a name as another one.
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def local(path: str | os.PathLike[str], what: str = "path") -> Path:
+  """The path that a user means: ~ is a home folder, and what is relative stays so.
+
+  Args:
+    path: as it was typed.
+    what: it is, for the message: "--workdir".
+
+  Raises:
+    ValueError: it is empty, a URL, of a user that is not there, or has control characters.
+  """
+  text = os.fspath(path)
+  if not text:
+    raise ValueError(f"{what}={text!r} names nothing. Give a path; this folder is '.'.")
+  if any(unicodedata.category(char) == "Cc" or char in _TURNS for char in text):
+    raise ValueError(f"{what}={text!r} has characters that no name should have. Rename it.")
+  if match := _SCHEME.match(text):
+    name = match[1]
+    advice = f"Drop the {name}://." if name == "file" else "Mount it, and give the folder."
+    raise ValueError(f"{what}={text!r} is a URL, and {name}:// is not served here. {advice}")
+  expanded = os.path.expanduser(text)  # of the text: pathlib takes ./~x for ~x
+  if expanded.startswith("~"):
+    raise ValueError(f"{what}={text!r}: that user has no home folder here. Give the whole path.")
+  return Path(expanded)
