@@ -16,12 +16,15 @@ from cmjax.base import sharding
 from cmjax.data import image_sets, proposal, sources
 from cmjax.experiment import Described, Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
+from cmjax.metrics.progress import Progress
 from cmjax.program import score_files, stored_runs
 from cmjax.program.course import key_for
 from cmjax.run import writer
 from cmjax.samplers.search_times import search
 
 logger = logging.getLogger("cmjax")
+
+DRAWN_AT_ONCE = 64  # samples on a device: memory does not grow with the number asked for
 
 
 def sample(
@@ -62,7 +65,11 @@ def sample(
   paths = []
   for key in [name] if name else list(exp.samplers):
     sampler = experiment.compiled_sampler(exp, key, mesh, guides.get(key))
-    x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
+    x0 = evaluators.whole(
+      *(sampler, params, jax.random.key(seed), num_samples, sharding.everyone),
+      batch_size=min(num_samples, DRAWN_AT_ONCE * mesh.size),
+      progress=Progress(f"samples.{key}", num_samples),
+    )
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     if decoding:
@@ -71,8 +78,8 @@ def sample(
       x0 = np.clip(images, -1, 1)
     else:
       np.savez(arrays, samples=x0)
-    if not latents:
-      writer.save_png(picture, writer.picture(x0))
+    if not latents and (pixels := writer.picture(x0)) is not None:
+      writer.save_png(picture, pixels)
       paths.append(picture)
     paths.append(arrays)
   return paths
