@@ -98,7 +98,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     encoder = encoding.encoder(args.latents, args.convention, batch_size=args.batch_size)
   out = args.out.expanduser()
-  with lock.hold(out):
+  with lock.hold(out, "prepare"):
     for split, chosen in _splits(args, len(pictures)):
       made = writing.prepare(
         pictures,

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import param_names, sharding
+from cmjax.base import lock, param_names, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.base.flat_dicts import flat
 from cmjax.experiment import Described, Experiment, Samples, Stored
@@ -235,8 +235,9 @@ def open_snapshots(
 def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   """Adds the times that a search found, {sampler: {mid_times: ..., ...}}, to the run's."""
   path = Path(workdir) / TIMES
-  before = json.loads(path.read_text()) if path.is_file() else {}
-  write_json(path, before | dict(found))
+  with lock.hold(Path(workdir), "search", wait=True):  # so that none of another search is lost
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, before | dict(found))
 
 
 def with_searched_times(exp: Experiment, workdir: str | Path) -> Experiment:
