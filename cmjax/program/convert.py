@@ -60,6 +60,12 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
     params = _params(made, found)
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from None
+  except (TypeError, AttributeError, ArithmeticError, LookupError, AssertionError) as error:
+    # Of what a file says of its network, in words that no network of ours would be made of.
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise ValueError(
+      f"{source}: the network that it describes cannot be built ({reason})"
+    ) from error
   provenance = {
     "source": source.name,
     "sha256": files.digest(source),
