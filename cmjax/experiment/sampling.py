@@ -69,8 +69,8 @@ def _few_times(
     raise ValueError(
       "sampler (consistency) takes mid_times (angles) or mid_sigmas (noise levels), not both."
     )
-  by_sigma = conventions.consistency_times_from_sigmas(*mid_sigmas, sigma_data=sigma_data)
-  mid = by_sigma if mid_sigmas else mid_times
+  of_sigmas = functools.partial(conventions.consistency_times_from_sigmas, sigma_data=sigma_data)
+  mid = of_sigmas(*mid_sigmas) if mid_sigmas else mid_times
   return times.consistency_times(*mid, sigma_data=sigma_data, sigma_max=sigma_max)
 
 
