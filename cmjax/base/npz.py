@@ -41,10 +41,10 @@ class Arrays(Mapping[str, np.ndarray]):
   """The arrays of an open .npz by name; what each says of itself is checked before it is read."""
 
   def __init__(self, file: NpzFile):
-    assert file.zip is not None, "an open file has its archive"
-    self._file, self._archive = file, file.zip
+    assert file.zip is not None, "it is open"
+    self._file, self._zip = file, file.zip
     self._members: dict[str, zipfile.ZipInfo] = {}
-    for info in self._archive.infolist():
+    for info in self._zip.infolist():
       name = info.filename.removesuffix(".npy")
       if name in self._members:
         raise ValueError(f"it has {shown(name)} twice")
@@ -55,7 +55,7 @@ class Arrays(Mapping[str, np.ndarray]):
       raise KeyError(f"{name} is not a file in the archive")
     if not self._members[name].filename.endswith(".npy"):
       raise ValueError(f"{shown(name)} is no array: it does not end with .npy")
-    _check(self._archive, self._members[name])
+    _check(self._zip, self._members[name])
     return self._file[name]
 
   def __contains__(self, name: object) -> bool:

@@ -461,5 +461,5 @@ def _label_column(labels: str | None, columns: list[str]) -> str | None:
   if labels in (None, "none"):
     return "label" if labels is None and "label" in columns else None
   if labels not in columns:
-    raise KeyError(f"it has no column {labels!r}: {', '.join(columns)}")
+    raise KeyError(f"it has no column {labels!r}: {printable(', '.join(columns[:20]))}")
   return labels

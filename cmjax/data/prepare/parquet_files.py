@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.base import json_files, limits
-from cmjax.base.printable import shown
+from cmjax.base.printable import printable, shown
 from cmjax.data.prepare import parquet_pages
 
 MAX_LABEL = 1000  # characters of a label that is text
@@ -46,7 +46,8 @@ class Table:
     """Raises if a column is not there (KeyError), or holds no bytes (ValueError)."""
     types = _types()
     if column not in self.columns:
-      raise KeyError(f"it has no column {column!r}: {shown(tuple(self.columns))}")
+      there = printable(", ".join(self.columns[:20]))
+      raise KeyError(f"it has no column {column!r}: {there}")
     kind = self._schema.field(column).type
     if types.is_struct(kind):
       inside = [i for i in range(kind.num_fields) if kind.field(i).name == "bytes"]
