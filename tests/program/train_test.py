@@ -475,9 +475,12 @@ def test_a_run_whose_workdir_is_renamed_stops_with_a_word_and_goes_on_where_it_i
 
 
 def test_a_run_goes_on_from_checkpoints_of_an_earlier_version_to_the_same_bits(
-  whole, tmp_path, caplog
+  whole, tmp_path, monkeypatch, caplog
 ):
-  tiny.train(tiny.config(total_steps=8), tmp_path)
+  with monkeypatch.context() as patch:
+    at_step(patch, 7, terminate)
+    with pytest.raises(train.Interrupted):
+      tiny.train(tiny.config(), tmp_path)
   as_before(tmp_path, 4, sealed=True)
   as_before(tmp_path, 8, sealed=False)
   tiny.train(tiny.config(), tmp_path)
@@ -567,17 +570,17 @@ def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
 ):
   """Else whoever is killed meanwhile loses more than an interval, or the loop is held up."""
   there, original, complete = {}, course.Course.next_batches, checkpoint._complete
-  gone_on = threading.Event()
+  gone_on = {4: threading.Event(), 8: threading.Event()}
 
   def next_batches(self, count):
     there[self.step] = (tmp_path / "checkpoints" / str(self.step)).exists()
-    gone_on.set()
+    if self.step in gone_on:
+      gone_on[self.step].set()
     return original(self, count)
 
   def held_up(whole, step):
-    if asynchronous and step.name != "12":
-      gone_on.clear()
-      assert gone_on.wait(30)
+    if asynchronous and int(step.name) in gone_on:
+      assert gone_on[int(step.name)].wait(30)
     complete(whole, step)
 
   monkeypatch.setattr(checkpoint, "_complete", held_up)
