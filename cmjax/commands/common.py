@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmjax.base import paths, ranges
+from cmjax.base import limits, parts, paths, printable, ranges
 from cmjax.base.ranges import Count, CountOrNone, Folder, Place, Seed
 
 
@@ -56,6 +56,31 @@ COMPILE_CACHE = Flag(
   "Folder of compiled programs, for the next start. Empty: none.",
 )
 
+# Every verb has these: what the user permits foreign files.
+ALLOW_PARTS = Flag(
+  "allow_parts", str, None, "Packages that a stored config may load parts from: my_package,other."
+)
+LIMITS = Flag(
+  "limits", str, None, "Limits of foreign files to raise: json_bytes=1e9 (cmjax/base/limits.py)."
+)
+ALWAYS = (ALLOW_PARTS, LIMITS)
+
+
+def permit(allow_parts: str | None, raised: str | None) -> None:
+  """Does what the flags of `ALWAYS` say.
+
+  Raises:
+    ValueError: there is no such limit.
+  """
+  parts.allow(*(allow_parts or "").split(","))
+  limits.allow(limits.parse(raised or ""))
+
+
+def add_always(parser: argparse.ArgumentParser) -> None:
+  """Adds `ALWAYS` to the arguments of a verb without a config."""
+  for flag in ALWAYS:
+    parser.add_argument(f"--{flag.name}", help=flag.help)
+
 
 def experiment_of(config: Any) -> Any:
   """The experiment of a config, which the programs take; None of None."""
@@ -66,7 +91,15 @@ def experiment_of(config: Any) -> Any:
 
 def say(answer: object) -> None:
   """Prints what was asked for; all else is logged."""
-  print(answer)  # noqa: T201
+  print(printable.message(answer))  # noqa: T201
+
+
+def log_ours() -> None:
+  """Lets through what cmjax logs, made printable: libraries underneath write dozens of lines."""
+  logging.getLogger().setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  printable.guard(logging.getLogger("cmjax"))
 
 
 # --- what was typed ---
@@ -128,7 +161,7 @@ def told(error: BaseException) -> int:
   if message:
     logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
     return refuse(message)
-  traceback.print_exc()
+  print(printable.message(traceback.format_exc()), file=sys.stderr)  # noqa: T201
   what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
   own = _users_line(error)
   return refuse(f"{what} {f'It came through your own code, {own}.' if own else REPORT}")
@@ -136,8 +169,7 @@ def told(error: BaseException) -> int:
 
 def refuse(message: object) -> int:
   """Says in one line on stderr what is wrong; returns the exit code of an error."""
-  text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(message))
-  print(f"cmjax: {text}", file=sys.stderr)  # noqa: T201
+  print(f"cmjax: {printable.message(message)}", file=sys.stderr)  # noqa: T201
   return 1
 
 

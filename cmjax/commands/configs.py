@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cmjax import pages
-from cmjax.base import paths, ranges
+from cmjax.base import parts, paths, ranges
 from cmjax.commands.common import ConfigFrom
 
 
@@ -42,12 +42,27 @@ def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> Conf
   """
   if spec is not None:
     config = pages.load(spec)
-    return _with_tuples(config) if spec.partition(":")[0].endswith(".json") else config
+    return _with_tuples(config) if _is_stored(spec) else config
   if config_from is ConfigFrom.FLAG or workdir is None or not _has_config(workdir):
     return None
   from cmjax.program import stored_runs  # here, as JAX takes seconds to start
 
   return _with_tuples(ConfigDict(stored_runs.read_record(workdir)))
+
+
+def _is_stored(spec: str | None) -> bool:
+  """Whether a config is one that a run wrote, and not a page."""
+  return spec is None or spec.partition(":")[0].endswith(".json")
+
+
+def allow_own_parts(spec: str | None, config: ConfigDict, argv: Sequence[str]) -> None:
+  """Allows the modules of the parts that the user names: by flags, or in a page of their own.
+
+  A page has run already. What a stored config names may be a stranger's, and is not allowed.
+  """
+  typed = [ranges.literal(text) for _, text in _given(config, argv)[0]]
+  own = {} if _is_stored(spec) else config
+  parts.allow(*parts.modules_named(typed), *parts.modules_named(own))
 
 
 def _has_config(workdir: str) -> bool:

@@ -9,7 +9,6 @@ teacher.workdir or init_from.workdir. Nothing in the file is executed.
 
 import argparse
 import functools
-import logging
 from collections.abc import Sequence
 
 from cmjax.base.ranges import Folder
@@ -47,14 +46,14 @@ def _convert(argv: Sequence[str] | None) -> int:
     "--to", required=True, type=path("--to"), help="folder of the new run, or the file to write"
   )
   parser.add_argument("--ema", metavar="NAME", help="which of several networks or averages")
+  common.add_always(parser)
   args = parser.parse_args(argv)
   if (args.file is None) == (args.export is None):
     parser.error("give a FILE to convert, or a run to --export: one of the two")
-  # Ours only, as in `start.run`.
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  common.log_ours()
   from cmjax.program import convert  # here, so that --help need not wait for jax
 
+  common.permit(args.allow_parts, args.limits)
   if args.export is None:
     common.say(convert.convert(args.file, args.to, ema=args.ema))
   else:

@@ -32,8 +32,10 @@ def _convert(argv: Sequence[str] | None) -> int:
   )
   parser.add_argument("file", type=path("FILE"), help="a .pth of PyTorch's or a .safetensors")
   parser.add_argument("--to", required=True, type=path("--to"), help="the .npz to write")
+  common.add_always(parser)
   args = parser.parse_args(argv)
   from cmjax.metrics.detectors import published_weights  # here, so that --help need not wait
 
+  common.permit(args.allow_parts, args.limits)
   common.say(published_weights.convert(args.file, args.to))
   return 0

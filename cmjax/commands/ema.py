@@ -11,7 +11,6 @@ curve.
 
 import argparse
 import functools
-import logging
 import math
 from collections.abc import Sequence
 
@@ -73,14 +72,14 @@ def _run(argv: Sequence[str] | None) -> int:
     type=common.argument(Count, "--step"),
     help="that averages end at; default: the last snapshot's",
   )
+  common.add_always(parser)
   args = parser.parse_args(argv)
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  logging.getLogger("cmjax").setLevel(logging.INFO)
+  common.log_ours()
   # Imported here, so that --help need not wait for jax.
   from cmjax import experiment
   from cmjax.program import averages, stored_runs, sweep
 
+  common.permit(args.allow_parts, args.limits)
   if args.sweep is not None:
     answer = sweep.sweep(args.workdir, lengths(args.sweep), step=args.step)
   else:

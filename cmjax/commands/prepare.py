@@ -15,7 +15,6 @@ otherwise, and the manifest counts them.
 """
 
 import argparse
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Prepares or validates; errors that are the user's to mend are one message. The exit code."""
   args = _arguments(argv)
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
-  logging.getLogger("cmjax").setLevel(logging.INFO)
-  work = functools.partial(_validate, args.validate) if args.validate else lambda: _prepare(args)
-  return common.answered(work) or 0
+  common.log_ours()
+  return common.answered(lambda: _run(args)) or 0
+
+
+def _run(args: argparse.Namespace) -> int:
+  common.permit(args.allow_parts, args.limits)
+  return _validate(args.validate) if args.validate else _prepare(args)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -91,6 +94,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     type=of(CountOrNone, "--workers"),
     help="processes; by default one for each core, 0: none beside this",
   )
+  common.add_always(parser)
   args = parser.parse_args(argv)
   if args.validate is None and (args.source is None or args.out is None):
     parser.error("give a SOURCE and --out DIR, or --validate DIR")
@@ -117,7 +121,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     encoder = encoding.encoder(args.latents, args.convention, batch_size=args.batch_size)
   out = Path(args.out)
-  with lock.hold(out):
+  with lock.hold(out, "prepare"):
     for split, chosen in _splits(args, len(pictures)):
       made = writing.prepare(
         pictures,
@@ -130,7 +134,7 @@ def _prepare(args: argparse.Namespace) -> int:
         licence=args.licence,
         num_workers=args.workers,
       )
-      print(validation.summary(out / split, made))  # noqa: T201 (the answer)
+      common.say(validation.summary(out / split, made))
   return 0
 
 
@@ -150,7 +154,7 @@ def _validate(path: str) -> int:
 
   report = validation.validate(path)
   for line in (*report.notes, *report.problems):
-    print(line)  # noqa: T201
+    common.say(line)
   number = len(report.problems)
-  print(f"{number} problem{'s' * (number != 1)}." if number else "It is sound.")  # noqa: T201
+  common.say(f"{number} problem{'s' * (number != 1)}." if number else "It is sound.")
   return 1 if number else 0

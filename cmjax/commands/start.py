@@ -1,7 +1,6 @@
 """From the arguments of a verb with a config to its end: flags, processes, errors, exit codes."""
 
 import importlib
-import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -66,8 +65,11 @@ def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None
     name = verb or configs.take(plain, "mode")[0] or MODES[0]
     module = importlib.import_module(f"cmjax.commands.{name if name in MODES else MODES[0]}")
     workdir = configs.take(plain, "workdir")[0]
+    common.permit(*(configs.take(plain, flag.name)[0] for flag in common.ALWAYS))
     config = configs.load(spec, workdir, module.CONFIG_FROM)
-    plain = plain if config is None else configs.override(config, plain)
+    if config is not None:
+      configs.allow_own_parts(spec, config, plain)
+      plain = configs.override(config, plain)
     _define(values, module.FLAGS if verb else None)
     others = values([argv[0], *plain])[1:]  # --help ends here
   except flags.UnrecognizedFlagError as error:
@@ -104,7 +106,7 @@ def _define(values: flags.FlagValues, of_verb: Sequence[Flag] | None) -> None:
   if of_verb is None:
     flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.", flag_values=values)
     names.append("mode")
-  for flag in _all_flags() if of_verb is None else of_verb:
+  for flag in (*(_all_flags() if of_verb is None else of_verb), *common.ALWAYS):
     if flag.kind is bool:
       flags.DEFINE_boolean(flag.name, flag.default, flag.help, flag_values=values)
       values[flag.name].parser = _Typed(flag)
@@ -144,10 +146,7 @@ def join_and_run(command: Command) -> int | None:
 
 def run(command: Command) -> int | None:
   """Runs the verb; errors that are the user's to mend are one message, not a stack trace."""
-  # Ours only: the libraries underneath write dozens of lines for each checkpoint.
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  logging.getLogger("cmjax").setLevel(logging.INFO)
+  common.log_ours()
   return common.answered(lambda: command.verb.run(command.values, command.config))
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cmjax.base import limits
 from cmjax.base.npz import opened
 from cmjax.base.ranges import Count, Place, Range, Seed, Share, Where
 from cmjax.data import image_files
@@ -111,6 +112,7 @@ def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
         f"with the smallest {[a.min() for a in every_label if a.size]}. Renumber the classes."
       )
     num_classes = max((int(a.max()) + 1 for a in every_label if a.size), default=0)
+    limits.check("classes", num_classes, f"{path}: its labels speak of {num_classes} classes")
   return ArraySource(images if images.ndim == 4 else images[..., None], labels, num_classes)
 
 

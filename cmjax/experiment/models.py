@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from cmjax import edm, latents, networks
 from cmjax.base import parts, sharding
 from cmjax.base.ranges import CountOrNone, Place, Size, SizeOrNone, Where
-from cmjax.data import mirror, pipeline, records, sources
+from cmjax.data import manifest, mirror, pipeline, records, sources
 from cmjax.experiment import decoding
 from cmjax.experiment.fields import Experiment, Samples
 from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
@@ -18,7 +18,7 @@ from cmjax.types import Batch, Network
 
 
 def _records(
-  path: Annotated[str, Where(mirror.SCHEMES, empty=True)],
+  path: Annotated[str, Where(manifest.SCHEMES, empty=True)],
   *,
   split: str = "train",
   latents: str | None = None,

@@ -12,7 +12,6 @@ first read.
 import bisect
 import functools
 import io
-import json
 import os
 import re
 import zipfile
@@ -23,7 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cmjax.base import json_files, limits, safe_names, zip_files
+from cmjax.base.printable import printable, shown
 from cmjax.data import image_files, sources
+from cmjax.data.prepare import parquet_files
 
 SUFFIXES = (*image_files.SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LABELS_FILE = "dataset.json"
@@ -52,7 +54,7 @@ class Originals:
   ):
     if not len(names):
       raise ValueError(f"There are no pictures in this {kind}. Check the path.")
-    self.kind, self.names, self.ignored = kind, names, ignored
+    self.kind, self.names, self.ignored = kind, [printable(name) for name in names], ignored
     self.labels, self.class_names = _classes(names, labels, num_classes, class_names)
 
   def __len__(self) -> int:
@@ -96,7 +98,7 @@ def find(
   Raises:
     ValueError: there is no such source, no picture in it, or a picture without a label.
   """
-  if not re.fullmatch(r"[\w.-]+", split):
+  if not re.fullmatch(r"[\w.-]+", split) or safe_names.flat(split) != split:
     raise ValueError(f"split={split!r} names a folder: use letters, digits, '_', '-' and '.'.")
   text, path = str(source), Path(source).expanduser()
   options: dict[str, Any] = dict(labels=labels, num_classes=num_classes)
@@ -123,7 +125,8 @@ class Folder(Originals):
   def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
     self._path = path
     files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    found = _labelled(files, labels, lambda: (path / LABELS_FILE).read_bytes(), str(path))
+    found = _labelled(files, labels, lambda: json_files.read(path / LABELS_FILE), str(path))
+    self._files = found["names"]
     if found["by_folder"]:
       named = {name.split("/")[0] for name in found["names"]}
       empty = [p.name for p in path.iterdir() if p.is_dir() and p.name not in named]
@@ -136,11 +139,11 @@ class Folder(Originals):
 
   def open(self, i: int) -> Path:
     """The file."""
-    return self._path / self.names[i]
+    return self._path / self._files[i]
 
   def stamp(self, i: int) -> str:
     """Its size, and when it was written."""
-    stat = (self._path / self.names[i]).stat()
+    stat = (self._path / self._files[i]).stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
@@ -150,14 +153,16 @@ class Zip(Originals):
   def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
     self._path, self._file = path, None
     try:
-      entries = {e.filename: e for e in self._zip().infolist() if not e.is_dir()}
-    except (zipfile.BadZipFile, OSError) as error:
+      members = zip_files.members(self._zip())
+    except ValueError as error:
       raise ValueError(f"Cannot read {path}: {error}. It must be a .zip of pictures.") from error
-    root = _shared_folder(list(entries))
-    files = sorted(name.removeprefix(root) for name in entries)
-    found = _labelled(files, labels, lambda: self._zip().read(root + LABELS_FILE), str(path))
-    self._entries = [root + name for name in found["names"]]
-    self._stamps = [f"{entries[n].file_size} {entries[n].CRC:08x}" for n in self._entries]
+    root = _shared_folder(list(members))
+    files = sorted(name.removeprefix(root) for name in members)
+    table = lambda: json_files.parse(zip_files.read(self._zip(), members[root + LABELS_FILE]))
+    found = _labelled(files, labels, table, str(path))
+    infos = [members[root + name] for name in found["names"]]
+    self._entries = [info.filename for info in infos]
+    self._stamps = [f"{info.file_size} {info.CRC:08x}" for info in infos]
     super().__init__(
       "zip", found["names"], found["labels"], num_classes=num_classes, ignored=found["ignored"]
     )
@@ -167,14 +172,15 @@ class Zip(Originals):
 
   def _zip(self) -> zipfile.ZipFile:
     if self._file is None:
-      self._file = zipfile.ZipFile(self._path)
+      self._file = zip_files.opened(self._path)
     return self._file
 
   def open(self, i: int) -> io.BytesIO:
     """The file, read whole."""
     try:
-      return io.BytesIO(self._zip().read(self._entries[i]))
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+      archive = self._zip()
+      return io.BytesIO(zip_files.read(archive, archive.getinfo(self._entries[i])))
+    except ValueError as error:
       raise ValueError(f"Cannot read {self.names[i]} in {self._path}: {error}.") from error
 
   def stamp(self, i: int) -> str:
@@ -194,47 +200,45 @@ class Parquet(Originals):
     labels: str | None,
     num_classes: int | None,
   ):
-    pq = _pyarrow()
     self._files, self._column = files, image_column
     self._groups: list[tuple[int, int]] = []  # (file, row group)
     self._starts, names, values, class_names = [], [], [], None
     for number, file in enumerate(files):
       try:
-        table = pq.ParquetFile(file)
-        columns = table.schema_arrow.names
-        label = _label_column(labels, columns)
-        if image_column not in columns:
-          raise KeyError(f"it has no column {image_column!r}: {', '.join(columns)}")
-        for group in range(table.num_row_groups):
+        table = parquet_files.Table(file)
+        label = _label_column(labels, table.columns)
+        table.check_images(image_column)
+        for group, rows in enumerate(table.rows):
           self._groups.append((number, group))
           self._starts.append(len(names))
-          rows = table.metadata.row_group(group).num_rows
           names += [f"{file.relative_to(path)} row {len(names) + k}" for k in range(rows)]
           if label is not None:
-            values += table.read_row_group(group, columns=[label])[label].to_pylist()
+            values += table.labels(label, group)
+        class_names = class_names or (label and table.class_names(label))
       except KeyError as error:
         raise ValueError(f"{file}: {error.args[0]}. Choose --image_column, --labels.") from None
       except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot read {file}: {error}") from error
-      class_names = class_names or (label and _hugging_face_names(table.schema_arrow, label))
+        raise ValueError(f"Cannot read {file}: {printable(str(error))[:500]}") from error
     super().__init__(
       "parquet", names, values or None, num_classes=num_classes, class_names=class_names
     )
     self._stamps = [f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    self._read: tuple[int, list[Any]] = (-1, [])
+    self._rows: parquet_files.Rows | None = None
 
   def __getstate__(self) -> dict[str, Any]:
-    return self.__dict__ | {"_read": (-1, [])}
+    return self.__dict__ | {"_rows": None}
 
   def open(self, i: int) -> io.BytesIO:
     """The bytes of a row."""
     group = bisect.bisect_right(self._starts, i) - 1
-    if self._read[0] != group:
-      number, row_group = self._groups[group]
-      table = _pyarrow().ParquetFile(self._files[number])
-      column = table.read_row_group(row_group, columns=[self._column])[self._column]
-      self._read = (group, column.to_pylist())
-    value = self._read[1][i - self._starts[group]]
+    place = (*self._groups[group], i - self._starts[group])
+    try:
+      if self._rows is None or not self._rows.skip_to(place):
+        self._rows = parquet_files.Rows(self._files, self._column, place)
+      value = self._rows.take()
+    except (OSError, ValueError) as error:
+      self._rows = None
+      raise ValueError(f"Cannot read {self.names[i]}: {printable(str(error))[:500]}") from error
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes):
       raise ValueError(
@@ -331,7 +335,7 @@ def _labelled(files: list[str], labels: str | None, read: Any, where: str) -> di
   Args:
     files: relative, with slashes, sorted.
     labels: as in `find`.
-    read: the bytes of LABELS_FILE, where it is one of the files.
+    read: gives what is in LABELS_FILE, where it is one of the files.
     where: for the errors.
   """
   visible = [f for f in files if not any(p.startswith((".", "__MACOSX")) for p in f.split("/"))]
@@ -344,9 +348,9 @@ def _labelled(files: list[str], labels: str | None, read: Any, where: str) -> di
     path = Path(labels).expanduser()
     if not path.is_file():
       raise ValueError(f"labels={labels!r} is no JSON file. Give its path, or 'none'.")
-    return found | {"labels": _from_json(path.read_bytes(), names, str(path))}
+    return found | {"labels": _from_json(lambda: json_files.read(path), names, str(path))}
   if LABELS_FILE in visible:
-    return found | {"labels": _from_json(read(), names, f"{where}/{LABELS_FILE}")}
+    return found | {"labels": _from_json(read, names, f"{where}/{LABELS_FILE}")}
   depths = {name.count("/") for name in names}
   if depths == {1}:
     return found | {"labels": [name.split("/")[0] for name in names], "by_folder": True}
@@ -358,24 +362,29 @@ def _labelled(files: list[str], labels: str | None, read: Any, where: str) -> di
   return found
 
 
-def _from_json(data: bytes, names: list[str], where: str) -> list[Any] | None:
+def _from_json(read: Callable[[], Any], names: list[str], where: str) -> list[Any] | None:
   """The label of each name: of EDM's {"labels": [[name, class], ...]}, or of {name: class}."""
   try:
-    content = json.loads(data)
+    content = read()
+    if not isinstance(content, dict):
+      raise ValueError(f"it is {shown(content)}")
     pairs = content.get("labels", content)
     if pairs is None:
       return None
     table = dict(pairs)
-  except (ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    if len(table) < len(pairs):
+      raise ValueError("it has a picture twice")
+  except (OSError, ValueError, TypeError) as error:
     raise ValueError(
-      f"{where}: {error}. It must be JSON: {{name: class}}, or {{'labels': [[name, class], ...]}}."
+      f"{where}: {printable(str(error))[:500]}. It must be JSON: {{name: class}}, or "
+      "{'labels': [[name, class], ...]}."
     ) from error
   table = {str(PurePosixPath(str(name).replace("\\", "/"))): label for name, label in table.items()}
   missing = [name for name in names if name not in table]
   if missing:
     raise ValueError(
-      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as {missing[0]}. "
-      "Add them, or remove the pictures."
+      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as "
+      f"{printable(missing[0])}. Add them, or remove the pictures."
     )
   return [table[name] for name in names]
 
@@ -406,11 +415,13 @@ def _classes(
     whole = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
     if not whole or label < 0 or (count is not None and label >= count):
       raise ValueError(
-        f"The label of {name} is {label!r}: labels must be whole numbers from 0 up"
+        f"The label of {name} is {shown(label)}: labels must be whole numbers from 0 up"
         f"{f' to {count - 1}' if count else ''}, or all text. Correct it, or give --num_classes."
       )
+  count = count or max(labels) + 1
+  if num_classes is None:  # else the user says so
+    limits.check("classes", count, f"the labels of this source speak of {shown(count)} classes")
   numbered = np.array(labels, np.int32)
-  count = count or int(numbered.max()) + 1
   empty = np.flatnonzero(np.bincount(numbered, minlength=count) == 0)
   if len(empty) and num_classes is None:
     raise ValueError(
@@ -450,24 +461,5 @@ def _label_column(labels: str | None, columns: list[str]) -> str | None:
   if labels in (None, "none"):
     return "label" if labels is None and "label" in columns else None
   if labels not in columns:
-    raise KeyError(f"it has no column {labels!r}: {', '.join(columns)}")
+    raise KeyError(f"it has no column {labels!r}: {printable(', '.join(columns[:20]))}")
   return labels
-
-
-def _hugging_face_names(schema: Any, column: str) -> list[str] | None:
-  """The names that Hugging Face's `datasets` wrote of a ClassLabel."""
-  try:
-    info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return info["info"]["features"][column]["names"]
-  except (ValueError, KeyError, TypeError):
-    return None
-
-
-def _pyarrow() -> Any:
-  try:
-    import pyarrow.parquet as pq  # here, as only these sources need it
-  except ImportError as error:
-    raise ValueError(
-      "Parquet files need pyarrow: pip install 'cmjax[prepare]', or pip install pyarrow."
-    ) from error
-  return pq
