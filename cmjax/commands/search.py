@@ -7,7 +7,7 @@ The times are written into the run. The verbs sample and evaluate then use them.
 
 from cmjax.commands import common
 
-CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
+CONFIG_FROM = common.ConfigFrom.FLAG_OR_TRAINED
 NUM_PROBES = common.Flag("num_probes", int, 12, "How many tries for each intermediate time.")
 FLAGS = (
   *(common.WORKDIR, common.SAMPLER, common.NUM_SAMPLES, NUM_PROBES, common.SEED),

@@ -12,7 +12,7 @@ from PIL import Image
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.metrics import cards, references
-from cmjax.program import averages, convert, sample, sitting, stored_runs, sweep
+from cmjax.program import averages, convert, sample, searched_times, sitting, stored_runs, sweep
 from cmjax.run import writer
 from helpers import tiny
 
@@ -53,8 +53,8 @@ def test_samples_and_their_picture_are_of_the_same_call(tmp_path, shape):
 
 def test_searches_of_several_samplers_at_once_keep_the_times_of_all(tmp_path):
   found = [{f"sampler{i}": {"mid_times": [i / 10]}} for i in range(12)]
-  assert not at_once(*(lambda one=one: stored_runs.write_times(tmp_path, one) for one in found))
-  stored = json.loads((tmp_path / stored_runs.TIMES).read_text())
+  assert not at_once(*(lambda one=one: searched_times.write(tmp_path, one) for one in found))
+  stored = json.loads((tmp_path / searched_times.FILE).read_text())
   assert {name: times["mid_times"] for name, times in stored.items()} == {
     f"sampler{i}": [i / 10] for i in range(12)
   }
@@ -64,7 +64,7 @@ POINTS = np.zeros((4, 2), np.float32)
 LATE = {
   "sample": lambda workdir: sample._write(workdir, "one_step", {"samples": POINTS}, POINTS),
   "latents": lambda workdir: sample._write(workdir, "one_step", {"samples": POINTS}, None),
-  "search": lambda workdir: stored_runs.write_times(workdir, {"one_step": {"mid_times": [0.1]}}),
+  "search": lambda workdir: searched_times.write(workdir, {"one_step": {"mid_times": [0.1]}}),
   "sweep": lambda workdir: sweep._add(workdir, workdir / "posthoc" / "a.json", {}, {}),
   "ema": lambda workdir: averages._alone(workdir).__enter__(),
 }
