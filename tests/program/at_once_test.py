@@ -89,12 +89,14 @@ def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, 
   workdir, foreign, mesh = tmp_path / "run", tmp_path / "foreign.safetensors", sharding.make_mesh()
   config = lambda steps: tiny.config("snapshots", total_steps=steps)
   tiny.train(config(12), workdir)
-  convert.export(workdir, foreign)
+  convert.export(workdir, foreign, ema="main")
+  weights = tiny.leaves(stored_runs.load_average(workdir, "main", mesh)[1])
   given = experiment.parse(config(12))
   searched = dict(name="two_steps", num_samples=32, num_probes=5, seed=0)
   for i in range(times):
+    steps = 14 + 2 * (i // 10)  # in the other rounds of ten the run is at its end
     modes = {
-      "train": lambda i=i: tiny.train(config(14 + 2 * i), workdir),
+      "train": lambda steps=steps: tiny.train(config(steps), workdir),
       "evaluate": lambda: sample.evaluate(given, workdir),
       "search": lambda: sample.search_times(given, workdir, **searched),
       "ema": lambda i=i: averages.write(workdir, [0.05 + i / 1000], mesh),
@@ -108,17 +110,19 @@ def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, 
       errors = at_once(call, call)
       assert len(errors) < 2, (mode, errors)
       assert all(re.search(REFUSED, str(e)) and "\n" not in str(e) for e in errors), (mode, errors)
-    assert tiny.state(workdir)["step"] == 14 + 2 * i
+    assert tiny.state(workdir)["step"] == steps
     for path in workdir.rglob("*.json"):
       json.loads(path.read_text())
     for path in (workdir / "cards").glob("*.json"):
       cards.read(path)
     references.read(tmp_path / "reference.npz", "pixels")
-    assert (
-      stored_runs.load_average(workdir, f"posthoc_{0.05 + i / 1000:.3f}", mesh)[2] == 14 + 2 * i
-    )
-    assert tiny.leaves(stored_runs.load_average(tmp_path / f"converted{i}", "main", mesh)[1])
-    assert np.load(workdir / "samples" / f"one_step_power_05_step{14 + 2 * i}_seed{i}.npz")
+    average = stored_runs.load_average(workdir, f"posthoc_{0.05 + i / 1000:.3f}", mesh)
+    assert average[2] == steps
+    converted = stored_runs.load_average(tmp_path / f"converted{i}", "main", mesh)
+    tiny.assert_same(tiny.leaves(converted[1]), weights)
+    (arrays,) = (workdir / "samples").glob(f"one_step_*_step{steps}_seed{i}.npz")
+    with np.load(arrays) as found:
+      assert found["samples"].shape == (4, 2)
   assert not list(tmp_path.rglob("*.partial")) and not list(
     tmp_path.rglob("*orbax-checkpoint-tmp*")
   )
