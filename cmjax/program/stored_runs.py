@@ -128,6 +128,8 @@ def averages_of(workdir: str | Path) -> list[str]:
   """The averages of a run's config, in its order, by its newest checkpoint that says so."""
   meta = _newest_meta(workdir)
   if meta is None:
+    # Where there is no folder of them either, this says so.
+    checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True).close()
     raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
   return list(meta["config"]["ema"])
 
