@@ -57,8 +57,10 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", FOREIGN)
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif"])
+SUFFIXES = [*((kind, "png") for kind in FOREIGN), ("PostScript", "jpg"), ("PostScript", "tiff")]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), SUFFIXES)
 def test_a_file_is_what_its_bytes_are_and_other_formats_reach_no_reader(
   tmp_path, monkeypatch, kind, suffix
 ):
@@ -89,6 +91,15 @@ def test_the_formats_that_are_read_give_pillows_pixels_whatever_their_suffix(tmp
     shape = (6, 4, 1) if image.mode == "L" else (6, 4, 3)
     np.testing.assert_array_equal(image_files.read_pixels(path, shape), expected.reshape(shape))
     assert kinds == ()
+
+
+def test_pillow_is_told_the_format(tmp_path, monkeypatch):
+  told, plain = [], Image.open
+  monkeypatch.setattr(Image, "open", lambda file, formats: told.append(formats) or plain(file))
+  for format in ("png", "jpeg", "webp", "bmp", "tiff"):
+    path = write(tmp_path / format / "x.png", encoded(PLAIN, format))
+    sources.folder(path.parent)[0]
+    assert set(told[-2:]) == {(format.upper(),)}
 
 
 # --- limits ---
@@ -154,6 +165,13 @@ def test_too_many_pixels_are_refused_by_the_header_and_the_limit_is_named(tmp_pa
   for read in (lambda: image_files.open_picture(path, "x.png"), lambda: sources.folder(tmp_path)):
     with pytest.raises(image_files.Refused, match="max_pixels=67108864.*--max_pixels"):
       read()
+
+
+@pytest.mark.parametrize("make", [huge_webp, huge_lossless_webp])
+def test_pillow_does_not_open_a_huge_webp_for_which_it_would_take_memory(monkeypatch, make):
+  monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("Pillow got it"))
+  with pytest.raises(image_files.Refused, match="max_pixels"):
+    opened(make())
 
 
 def test_the_limits_can_be_set_and_say_so(tmp_path, capsys):
@@ -399,6 +417,24 @@ def test_the_start_of_a_picture_is_no_picture(format, part):
   data = encoded(noise, format)
   with pytest.raises(image_files.Damaged, match="Cannot decode x: .*Remove or replace it"):
     opened(data[: int(part * len(data))])
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "bmp", "tiff", "gif"])
+def test_changed_bytes_are_read_or_refused_in_one_line(format):
+  exif = Image.Exif()
+  exif[0x112] = 6
+  image = PLAIN.quantize(16) if format == "gif" else PLAIN
+  data = encoded(image, format, **({} if format in ("gif", "bmp") else {"exif": exif}))
+  rng = np.random.default_rng(1)
+  for _ in range(60):
+    changed = bytearray(data)
+    for place in rng.integers(0, len(data), rng.integers(1, 5)):
+      changed[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)])
+    cut = rng.integers(len(data)) if rng.random() < 0.2 else len(data)
+    try:
+      opened(bytes(changed[:cut]), convert=tuple(image_files.CONVERSIONS), max_pixels=10_000)
+    except (image_files.Damaged, image_files.Refused) as error:
+      assert "\n" not in str(error)
 
 
 def test_pillow_must_not_be_set_to_take_half_pictures(monkeypatch):
