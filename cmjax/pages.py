@@ -13,7 +13,6 @@ lists them, VARIANTS = ("s", "m"), and has `get_config(variant="s")`.
 import contextlib
 import difflib
 import inspect
-import json
 import runpy
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from cmjax.base import json_files
 
 PACKAGE = Path(__file__).parent
 
@@ -187,11 +188,11 @@ def _stored(path: Path, variant: str) -> ConfigDict:
   """The config that a run wrote: data, never executed."""
   _check_variant(variant, ())
   try:
-    settings = json.loads(path.read_bytes())
+    settings = json_files.read(path)
     if not isinstance(settings, dict):
       raise ValueError(f"a config is an object, got {type(settings).__name__}")
     config = ConfigDict(settings)
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(f"{path} is no config in JSON: {_line(error)}") from error
   return smoke(config) if variant else config
 

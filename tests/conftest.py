@@ -59,10 +59,12 @@ def _remove_old(folder):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-  # Peers run networks of full size.
-  optimised = item.get_closest_marker("heavy") is not None or "peers" in item.path.parts
+  marked = lambda name: item.get_closest_marker(name) is not None
+  # Slow tests train in earnest, and peers are networks of full size: they run longer than compile.
+  optimised = marked("heavy") or marked("slow") or "peers" in item.path.parts
   jax.config.update("jax_disable_most_optimizations", not optimised)
-  every = item.get_closest_marker("devices") is not None
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(not optimised)
+  every = marked("devices")
   jax.devices = all_devices if every else one_device
   return (yield)
 

@@ -177,8 +177,8 @@ def blocked(checkpoints, step, state):
   start, cpu = time.perf_counter(), time.thread_time()
   checkpoints.save(step, state, {})
   saved, polls, cpu = time.perf_counter(), [0.0], time.thread_time() - cpu
-  seal = checkpoints.workdir / "seals" / f"{step}.json"
-  while not seal.exists():
+  digests = checkpoints.directory / str(step) / checkpoint.DIGESTS
+  while not digests.exists():
     time.sleep(0.05)  # a step
     begin = time.perf_counter()
     checkpoints.poll()

@@ -1,26 +1,38 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, whoever else writes them at the same moment.
+
+A file is written under a name of its own beside the target, `NAME.0123456789abcdef.partial`, and
+renamed. Its writer holds it by flock(2), so that what a killed one has left can be told from what
+is being written just now.
+"""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import re
+import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+_PARTIAL = re.compile(r".+\.[0-9a-f]{16}\.partial")
+_NAME_BYTES = 200  # of the target's name in that of its partial file: names end at 255
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   """A file that takes the place of `path` at the end, so that readers see the old or the new.
 
-  Where writing fails the old one stays, and nothing of the new.
+  Where writing fails the old one stays, and nothing of the new. Of several writers at once the one
+  that ends last counts.
   """
-  partial = path.with_name(path.name + ".partial")
+  partial, file = _partial(path)
   try:
-    with open(partial, "wb") as file:
+    with file:
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.replace(partial, path)
+      os.replace(partial, path)
   except BaseException:
     partial.unlink(missing_ok=True)
     raise
@@ -28,5 +40,34 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2) -> None:
   """`content` as JSON in the place of `path`, whole or not at all."""
+  write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """`text` as UTF-8 in the place of `path`, whole or not at all."""
   with replacing(path) as file:
-    file.write(json.dumps(content, indent=indent).encode() + b"\n")
+    file.write(text.encode())
+
+
+def clear_partials(folder: pathlib.Path) -> None:
+  """Removes what killed writers left in a folder and in those directly below it."""
+  for pattern in ("*.partial", "*/*.partial"):
+    for partial in folder.glob(pattern):
+      if _PARTIAL.fullmatch(partial.name) and partial.is_file():
+        # It is being written, is gone by now, or is where there are no locks: it stays.
+        with contextlib.suppress(OSError), partial.open("r+b") as file:
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+          partial.unlink()
+
+
+def _partial(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
+  """A new file beside `path`, held by its lock where the file system has locks."""
+  name = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
+  while True:
+    partial = path.with_name(f"{name}.{secrets.token_hex(8)}.partial")
+    file = open(partial, "xb")
+    with contextlib.suppress(OSError):
+      fcntl.flock(file, fcntl.LOCK_EX)
+    if partial.exists():
+      return partial, file
+    file.close()  # `clear_partials` came in the moment before the lock

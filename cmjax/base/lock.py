@@ -1,7 +1,9 @@
-"""One run at a time in a workdir, by a lock that the kernel drops with the process that held it.
+"""One writer of a thing in a workdir at a time, by locks that the kernel drops with their process.
 
-`workdir/lock` stays where it is; what counts is whether a process holds it (flock(2)), so a run
-that was killed blocks nobody, and nothing needs to be removed by hand. The file says who holds it.
+Who trains, converts or prepares holds `workdir/lock` to the end. Scores, averages, times and
+samples have locks of their own (`TASKS`), so that they are made beside a training. A lock's file
+stays where it is; what counts is whether a process holds it (flock(2)), so a run that was killed
+blocks nobody, and nothing needs to be removed by hand. The file says who holds it.
 """
 
 import contextlib
@@ -14,34 +16,83 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+from cmjax.base import atomic_files
 
 logger = logging.getLogger("cmjax")
-NAME = "lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
+_LATER = "Wait for its end, or take another --workdir."
+
+
+class Task(NamedTuple):
+  """What writes into a workdir.
+
+  Attributes:
+    file: of the lock; tasks with the same keep each other out.
+    busy: begins what is said to those who find it held.
+    advice: ends it.
+    begins: whether the workdir is made if it is not there: one that others need was renamed.
+  """
+
+  file: str
+  busy: str
+  advice: str = _LATER
+  begins: bool = False
+
+
+TASKS = {
+  "train": Task(
+    "lock",
+    "Another run trains in",
+    "Wait for its end, stop it with SIGTERM (it saves its state first), or take another --workdir.",
+    begins=True,
+  ),
+  "convert": Task("lock", "A checkpoint is being converted to", begins=True),
+  "prepare": Task(
+    "lock", "A set is being prepared in", "Wait for its end, or take another --out.", begins=True
+  ),
+  "evaluate": Task("lock.scores", "Another process scores"),
+  "average": Task("lock.averages", "Another process writes averages in"),
+  "search": Task("lock.times", "Another process writes searched times in"),
+  "sample": Task("lock.samples", "Another process writes samples in"),
+}
 
 
 @contextlib.contextmanager
 def hold(
-  workdir: Path, *, primary: bool = True, agree: Callable[[bool], bool] = bool
-) -> Iterator[None]:
-  """Keeps other runs out of a workdir, which is made if it is not there.
+  workdir: Path,
+  task: str = "train",
+  *,
+  wait: bool = False,
+  primary: bool = True,
+  agree: Callable[[bool], bool] = bool,
+) -> Iterator[Callable[[], None]]:
+  """Keeps others out of what a task writes in a workdir.
 
-  Where the file system has no locks, a warning says so and the run goes on.
+  What killed writers left half-written in it is removed. Where the file system has no locks, a
+  warning says so and the task goes on.
 
   Args:
     workdir: of the run.
+    task: one of `TASKS`.
+    wait: for whoever holds it, after one line that says so: for what is written in a moment.
     primary: whether this process takes the lock, for all processes of the run.
     agree: whether all processes of the run say True; each asks once.
 
+  Yields:
+    A function that raises OSError if the workdir was renamed, removed or replaced meanwhile.
+
   Raises:
-    ValueError: another run holds it, or the workdir cannot be written.
+    ValueError: another process holds it, or the workdir cannot be written.
   """
-  file, refusal = _take(workdir) if primary else (None, "")
+  file, refusal = _take(workdir, task, wait) if primary else (None, "")
   try:
     if not agree(not refusal):
       raise ValueError(refusal or f"Process 0 was refused {workdir}: its log says why.")
-    yield
+    if file is not None:
+      atomic_files.clear_partials(workdir)
+    yield _still_there(workdir, file) if file is not None else lambda: None
   finally:
     if file is not None:
       with contextlib.suppress(OSError):  # the name of a run that has ended harms nobody
@@ -49,16 +100,17 @@ def hold(
       file.close()
 
 
-def _take(workdir: Path) -> tuple[IO[str] | None, str]:
+def _take(workdir: Path, task: str, wait: bool) -> tuple[IO[str] | None, str]:
   """The open file that holds the lock, or None and why not."""
   file = None
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / NAME, "a+", encoding="utf-8")
-    refusal = _lock(file, workdir)
+    if TASKS[task].begins:
+      workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / TASKS[task].file, "a+", encoding="utf-8")
+    refusal = _lock(file, workdir, task, wait)
     if not refusal:
       file.truncate(0)
-      json.dump(_me(), file)
+      json.dump(_me(task), file)
       file.flush()
   except OSError as error:
     refusal = (
@@ -72,8 +124,8 @@ def _take(workdir: Path) -> tuple[IO[str] | None, str]:
   return file, refusal
 
 
-def _lock(file: IO[str], workdir: Path) -> str:
-  """Takes the lock; returns why not, if another run has it."""
+def _lock(file: IO[str], workdir: Path, task: str, wait: bool) -> str:
+  """Takes the lock, after its holder if it may wait; returns why not, if another has it."""
   holder = _read(file)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,11 +136,13 @@ def _lock(file: IO[str], workdir: Path) -> str:
         *(workdir, error.strerror),
       )
       return ""
+    held = TASKS.get(str(holder.get("task")), TASKS[task])
     who = _name(holder) if holder else "a process that has only just begun"
-    return (
-      f"Another run trains in {workdir}: {who}. Wait for its end, stop it with SIGTERM (it saves "
-      "its state first), or take another --workdir."
-    )
+    if not wait:
+      return f"{held.busy} {workdir}: {who}. {held.advice}"
+    logger.info("%s %s: %s. This one waits for it.", held.busy, workdir, who)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return ""
   if holder and holder.get("host") != platform.node():
     logger.warning(
       "The run before in %s, %s, did not end by itself. If it may still run there, stop it: not "
@@ -98,9 +152,31 @@ def _lock(file: IO[str], workdir: Path) -> str:
   return ""
 
 
-def _me() -> dict[str, Any]:
+def _still_there(workdir: Path, file: IO[str]) -> Callable[[], None]:
+  """A function that raises if `workdir` is no longer the folder in which `file` is."""
+  began = os.stat(workdir)
+  file.seek(0)
+  ours = file.read()
+
+  def check() -> None:
+    with contextlib.suppress(OSError):
+      if os.path.samestat(began, os.stat(workdir)):
+        return
+      # Some mounted buckets give a folder another number after a while.
+      if Path(file.name).read_text(encoding="utf-8") == ours:
+        return
+    raise OSError(
+      f"The workdir {workdir} was renamed, removed or replaced while this process wrote to it, so "
+      "it stops. Start the same command with --workdir where the folder is now: a training goes on "
+      "from its newest checkpoint."
+    )
+
+  return check
+
+
+def _me(task: str) -> dict[str, Any]:
   now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-  return {"host": platform.node(), "pid": os.getpid(), "since": now}
+  return {"host": platform.node(), "pid": os.getpid(), "since": now, "task": task}
 
 
 def _read(file: IO[str]) -> dict[str, Any]:

@@ -2,19 +2,27 @@
 
 A config names a part of somebody else's package as `package.module:Name`, or by the name of an
 entry point of the group `cmjax.parts`. A config may come from a stranger's run, so a name is no
-permission: an object is taken only if it carries the mark that `part` gives, or if an installed
-package declares it as an entry point. `os:system` carries no mark.
+permission, twice over. A module is imported, which runs it, only if an installed package declares
+it as an entry point or the user allowed it (`allow`); one that this program has imported already is
+looked at. And an object is taken only if it carries the mark that `part` gives. `os:system` carries
+no mark.
 """
 
 import importlib
 import importlib.metadata
+import re
 import sys
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from cmjax.base.printable import shown
 
 GROUP = "cmjax.parts"
 HANDED_IN = "python:"  # in a record, before the name of a part that no config has named
 _MARK = "__cmjax_part__"
+_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_allowed: set[str] = set()
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -76,6 +84,30 @@ def missing(name: str, field: str, what: str = "") -> Callable[..., Any]:
   return refuse
 
 
+def allow(*modules: str) -> None:
+  """Permits that these modules, and those inside of them, are imported because a config names them.
+
+  A module runs when it is imported: allow what you trust, by its name, such as "my_package". The
+  program allows what the user writes into its command line, and --allow_parts=my_package.
+  """
+  _allowed.update(filter(None, (module.strip() for module in modules)))
+
+
+def modules_named(config: Any) -> set[str]:
+  """The modules that names of parts in a config, or in a value of one, are in.
+
+  >>> modules_named({"net": {"name": "my_package.networks:Mine", "dim": 2}})
+  {'my_package.networks'}
+  """
+  if isinstance(config, str):
+    return {config.partition(":")[0]} if _NAME.fullmatch(config) else set()
+  if hasattr(config, "keys"):
+    config = [config[key] for key in config.keys()]
+  if not isinstance(config, list | tuple):
+    return set()
+  return {module for value in config for module in modules_named(value)}
+
+
 def named(name: str, what: str) -> Any:
   """The part of that name.
 
@@ -84,16 +116,25 @@ def named(name: str, what: str) -> Any:
     what: the config asks for, for errors: "network (net.name)".
 
   Raises:
-    ValueError: no such module or object, or it is not marked as a part.
+    ValueError: no such module or object, it may not be imported, or it is not marked as a part.
   """
   if name in (points := entry_points()):
     return points[name].load()
+  if not _NAME.fullmatch(name):
+    raise ValueError(f"Unknown {what} {shown(name)}: it is not of the form package.module:Name.")
   module_name, _, path = name.partition(":")
   if module_name.partition(".")[0] in sys.stdlib_module_names:
     raise ValueError(_refusal(name, what, "it is of Python's own library"))
+  permitted = _is_permitted(module_name, points)
+  if not permitted and module_name not in sys.modules:
+    raise ValueError(_not_allowed(name, what))
   try:
-    thing = importlib.import_module(module_name)
+    thing = importlib.import_module(module_name) if permitted else sys.modules[module_name]
     for attribute in path.split("."):
+      # A module may import others when it is asked for a name that it does not have.
+      lazy = isinstance(thing, types.ModuleType) and not permitted and attribute not in vars(thing)
+      if lazy:
+        raise AttributeError(f"module {module_name!r} has no attribute {attribute!r}")
       thing = getattr(thing, attribute)
   except (ImportError, AttributeError, ValueError) as error:
     raise ValueError(f"Unknown {what} {name!r}: {error}.") from error
@@ -102,9 +143,23 @@ def named(name: str, what: str) -> Any:
   return thing
 
 
+def _is_permitted(module: str, points: dict[str, importlib.metadata.EntryPoint]) -> bool:
+  inside = lambda outer: module == outer or module.startswith(f"{outer}.")
+  return any(map(inside, _allowed)) or module in {point.module for point in points.values()}
+
+
+def _not_allowed(name: str, what: str) -> str:
+  module = name.partition(":")[0][:80]
+  return (
+    f"The {what} {shown(name)} is not loaded: to import {module} is to run it, and a config may "
+    f"come from a stranger. If you trust it, allow it: --allow_parts={module}; in Python, import "
+    "it before, or call cmjax.base.parts.allow."
+  )
+
+
 def _refusal(name: str, what: str, why: str) -> str:
   return (
-    f"The {what} {name!r} is refused: {why}. A config can only name what is meant for cmjax: "
+    f"The {what} {shown(name)} is refused: {why}. A config can only name what is meant for cmjax: "
     "put `@cmjax.base.parts.part` above it, or declare it as an entry point of the group "
     f"{GROUP!r}."
   )

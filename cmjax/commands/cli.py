@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 import cmjax
-from cmjax.commands.common import Flag
+from cmjax.commands.common import ALWAYS, Flag
 
 # Verbs with a config. The files of these have CONFIG_FROM, FLAGS, NEEDS and run(values, config).
 EXPERIMENTS = {
@@ -70,7 +70,8 @@ def _help_of(verb: str) -> str:
   module = importlib.import_module(f"cmjax.commands.{verb}")
   config = Flag("config", str, None, module.CONFIG_FROM.value)
   override = Flag("config.KEY", str, None, "Sets a value of the config: --config.optim.lr=3e-4.")
-  lines = (line for flag in (config, override, *module.FLAGS) for line in _help_of_flag(flag))
+  flags = (config, override, *module.FLAGS, *ALWAYS)
+  lines = (line for flag in flags for line in _help_of_flag(flag))
   usage = f"usage: cmjax {verb} [--flag=value ...]"
   return "\n".join([usage, "", (module.__doc__ or "").strip(), "", "flags:", *lines])
 

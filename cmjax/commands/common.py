@@ -1,7 +1,12 @@
 """What the verbs share: flags of the same meaning, and how they answer."""
 
+import argparse
 import enum
+import logging
+import sys
 from typing import Any, NamedTuple
+
+from cmjax.base import limits, parts, printable
 
 
 class Flag(NamedTuple):
@@ -47,6 +52,31 @@ COMPILE_CACHE = Flag(
   "Folder of compiled programs, for the next start. Empty: none.",
 )
 
+# Every verb has these: what the user permits foreign files.
+ALLOW_PARTS = Flag(
+  "allow_parts", str, None, "Packages that a stored config may load parts from: my_package,other."
+)
+LIMITS = Flag(
+  "limits", str, None, "Limits of foreign files to raise: json_bytes=1e9 (cmjax/base/limits.py)."
+)
+ALWAYS = (ALLOW_PARTS, LIMITS)
+
+
+def permit(allow_parts: str | None, raised: str | None) -> None:
+  """Does what the flags of `ALWAYS` say.
+
+  Raises:
+    ValueError: there is no such limit.
+  """
+  parts.allow(*(allow_parts or "").split(","))
+  limits.allow(limits.parse(raised or ""))
+
+
+def add_always(parser: argparse.ArgumentParser) -> None:
+  """Adds `ALWAYS` to the arguments of a verb without a config."""
+  for flag in ALWAYS:
+    parser.add_argument(f"--{flag.name}", help=flag.help)
+
 
 def experiment_of(config: Any) -> Any:
   """The experiment of a config, which the programs take; None of None."""
@@ -57,4 +87,17 @@ def experiment_of(config: Any) -> Any:
 
 def say(answer: object) -> None:
   """Prints what was asked for; all else is logged."""
-  print(answer)  # noqa: T201
+  print(printable.message(answer))  # noqa: T201
+
+
+def complain(error: object) -> None:
+  """Prints why a command ended."""
+  print(f"cmjax: {printable.message(error)}", file=sys.stderr)  # noqa: T201
+
+
+def log_ours() -> None:
+  """Lets through what cmjax logs, made printable: libraries underneath write dozens of lines."""
+  logging.getLogger().setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  printable.guard(logging.getLogger("cmjax"))

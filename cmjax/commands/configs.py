@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cmjax import pages
+from cmjax.base import parts
 from cmjax.commands.common import ConfigFrom
 
 
@@ -58,12 +59,29 @@ def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> Conf
   """
   if spec is not None:
     config = pages.load(spec)
-    return _with_tuples(config) if spec.partition(":")[0].endswith(".json") else config
+    return _with_tuples(config) if _is_stored(spec) else config
   if config_from is ConfigFrom.FLAG or workdir is None or not _has_config(workdir):
     return None
   from cmjax.program import stored_runs  # here, as JAX takes seconds to start
 
   return _with_tuples(ConfigDict(stored_runs.read_record(workdir)))
+
+
+def _is_stored(spec: str | None) -> bool:
+  """Whether a config is one that a run wrote, and not a page."""
+  return spec is None or spec.partition(":")[0].endswith(".json")
+
+
+def allow_own_parts(spec: str | None, values: flags.FlagValues) -> None:
+  """Allows the modules of the parts that the user names: by flags, or in a page of their own.
+
+  A page has run already. What a stored config names may be a stranger's, and is not allowed.
+  """
+  if values["config"].value is None:
+    return
+  typed = dict(config_flags.get_override_values(values["config"]))
+  own = {} if _is_stored(spec) else values.config
+  parts.allow(*parts.modules_named(typed), *parts.modules_named(own))
 
 
 def _has_config(workdir: str) -> bool:

@@ -8,9 +8,9 @@ teacher.workdir or init_from.workdir. Nothing in the file is executed.
 """
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
+
+from cmjax.commands import common
 
 USAGE = """cmjax convert FILE --to DIR [--ema NAME]
        cmjax convert --export RUN_DIR --to FILE.safetensors [--ema NAME]"""
@@ -32,20 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--export", metavar="RUN_DIR", help="a run, to write out as safetensors")
   parser.add_argument("--to", required=True, help="folder of the new run, or the file to write")
   parser.add_argument("--ema", metavar="NAME", help="which of several networks or averages")
+  common.add_always(parser)
   args = parser.parse_args(argv)
   if (args.file is None) == (args.export is None):
     parser.error("give a FILE to convert, or a run to --export: one of the two")
-  # Ours only, as in `start.run`.
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  common.log_ours()
   from cmjax.program import convert  # here, so that --help need not wait for jax
 
   try:
+    common.permit(args.allow_parts, args.limits)
     if args.export is None:
-      print(convert.convert(args.file, args.to, ema=args.ema))  # noqa: T201 (the answer)
+      common.say(convert.convert(args.file, args.to, ema=args.ema))
     else:
-      print(convert.export(args.export, args.to, ema=args.ema))  # noqa: T201
+      common.say(convert.export(args.export, args.to, ema=args.ema))
   except (ValueError, OSError) as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    common.complain(error)
     return 1
   return 0

@@ -6,8 +6,9 @@ Nothing in the file is executed, and nothing is downloaded: docs/detectors.md ha
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from cmjax.commands import common
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,12 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("file", help="a .pth of PyTorch's or a .safetensors")
   parser.add_argument("--to", required=True, help="the .npz to write")
+  common.add_always(parser)
   args = parser.parse_args(argv)
   from cmjax.metrics.detectors import published_weights  # here, so that --help need not wait
 
   try:
-    print(published_weights.convert(args.file, args.to))  # noqa: T201 (the answer)
+    common.permit(args.allow_parts, args.limits)
+    common.say(published_weights.convert(args.file, args.to))
   except (ValueError, OSError) as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    common.complain(error)
     return 1
   return 0

@@ -12,8 +12,9 @@ curve.
 import argparse
 import logging
 import math
-import sys
 from collections.abc import Sequence
+
+from cmjax.commands import common
 
 MAX_LENGTHS = 1000
 
@@ -61,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   task.add_argument("--sigma_rel", help="lengths to write: 0.05,0.1, or first:last:step")
   task.add_argument("--sweep", help="lengths to score, in the same form")
   parser.add_argument("--step", type=int, help="that averages end at; default: the last snapshot's")
+  common.add_always(parser)
   args = parser.parse_args(argv)
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  logging.getLogger("cmjax").setLevel(logging.INFO)
+  common.log_ours()
   # Imported here, so that --help need not wait for jax.
   from cmjax import experiment
   from cmjax.program import averages, stored_runs, sweep
 
   try:
+    common.permit(args.allow_parts, args.limits)
     if args.sweep is not None:
       answer = sweep.sweep(args.workdir, lengths(args.sweep), step=args.step)
     else:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       answer = averages.write(args.workdir, lengths(args.sigma_rel), mesh, step=args.step)
   except (ValueError, OSError) as error:
     logging.getLogger("cmjax").debug("Where it came from:", exc_info=True)
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    common.complain(error)
     return 1
-  print(answer)  # noqa: T201 (the answer)
+  common.say(answer)
   return 0

@@ -16,13 +16,13 @@ otherwise, and the manifest counts them.
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.base import lock
+from cmjax.commands import common
 from cmjax.data import image_files
 from cmjax.data.prepare import crops
 
@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Prepares or validates; errors that are the user's to mend are one message. The exit code."""
   args = _arguments(argv)
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
-  logging.getLogger("cmjax").setLevel(logging.INFO)
+  common.log_ours()
   try:
+    common.permit(args.allow_parts, args.limits)
     return _validate(args.validate) if args.validate else _prepare(args)
   except (ValueError, OSError) as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    common.complain(error)
     return 1
 
 
@@ -75,6 +76,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--batch_size", type=int, default=8, help="of the autoencoder (8)")
   add("--licence", default="", help="a note on the images, for the manifest")
   add("--workers", type=int, help="processes; by default one for each core, 0: none beside this")
+  common.add_always(parser)
   args = parser.parse_args(argv)
   if args.validate is None and (args.source is None or args.out is None):
     parser.error("give a SOURCE and --out DIR, or --validate DIR")
@@ -104,7 +106,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     encoder = encoding.encoder(args.latents, args.convention, batch_size=args.batch_size)
   out = args.out.expanduser()
-  with lock.hold(out):
+  with lock.hold(out, "prepare"):
     for split, chosen in _splits(args, len(pictures)):
       made = writing.prepare(
         pictures,
@@ -117,7 +119,7 @@ def _prepare(args: argparse.Namespace) -> int:
         licence=args.licence,
         num_workers=args.workers,
       )
-      print(validation.summary(out / split, made))  # noqa: T201 (the answer)
+      common.say(validation.summary(out / split, made))
   return 0
 
 
@@ -137,7 +139,7 @@ def _validate(path: Path) -> int:
 
   report = validation.validate(path)
   for line in (*report.notes, *report.problems):
-    print(line)  # noqa: T201
+    common.say(line)
   number = len(report.problems)
-  print(f"{number} problem{'s' * (number != 1)}." if number else "It is sound.")  # noqa: T201
+  common.say(f"{number} problem{'s' * (number != 1)}." if number else "It is sound.")
   return 1 if number else 0

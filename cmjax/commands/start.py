@@ -53,9 +53,11 @@ def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None
     name = verb or configs.take(plain, "mode")[0] or MODES[0]
     module = importlib.import_module(f"cmjax.commands.{name if name in MODES else MODES[0]}")
     workdir = configs.take(plain, "workdir")[0]
+    common.permit(*(configs.take(plain, flag.name)[0] for flag in common.ALWAYS))
     config = configs.load(spec, workdir, module.CONFIG_FROM)
     _define(values, config, plain, module.FLAGS if verb else None)
     others = values([argv[0], *plain])[1:]  # --help ends here
+    configs.allow_own_parts(spec, values)
   except flags.UnrecognizedFlagError as error:
     program = f"cmjax {verb}" if verb else "python -m cmjax.main"
     _exit(f"{error} ({program} --help has the flags)")
@@ -96,7 +98,7 @@ def _define(
   if of_verb is None:
     flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.", flag_values=values)
     names.append("mode")
-  for flag in _all_flags() if of_verb is None else of_verb:
+  for flag in (*(_all_flags() if of_verb is None else of_verb), *common.ALWAYS):
     _DEFINE[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
     names.append(flag.name)
   for name in names:  # absl's --help shows these, and --helpfull those of all libraries
@@ -132,10 +134,7 @@ def join_and_run(command: Command) -> int | None:
 
 def run(command: Command) -> int | None:
   """Runs the verb; errors that are the user's to mend are one message, not a stack trace."""
-  # Ours only: the libraries underneath write dozens of lines for each checkpoint.
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  logging.getLogger("cmjax").setLevel(logging.INFO)
+  common.log_ours()
   try:
     return command.verb.run(command.values, command.config)
   except (ValueError, OSError, FloatingPointError) as error:
@@ -144,5 +143,5 @@ def run(command: Command) -> int | None:
 
 
 def _exit(message: object) -> NoReturn:
-  print(f"cmjax: {message}", file=sys.stderr)  # noqa: T201
+  common.complain(message)
   sys.exit(1)

@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from cmjax.base.printable import shown
 from cmjax.convert import tensors
-from cmjax.convert.tensors import DTYPES, Budget, Tensor, shown
+from cmjax.convert.tensors import DTYPES, Budget, Tensor
 
 
 @dataclasses.dataclass(eq=False)

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from cmjax import networks
+from cmjax.base.atomic_files import replacing
 from cmjax.convert import files, names
 from cmjax.convert.tensors import as_float32
 from cmjax.networks.autoencoder import Autoencoder
@@ -80,4 +81,5 @@ def _tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 def write(path: str | Path, params: Params) -> None:
   """A safetensors file of these weights that diffusers' `AutoencoderKL` reads."""
-  safetensors.numpy.save_file(names.to_torch(params, FAMILY), path, metadata={"format": "pt"})
+  with replacing(Path(path)) as file:
+    safetensors.numpy.save_file(names.to_torch(params, FAMILY), file.name, {"format": "pt"})

@@ -1,17 +1,17 @@
 """Which network these tensors are: from names and shapes, compared with what the file says."""
 
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base import json_files
+from cmjax.base.printable import shown
 from cmjax.convert import jcm
 from cmjax.convert.files import Weights
 from cmjax.convert.names import FAMILIES, OF_NETWORK
-from cmjax.convert.tensors import shown
 
 # The metadata of a file that cmjax exported: its config.net and sigma_data, as JSON.
 METADATA = "cmjax"
@@ -30,6 +30,8 @@ OPTIONS = {
 }
 # What tensors do not say.
 SILENT = ("modulation", "fir")
+# Of what an exported file says of its network: keys that count layers, the largest other number.
+LAYERS, MAX_WIDTH, MAX_LEVELS = ("depth", "num_blocks"), 2**24, 64
 FIRST = re.compile(r"(.*?)enc\.(\d{1,5})x\2_conv\.weight")
 BLOCK = re.compile(r"enc\.(\d{1,5})x\1_block(\d{1,3})\.")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -67,7 +69,7 @@ def detect(weights: Weights) -> Found:
   tensors, options = dict(weights.tensors), weights.options
   _check_class(weights.class_name)
   if METADATA in options:
-    said, sigma_data = _exported(options[METADATA])
+    said, sigma_data = _exported(options[METADATA], len(tensors))
     if OF_NETWORK.get(str(said.get("name")), "cmjax") == "cmjax":
       return Found("cmjax", said, sigma_data, (1, 1), tensors)
   if jcm.is_jcm(tensors):
@@ -77,7 +79,7 @@ def detect(weights: Weights) -> Found:
   family = "edm2" if _is_edm2(shapes) else "edm"
   net = _edm2(shapes) if family == "edm2" else _edm(shapes)
   if METADATA in options:
-    said, sigma_data = _exported(options[METADATA])
+    said, sigma_data = _exported(options[METADATA], len(tensors))
     _compare(net, said, {key: key for key in net if key not in SILENT})
     net |= said
   else:
@@ -95,14 +97,21 @@ def _check_class(name: str) -> None:
     )
 
 
-def _exported(text: Any) -> tuple[dict[str, Any], float]:
+def _exported(text: Any, num_tensors: int) -> tuple[dict[str, Any], float]:
   """What a file that cmjax exported says of its network: config.net, sigma_data."""
   try:
-    said = json.loads(text)
+    said = json_files.parse(text.encode())
     net = {k: tuple(v) if isinstance(v, list) else v for k, v in said["net"].items()}
-    return net, float(said["sigma_data"])
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    sigma_data = float(said["sigma_data"])
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise ValueError(f"its metadata {METADATA!r} is none of ours: {type(error).__name__}") from None
+  for key, value in net.items():
+    numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int)]
+    # Building a network goes through its layers one by one, and each has a tensor.
+    most = num_tensors if key in LAYERS else MAX_WIDTH
+    if any(n > most for n in numbers) or len(numbers) > MAX_LEVELS:
+      raise ValueError(f"it says {key}={shown(value)}, and has {num_tensors} tensors")
+  return net, sigma_data
 
 
 def _with_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base.printable import shown
 from cmjax.convert import pickles, tensor_files, torch_files
 from cmjax.convert.allowed import Array, Record
-from cmjax.convert.tensors import Budget, Tensor, shown
+from cmjax.convert.tensors import Budget, Tensor
 
 # Networks of an average, where a file has others beside.
 AVERAGES = ("ema", "params_ema", "ema_model", "model_ema")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base.printable import shown
 from cmjax.convert.allowed import (
   BUILDERS,
   CLASSES,
@@ -32,7 +33,7 @@ from cmjax.convert.allowed import (
   complete,
   function_name,
 )
-from cmjax.convert.tensors import DTYPES, Budget, Storage, is_count, shown
+from cmjax.convert.tensors import DTYPES, Budget, Storage, is_count
 
 # What torch.save without a zip begins with, and the protocol that follows.
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

@@ -1,6 +1,5 @@
 """Files that hold tensors and no program: safetensors, and flax's msgpack."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,9 @@ import msgpack
 import numpy as np
 import safetensors
 
+from cmjax.base import json_files, limits
 from cmjax.convert import tensors
-from cmjax.convert.tensors import shown
 
-# The header of a network of a thousand tensors has 100 kB.
-MAX_HEADER = 10_000_000
 # flax's extension types of msgpack: an array, and a NumPy scalar.
 EXT_ARRAY, EXT_SCALAR = 1, 3
 MAX_LEVELS, MAX_LIST = 50, 1000
@@ -27,27 +24,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
   size = path.stat().st_size
   with path.open("rb") as file:
     length = int.from_bytes(file.read(8), "little")
-    if length > min(MAX_HEADER, size - 8):
-      raise ValueError(
-        f"its header is said to have {length} bytes; at most {min(MAX_HEADER, size - 8)} can be"
-      )
+    if length > size - 8:
+      raise ValueError(f"its header is said to have {length} bytes; at most {size - 8} can be")
+    limits.check("safetensors_header_bytes", length, "its header is too long")
     header = file.read(length)
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      # The library takes the last of two tensors of one name.
-      json.loads(header, object_pairs_hook=_once)
+      json_files.parse(header)  # the library takes the last of two tensors of one name
       return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
   except (safetensors.SafetensorError, TypeError, KeyError, AttributeError) as error:
     raise ValueError(f"it is no sound safetensors file: {str(error)[:200]}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found: dict[str, Any] = {}
-  for name, value in pairs:
-    if name in found:
-      raise ValueError(f"it has {shown(name)} twice")
-    found[name] = value
-  return found
 
 
 def read_msgpack(data: bytes) -> Any:

@@ -8,6 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from cmjax.base import limits
+from cmjax.base.printable import shown
+
 # Of numbers only: a dtype with objects or fields has no place in a file of weights.
 DTYPES = {
   "Double": np.float64,
@@ -33,12 +36,13 @@ class Budget:
 
   Args:
     file_size: in bytes.
-    max_steps: of the reader of pickles; a step is an opcode, or an element that is copied.
+    max_steps: of the reader of pickles; a step is an opcode, or an element that is copied. None:
+      the limit.
   """
 
-  def __init__(self, file_size: int, *, max_steps: int = 500_000):
-    self.file_size, self.max_steps = file_size, max_steps
-    self.steps, self.bytes = max_steps, 4 * file_size + 2**20
+  def __init__(self, file_size: int, *, max_steps: int | None = None):
+    self.file_size, self.max_steps = file_size, max_steps or limits.get("pickle_steps")
+    self.steps, self.bytes = self.max_steps, 4 * file_size + 2**20
 
   def spend(self, *, steps: int = 0, num_bytes: int = 0) -> None:
     """Raises ValueError once the file has cost more than it may."""
@@ -46,7 +50,8 @@ class Budget:
     self.bytes -= num_bytes
     if self.steps < 0:
       raise ValueError(
-        f"it needs more than {self.max_steps} steps to read, several times what a network does"
+        f"it needs more than {self.max_steps} steps to read, several times what a network does; "
+        "the limit is pickle_steps: --limits=pickle_steps=NUMBER raises it"
       )
     if self.bytes < 0:
       raise ValueError(
@@ -199,23 +204,3 @@ def as_float32(name: str, array: np.ndarray) -> np.ndarray:
     count = int(array.size - np.isfinite(array).sum())
     raise ValueError(f"{name} has {count} values that are not finite in float32, of {array.size}.")
   return array
-
-
-def shown(value: Any) -> str:
-  """What a file says, for an error of one line: short, and without control characters.
-
-  >>> shown("a" * 500)[-9:], shown((1, 2))
-  ("aaaaa'...", '(1, 2)')
-  """
-  # repr of what a file nests could take forever: only flat things are written out.
-  if isinstance(value, tuple | list):
-    parts = [shown(v) if isinstance(v, int | float | str) else type(v).__name__ for v in value[:8]]
-    inside = f"{', '.join(parts)}{', ...' if len(value) > 8 else ''}"
-    return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-  if isinstance(value, str):
-    return repr(value[:80]) + ("..." if len(value) > 80 else "")
-  if isinstance(value, int) and abs(value) >= 2**70:
-    return "a number of more than 20 digits"
-  if isinstance(value, int | float | np.dtype) or value is None:
-    return str(value)[:100]
-  return type(value).__name__

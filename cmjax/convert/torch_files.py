@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base import zip_files
+from cmjax.base.printable import shown
 from cmjax.convert import pickles
-from cmjax.convert.tensors import Budget, Storage, shown
+from cmjax.convert.tensors import Budget, Storage
 
-MAX_MEMBERS = 100_000
 LOCAL_HEADER = 30  # bytes, before the name and the extra field
 
 
@@ -62,27 +63,20 @@ def read_zip(path: Path, data: mmap.mmap, budget: Budget) -> Any:
 def _members(path: Path, file_size: int) -> dict[str, zipfile.ZipInfo]:
   """The files in a zip, if they are stored as they are and none overlaps or leaves its folder."""
   try:
-    with zipfile.ZipFile(path) as archive:
-      infos = archive.infolist()
-  except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OverflowError) as error:
-    raise ValueError(f"it is a broken zip: {' '.join(str(error).split())[:200]}") from None
-  if len(infos) > MAX_MEMBERS or sum(info.file_size for info in infos) > file_size:
-    total = sum(info.file_size for info in infos)
+    with zip_files.opened(path) as archive:
+      members = zip_files.members(archive)
+  except ValueError as error:
+    raise ValueError(f"it is a broken zip: {' '.join(str(error).split())[:300]}") from None
+  total = sum(info.file_size for info in members.values())
+  if total > file_size:
     raise ValueError(
-      f"the zip says it holds {len(infos)} files of {total} bytes, in {file_size}: a bomb"
+      f"the zip says it holds {len(members)} files of {total} bytes, in {file_size}: a bomb"
     )
-  members: dict[str, zipfile.ZipInfo] = {}
-  for info in infos:
-    name = info.filename
-    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-      raise ValueError(f"the zip has a file {shown(name)}, outside its own folder")
+  for name, info in members.items():
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
       raise ValueError(
         f"{shown(name)} is compressed or encrypted in the zip; torch stores as it is"
       )
-    if name in members:
-      raise ValueError(f"the zip has {shown(name)} twice")
-    members[name] = info
   return members
 
 

@@ -13,7 +13,6 @@ classes, and training on them would give no error.
 """
 
 import collections
-import json
 import logging
 import os
 import re
@@ -23,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base import json_files, limits
+from cmjax.base.printable import printable, shown
 from cmjax.data import image_headers
 
 logger = logging.getLogger("cmjax")
@@ -83,7 +84,8 @@ def scan(root: Path) -> Files:
       status = (root / prefix).stat()
       this = (status.st_dev, status.st_ino)
       if this in above:
-        raise ValueError(f"The link {root / prefix} leads back to a folder that it is in.")
+        link = printable(str(root / prefix))
+        raise ValueError(f"The link {link} leads back to a folder that it is in.")
       with os.scandir(root / prefix) as entries:
         for entry in entries:
           name = prefix + entry.name
@@ -93,7 +95,8 @@ def scan(root: Path) -> Files:
           else:
             names.append(name)
     except OSError as error:
-      raise ValueError(f"Cannot read the folder {root / prefix}: {error.strerror}.") from error
+      folder = printable(str(root / prefix))
+      raise ValueError(f"Cannot read the folder {folder}: {error.strerror}.") from error
   return Files(names, folders)
 
 
@@ -106,7 +109,7 @@ def of_folder(path: Path, labels: str | None) -> Listing:
     with (path / name).open("rb") as file:
       return file.read(image_headers.HEAD_BYTES)
 
-  table = lambda: json.loads((path / LABELS_FILE).read_bytes())
+  table = lambda: json_files.read(path / LABELS_FILE)
   return find(scan(path), str(path), labels=labels, head=head, table=table)
 
 
@@ -150,7 +153,7 @@ def find(
     path = Path(labels).expanduser()
     if not path.is_file():
       raise ValueError(f"labels={labels!r} is no JSON file. Give its path, or 'none'.")
-    read = lambda: json.loads(path.read_bytes())
+    read = lambda: json_files.read(path)
     return listing._replace(labels=_from_json(read, names, str(path), of_set=False))
   if LABELS_FILE in others:
     source = f"{where}/{LABELS_FILE}"
@@ -195,7 +198,7 @@ def _suffix(name: str) -> str:
 
 
 def _by_suffix(names: Iterable[str]) -> dict[str, int]:
-  return dict(collections.Counter(_suffix(name) or "without a suffix" for name in names))
+  return dict(collections.Counter(printable(_suffix(name)) or "without a suffix" for name in names))
 
 
 def _check_unread(
@@ -206,8 +209,8 @@ def _check_unread(
   if lost:
     raise ValueError(
       f"{where} has {len(lost):,} files of formats that are not read "
-      f"({told(_by_suffix(lost))}), such as {lost[0]}, beside {num_pictures:,} pictures. Convert "
-      "them to PNG, or move them elsewhere."
+      f"({told(_by_suffix(lost))}), such as {printable(lost[0])}, beside "
+      f"{num_pictures:,} pictures. Convert them to PNG, or move them elsewhere."
     )
   looked_at = collections.Counter()
   for name in others:
@@ -217,9 +220,9 @@ def _check_unread(
     kind = image_headers.sniff(head(name)[: image_headers.HEAD_BYTES])
     if kind and kind not in image_headers.NO_PICTURES:
       raise ValueError(
-        f"{where} has pictures that their names do not show: {name} begins as {kind}, and "
-        f"{len([n for n in others if _suffix(n) == _suffix(name)]):,} files have that suffix. "
-        f"Rename them (to end in {', '.join(SUFFIXES[:2])} ...), or move them elsewhere."
+        f"{where} has pictures that their names do not show: {printable(name)} begins as "
+        f"{kind}, and {len([n for n in others if _suffix(n) == _suffix(name)]):,} files have that "
+        f"suffix. Rename them (to end in {', '.join(SUFFIXES[:2])} ...), or move them elsewhere."
       )
 
 
@@ -231,13 +234,15 @@ def _by_folder(names: list[str], folders: Iterable[str], where: str) -> list[str
   if depths != {1}:
     deepest = max(names, key=lambda name: name.count("/"))
     raise ValueError(
-      f"{where} has pictures at several levels, or deeper than a subfolder, such as {deepest}. "
-      f"Subfolders of one level are classes: give the path of one split. {GIVE_LABELS}."
+      f"{where} has pictures at several levels, or deeper than a subfolder, such as "
+      f"{printable(deepest)}. Subfolders of one level are classes: give the path of one "
+      f"split. {GIVE_LABELS}."
     )
   labels = [name.split("/")[0] for name in names]
   shown = [f for f in folders if not f.startswith(".") and f.lower() not in SYSTEM_FOLDERS]
   if empty := sorted(set(shown) - set(labels)):
-    raise ValueError(f"No pictures in the subfolders {', '.join(empty)} of {where}: {EMPTY}")
+    named = printable(", ".join(empty))
+    raise ValueError(f"No pictures in the subfolders {named} of {where}: {EMPTY}")
   if {label.lower() for label in labels} <= set(SPLIT_NAMES):
     raise ValueError(
       f"The subfolders of {where} are splits ({', '.join(sorted(set(labels)))}), not classes. Give "
@@ -245,8 +250,8 @@ def _by_folder(names: list[str], folders: Iterable[str], where: str) -> list[str
     )
   if _are_shards(names):
     raise ValueError(
-      f"The subfolders of {where} look like shards, not classes, such as {names[-1]}: they follow "
-      f"from the names of the files. {GIVE_LABELS}."
+      f"The subfolders of {where} look like shards, not classes, such as "
+      f"{printable(names[-1])}: they follow from the names of the files. {GIVE_LABELS}."
     )
   return labels
 
@@ -281,26 +286,31 @@ def _from_json(
   """The label of each name: of EDM's {"labels": [[name, class], ...]}, or of {name: class}."""
   try:
     content = read()
+    if not isinstance(content, dict):
+      raise ValueError(f"it is {shown(content)}")
     pairs = content.get("labels", content)
     if pairs is None:
       return None
     table = dict(pairs)
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, TypeError) as error:
     raise ValueError(
-      f"{where}: {error}. It must be JSON: {{name: class}}, or {{'labels': [[name, class], ...]}}."
+      f"{where}: {printable(str(error))[:500]}. It must be JSON: {{name: class}}, or "
+      "{'labels': [[name, class], ...]}."
     ) from error
   if len(table) < len(pairs):
     twice, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+    twice = printable(str(twice))[:500]
     raise ValueError(f"{where} names some pictures more than once, such as {twice}. Keep one.")
   table = {str(PurePosixPath(str(name).replace("\\", "/"))): label for name, label in table.items()}
   missing = [name for name in names if name not in table]
   if missing:
     raise ValueError(
-      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as {missing[0]}. "
-      "Add them, or remove the pictures."
+      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as "
+      f"{printable(missing[0])}. Add them, or remove the pictures."
     )
   if absent := sorted(table.keys() - set(names)):
-    what = f"{where} names {len(absent)} pictures that are not there, such as {absent[0]}."
+    such = printable(absent[0])[:500]
+    what = f"{where} names {len(absent)} pictures that are not there, such as {such}."
     if of_set:
       raise ValueError(f"{what} Add the pictures, or remove their entries.")
     logger.warning("%s They are passed over.", what)
@@ -333,11 +343,13 @@ def number_classes(
     whole = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
     if not whole or label < 0 or (count is not None and label >= count):
       raise ValueError(
-        f"The label of {name} is {label!r}: labels must be whole numbers from 0 up"
+        f"The label of {printable(name)} is {shown(label)}: labels must be whole numbers from 0 up"
         f"{f' to {count - 1}' if count else ''}, or all text. Correct it, or give --num_classes."
       )
+  count = count or max(labels) + 1
+  if num_classes is None:  # else the user says so
+    limits.check("classes", count, f"the labels of this source speak of {shown(count)} classes")
   numbered = np.array(labels, np.int32)
-  count = count or int(numbered.max()) + 1
   empty = np.flatnonzero(np.bincount(numbered, minlength=count) == 0)
   if len(empty) and num_classes is None:
     raise ValueError(

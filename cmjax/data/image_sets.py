@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmjax.base import limits
 from cmjax.base.npz import opened
 from cmjax.data import pixel_range, sources
 
@@ -34,8 +35,7 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
         names = ["images"]
       if len(names) != 1:
         raise ValueError(
-          f"it has {', '.join(file.files) or 'nothing'}: one array must be named "
-          f"{', '.join(ARRAYS)}"
+          f"it has {', '.join(file) or 'nothing'}: one array must be named {', '.join(ARRAYS)}"
         )
       images, labels = file[names[0]], file.get(ARRAYS[names[0]])
   except ValueError as error:
@@ -59,4 +59,5 @@ def _checked(images: np.ndarray, labels: np.ndarray | None, path: Path) -> sourc
   if labels is not None and labels.min() < 0:
     raise ValueError(f"{path}: labels must be from 0 up, got {labels.min()}. Renumber the classes.")
   num_classes = int(labels.max()) + 1 if labels is not None else 0
+  limits.check("classes", num_classes, f"{path}: its labels speak of {num_classes} classes")
   return sources.ArraySource(images, labels, num_classes)

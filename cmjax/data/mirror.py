@@ -19,15 +19,9 @@ from cmjax.data.manifest import NAME, Manifest, Shard
 
 logger = logging.getLogger("cmjax")
 
-SCHEMES = ("gs://", "s3://", "az://", "hf://")  # those of etils.epath
 CACHE = "~/.cache/cmjax/records"
 THREADS = 8
 PIECE = 2**24  # bytes at a time
-
-
-def is_remote(path: Any) -> bool:
-  """Whether a path is in a bucket."""
-  return os.fspath(path).startswith(SCHEMES)
 
 
 def mirror(folder: Any, manifest: Manifest, cache: str | os.PathLike[str] = CACHE) -> epath.Path:
@@ -94,9 +88,11 @@ def _copy(source: Any, target: Path, shard: Shard) -> None:
   partial = tempfile.NamedTemporaryFile(dir=target, prefix=shard.name, suffix=".part", delete=False)
   try:
     with partial as file, source.open("rb") as stream:
-      while piece := stream.read(PIECE):
+      left = shard.num_bytes + 1  # the space for more was not looked for
+      while piece := stream.read(min(PIECE, left)):
         digest.update(piece)
         file.write(piece)
+        left -= len(piece)
     if digest.hexdigest() != shard.sha256:
       raise ValueError(
         f"{source} is not the shard of its manifest: its sha256 is {digest.hexdigest()[:12]}..., "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base.printable import printable
 from cmjax.data import manifest as manifests
 from cmjax.data import mirror as mirrors
 from cmjax.data import shards
@@ -45,9 +46,15 @@ def records(
     folder, manifest = manifests.read(path, split)
   except ImportError as error:  # of fsspec, for what reads this kind of bucket
     raise ValueError(f"Cannot read {path}: {error}. Install that with pip.") from error
+  except Exception as error:
+    # Every kind of bucket has errors of its own: no such bucket, no login, no network.
+    if isinstance(error, ValueError) or not manifests.is_remote(path):
+      raise
+    reason = printable(" ".join(str(error).split()))[:300]
+    raise ValueError(f"Cannot read {path}: {type(error).__name__}: {reason}") from error
   if not manifest.num_examples:
     raise ValueError(f"{folder} holds no examples. Prepare it again.")
-  if mirrors.is_remote(path):
+  if manifests.is_remote(path):
     folder = mirrors.mirror(folder, manifest, cache)
   return Records(folder, manifest, max_corrupt)
 
@@ -61,7 +68,7 @@ class Records(Source):
     shards_sha256 = [shard.sha256 for shard in manifest.shards]
     self.record = {"made": manifest.details.get("made"), "shards_sha256": shards_sha256}
     counts = manifest.details.get("class_counts") or None  # of a set made elsewhere: anything
-    known = isinstance(counts, list) and all(isinstance(n, int) for n in counts)
+    known = all(isinstance(n, int) for n in counts or ())
     self._class_counts = {i: n for i, n in enumerate(counts) if n} if counts and known else None
     self._layout, self._max_corrupt = manifest.layout, max_corrupt
     self._starts = np.cumsum([0, *(shard.num_records for shard in manifest.shards)])
@@ -69,7 +76,7 @@ class Records(Source):
     self._readers: list[Any] = [None] * len(self._paths)
     self._lock, self._corrupt = threading.Lock(), set()
     for path, shard in zip(self._paths, manifest.shards, strict=True):
-      size = path.stat().length if path.exists() else None
+      size = path.stat().length if path.is_file() else None
       if size != shard.num_bytes:
         raise ValueError(
           f"{path} has {'no' if size is None else f'{size:,}'} bytes, but its manifest says "

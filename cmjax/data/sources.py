@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cmjax.base import limits
 from cmjax.base.npz import opened
 from cmjax.data import image_files, image_lists, pixel_range
 from cmjax.data import toy2d as toy2d_lib
@@ -127,6 +128,7 @@ def npz(path: str | os.PathLike[str], *, split: str = "train") -> Source:
         f"with the smallest {[a.min() for a in every_label if a.size]}. Renumber the classes."
       )
     num_classes = max((int(a.max()) + 1 for a in every_label if a.size), default=0)
+    limits.check("classes", num_classes, f"{path}: its labels speak of {num_classes} classes")
   return ArraySource(images if images.ndim == 4 else images[..., None], labels, num_classes)
 
 

@@ -462,7 +462,7 @@ def _lpips_weights(section: Section) -> Params | None:
     )
   try:
     with opened(path) as file:
-      weights = {key: file[key] for key in file.files}
+      weights = {key: file[key] for key in file}
   except ValueError as error:
     raise ValueError(f"loss.distance.path: {path} is no .npz of weights: {error}.") from error
   lpips.check(weights)

@@ -69,9 +69,9 @@ def _few_times(
     raise ValueError(
       "sampler (consistency) takes mid_times (angles) or mid_sigmas (noise levels), not both."
     )
-  if mid_sigmas:
-    mid_times = conventions.consistency_times_from_sigmas(*mid_sigmas, sigma_data=sigma_data)
-  return times.consistency_times(*mid_times, sigma_data=sigma_data, sigma_max=sigma_max)
+  of_sigmas = functools.partial(conventions.consistency_times_from_sigmas, sigma_data=sigma_data)
+  mid = of_sigmas(*mid_sigmas) if mid_sigmas else mid_times
+  return times.consistency_times(*mid, sigma_data=sigma_data, sigma_max=sigma_max)
 
 
 def _segment_times(trained: Trained) -> np.ndarray:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmjax.base import json_files
 from cmjax.base.atomic_files import replacing
 
 FORMAT = 1
@@ -48,7 +49,7 @@ def read(path: str | Path) -> dict[str, Any]:
   """
   path = Path(path).expanduser()
   try:
-    card = json.loads(path.read_text())
+    card = json_files.read(path)
     missing = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]
     if card["format"] != FORMAT or missing:
       raise ValueError(f"format {card['format']}, wrong: {', '.join(missing) or 'none'}")
@@ -57,7 +58,7 @@ def read(path: str | Path) -> dict[str, Any]:
       f"There is no card at {path}. They are in the folder cards of a run."
     ) from error
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is no card of format {FORMAT}: {error!r}.") from error
+    raise ValueError(f"{path} is no card of format {FORMAT}: {error!r:.500}.") from error
   return card
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from cmjax.base import printable
 from cmjax.base.flat_dicts import flat
 from cmjax.metrics import cards
 
@@ -95,9 +96,9 @@ def main(argv: list[str] | None = None) -> int:
   try:
     a, b = cards.read(args.A), cards.read(args.B)
   except ValueError as error:
-    print(f"cmjax: {error}", file=sys.stderr)  # noqa: T201
+    print(f"cmjax: {printable.message(error)}", file=sys.stderr)  # noqa: T201
     return 2
-  print(table(a, b))  # noqa: T201 (the answer)
+  print(printable.message(table(a, b)))  # noqa: T201 (the answer)
   return 1 if incomparable(a, b) else 0
 
 

@@ -93,12 +93,35 @@ class About(NamedTuple):
 
 
 def whole(
-  sampler: Sampler, params: Params, key: Array, num: int, everyone: Everyone = alone
+  sampler: Sampler,
+  params: Params,
+  key: Array,
+  num: int,
+  everyone: Everyone = alone,
+  *,
+  batch_size: int | None = None,
+  progress: Progress | None = None,
 ) -> np.ndarray:
-  """Samples 0 to num - 1, [num, *d], in order, on every process."""
-  parts = zip(*(everyone(part) for part in sampler(params, key, np.arange(num))), strict=True)
-  ids, drawn = (np.concatenate(part) for part in zip(*parts, strict=True))
-  return drawn[np.argsort(ids)]
+  """Samples 0 to num - 1, [num, *d], in order, on every process.
+
+  Args:
+    sampler: what draws.
+    params: of the network.
+    key: of the noise.
+    num: how many.
+    everyone: gathers arrays from all processes.
+    batch_size: how many are drawn at a time; the last batch is drawn whole, so that all are of one
+      program, and cut. None: all at once.
+    progress: is told of each batch.
+  """
+  size, drawn = batch_size or num, []
+  for start in range(0, num, size):
+    drawn.append(sampler(params, key, np.arange(start, start + size)))
+    if progress:
+      progress.add(min(size, num - start))
+  own = (np.concatenate(part) for part in zip(*drawn, strict=True))
+  ids, found = (np.concatenate(everyone(part)) for part in own)
+  return found[np.argsort(ids)][:num]
 
 
 def samples(
@@ -266,13 +289,7 @@ def sliced_wasserstein(
   floor = wasserstein.sliced(other, reference)
 
   def points(sampler, params, key):
-    drawn = [
-      sampler(params, key, np.arange(start, start + batch_size))
-      for start in range(0, num_samples, batch_size)
-    ]
-    own = (np.concatenate(part) for part in zip(*drawn, strict=True))
-    ids, found = (np.concatenate(everyone(part)) for part in own)
-    return found[np.argsort(ids)][:num_samples]
+    return whole(sampler, params, key, num_samples, everyone, batch_size=batch_size)
 
   def evaluate(averages, key):
     yield "floor", floor

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base import json_files
 from cmjax.base.atomic_files import replacing
 from cmjax.base.npz import opened
+from cmjax.base.printable import shown
 from cmjax.convert import files, pickles
 from cmjax.convert.allowed import Array
-from cmjax.convert.tensors import Budget, shown
+from cmjax.convert.tensors import Budget
 from cmjax.metrics import frechet
 from cmjax.metrics.features import Features, Reference
 
@@ -106,7 +108,7 @@ def _statistics(moments: frechet.Moments, suffix: str = "") -> dict[str, np.ndar
 def _arrays(path: Path) -> dict[str, np.ndarray]:
   try:
     with opened(path) as file:
-      return {name: file[name] for name in file.files}
+      return {name: file[name] for name in file}
   except ValueError as error:
     raise ValueError(f"it is damaged, or holds objects ({error})") from error
 
@@ -157,7 +159,7 @@ def _moments(arrays: dict[str, np.ndarray], suffix: str, num: int) -> frechet.Mo
 
 def _record(array: np.ndarray) -> dict[str, Any]:
   try:
-    record = json.loads(str(array))
+    record = json_files.parse(str(array).encode())
     _ = record["kind"], record["num"] + 0, record["detector"]["name"]
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"its record cannot be read ({error!r})") from error

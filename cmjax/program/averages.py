@@ -1,5 +1,6 @@
 """Averages of other lengths out of the snapshots of a run, many in one pass over them."""
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.base import sharding
+from cmjax.base import lock, sharding
 from cmjax.ema import posthoc
 from cmjax.program import stored_runs
 from cmjax.run import checkpoint
@@ -167,16 +168,23 @@ def write(
       lines[sigma_rel] = f"{line}, condition {fit.condition:.2g}, {len(plan.copies)} copies"
     missing = [s for s in sigma_rels if not _is_there(workdir, s, plan)]
     for average in reconstruct(snapshots, plan.of(missing), mesh):
-      stored = checkpoint.Checkpoints(
-        stored_runs.posthoc_folder(workdir, average.sigma_rel),
-        keep=None,
-        primary=sharding.process()[0] == 0,
-      )
-      stored.save(step, {"params": average.params}, config, made_of=average.made_of)
-      stored.close()
+      with _alone(workdir):
+        if _is_there(workdir, average.sigma_rel, plan):  # another process has made it meanwhile
+          continue
+        folder = stored_runs.posthoc_folder(workdir, average.sigma_rel)
+        stored = checkpoint.Checkpoints(folder, keep=None)
+        stored.save(step, {"params": average.params}, config, made_of=average.made_of)
+        stored.close()
   return "\n".join(
     line + ("" if s in missing else " (was there already)") for s, line in lines.items()
   )
+
+
+def _alone(workdir: str | Path) -> contextlib.AbstractContextManager[Any]:
+  """Keeps other processes that write averages out meanwhile: they tidy up what is half-written."""
+  primary = sharding.process()[0] == 0
+  path = Path(workdir).expanduser()
+  return lock.hold(path, "average", wait=True, primary=primary, agree=sharding.all_agree)
 
 
 def _is_there(workdir: str | Path, sigma_rel: float, plan: Recipe) -> bool:

@@ -13,7 +13,8 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from cmjax import edm, experiment, weighting
-from cmjax.base import sharding
+from cmjax.base import lock, sharding
+from cmjax.base.atomic_files import replacing, write_json
 from cmjax.convert import detect, files, names
 from cmjax.convert.tensors import as_float32
 from cmjax.experiment import Experiment
@@ -37,7 +38,8 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
 
   Args:
     source: EDM's or EDM2's pickle, torch's .pt, safetensors, or jcm's msgpack.
-    workdir: of the run to write; without checkpoints.
+    workdir: of the run to write; without checkpoints, but for those of the same call where it was
+      stopped midway: then it goes on.
     ema: which network, where the file has several: its place, as an error lists them.
 
   Returns:
@@ -45,11 +47,10 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
 
   Raises:
     ValueError: for a file that is broken, hostile or of an unknown network, in one line; for a
-      workdir that has checkpoints.
+      workdir that has checkpoints, or in which another process writes.
   """
   source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
-  if (workdir / "checkpoints").exists():
-    raise ValueError(f"{workdir} has checkpoints already: choose another folder, or remove it.")
+  _check_free(workdir)
   foreign = files.read(source)
   try:
     key = files.choose(foreign.networks, ema)
@@ -59,6 +60,12 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
     params = _params(made, found)
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from None
+  except (TypeError, AttributeError, ArithmeticError, LookupError, AssertionError) as error:
+    # Of what a file says of its network, in words that no network of ours would be made of.
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise ValueError(
+      f"{source}: the network that it describes cannot be built ({reason})"
+    ) from error
   provenance = {
     "source": source.name,
     "sha256": files.digest(source),
@@ -67,17 +74,39 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
     "class_name": foreign.networks[key].class_name,
     "licence": LICENCE,
   }
-  _save(workdir, made, params, provenance)
-  for name, value in ((PROVENANCE, provenance), ("config.json", record)):
-    (workdir / name).write_text(json.dumps(value, indent=2) + "\n")
+  with lock.hold(workdir, "convert"):
+    _check_free(workdir, provenance)
+    _save(workdir, made, params, provenance)
+    checked = check(workdir, params["net"])
+    write_json(workdir / PROVENANCE, provenance)
+    write_json(workdir / "config.json", record)  # the last: what is without it was stopped midway
   size = sum(a.size for a in jax.tree.leaves(params["net"]))
   lines = [
     f"{foreign.kind}, network {key!r}: net.name={found.net['name']}, {size:,} parameters",
     f"config.net: {json.dumps(found.net)}, sigma_data={found.sigma_data}",
-    check(workdir, params["net"]),
+    checked,
     LICENCE,
   ]
   return "\n".join(lines)
+
+
+def _check_free(workdir: Path, provenance: Mapping[str, Any] | None = None) -> None:
+  """Raises if there is a run in a folder, or a conversion that was stopped midway of another file.
+
+  Args:
+    workdir: which may not be there.
+    provenance: of what is to be written; None: not known yet.
+  """
+  if not (workdir / "checkpoints").is_dir():
+    return
+  there = "checkpoints"
+  if not (workdir / "config.json").exists():
+    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as stored:
+      theirs = [stored.meta(step).get("provenance") for step in stored.steps()]
+    if not theirs or (theirs == [provenance] if provenance else None not in theirs):
+      return
+    there = "checkpoints of another file"
+  raise ValueError(f"{workdir} has {there} already: choose another folder, or remove it.")
 
 
 def run_record(found: detect.Found) -> dict[str, Any]:
@@ -267,6 +296,7 @@ def export(
     metadata["provenance"] = json.dumps(provenance)
   # The library writes memory as it lies: views have to be laid out first.
   arrays = {key: np.array(array, order="C") for key, array in state.items()}
-  safetensors.numpy.save_file(arrays, target, metadata=metadata)
+  with replacing(target) as file:
+    safetensors.numpy.save_file(arrays, file.name, metadata=metadata)
   size = sum(array.size for array in arrays.values())
   return f"{target}: {len(arrays)} tensors, {size:,} numbers, average {name!r} of {workdir}"

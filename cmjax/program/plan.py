@@ -5,7 +5,6 @@ for GPUs (h100:8) the step is compiled for as many CPU devices, and what the chi
 estimate; `local` compiles for the devices that are here. Times are the least that a step can take.
 """
 
-import json
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 
 from cmjax import experiment
 from cmjax.base import sharding
+from cmjax.base.atomic_files import write_json
 from cmjax.experiment import Experiment, Stored
 from cmjax.program import compiled_step, costs
 from cmjax.types import Network
@@ -345,7 +345,7 @@ def write(report: dict[str, Any], workdir: str | Path) -> Path:
   """Writes plan.json into the workdir, which is made if it is not there."""
   path = Path(workdir).expanduser() / "plan.json"
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(report, indent=2) + "\n")
+  write_json(path, report)
   return path
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import lock, sharding
+from cmjax.base.atomic_files import replacing
 from cmjax.data import image_sets, proposal, sources, summary
 from cmjax.experiment import Described, Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
+from cmjax.metrics.progress import Progress
 from cmjax.program import score_files, stored_runs
 from cmjax.program.course import key_for
 from cmjax.run import writer
 from cmjax.samplers.search_times import search
 
 logger = logging.getLogger("cmjax")
+
+DRAWN_AT_ONCE = 64  # samples on a device: memory does not grow with the number asked for
 
 
 def sample(
@@ -57,24 +61,39 @@ def sample(
   guides, decoding = stored_runs.load_guides(exp, mesh), experiment.decoder(exp.samples, mesh)
   if latents := exp.samples.latents and not decoding:
     logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
-  folder = Path(workdir).absolute() / "samples"
-  folder.mkdir(exist_ok=True)
   paths = []
   for key in [name] if name else list(exp.samplers):
     sampler = experiment.compiled_sampler(exp, key, mesh, guides.get(key))
-    x0 = evaluators.whole(sampler, params, jax.random.key(seed), num_samples, sharding.everyone)
-    stem = f"{key}_{ema}_step{step}_seed{seed}"
-    picture, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
+    x0 = evaluators.whole(
+      *(sampler, params, jax.random.key(seed), num_samples, sharding.everyone),
+      batch_size=min(num_samples, DRAWN_AT_ONCE * mesh.size),
+      progress=Progress(f"samples.{key}", num_samples),
+    )
+    arrays, picture = {"samples": x0}, x0
     if decoding:
       images = decoding.decode(x0)
-      np.savez(arrays, samples=x0, images=rounding.to_uint8(images, rounding.RULES[0]))
-      x0 = np.clip(images, -1, 1)
-    else:
-      np.savez(arrays, samples=x0)
-    if not latents:
-      writer.save_png(picture, writer.picture(x0))
-      paths.append(picture)
-    paths.append(arrays)
+      arrays["images"] = rounding.to_uint8(images, rounding.RULES[0])
+      picture = np.clip(images, -1, 1)
+    stem = f"{key}_{ema}_step{step}_seed{seed}"
+    pixels = None if latents else writer.picture(picture)
+    paths += _write(Path(workdir).absolute(), stem, arrays, pixels)
+  return paths
+
+
+def _write(
+  workdir: Path, stem: str, arrays: dict[str, np.ndarray], pixels: np.ndarray | None
+) -> list[Path]:
+  """The files of some samples, which are of one call where another writes the same."""
+  folder = workdir / "samples"
+  paths = [] if pixels is None else [folder / f"{stem}.png"]
+  paths.append(folder / f"{stem}.npz")
+  if sharding.process()[0] == 0:
+    with lock.hold(workdir, "sample", wait=True):
+      folder.mkdir(exist_ok=True)
+      if pixels is not None:
+        writer.save_png(paths[0], pixels)
+      with replacing(paths[-1]) as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] (an array is no flag)
   return paths
 
 
@@ -92,17 +111,31 @@ def evaluate(exp: Experiment, workdir: str | Path) -> str:
 
   Returns:
     The scores, one a line, then the cards, each with its numbers and their floors.
+
+  Raises:
+    ValueError: another process scores the run.
+    OSError: the workdir was renamed meanwhile.
   """
+  emas = stored_runs.averages_of(workdir)  # before a folder is made of a mistyped name
+  workdir, primary = Path(workdir).absolute(), sharding.process()[0] == 0
+  with lock.hold(workdir, "evaluate", primary=primary, agree=sharding.all_agree) as check_workdir:
+    return _evaluate(exp, workdir, emas, check_workdir)
+
+
+def _evaluate(
+  exp: Experiment, workdir: Path, emas: Sequence[str], check_workdir: Callable[[], None]
+) -> str:
   mesh = experiment.make_mesh(exp.run)
   named = {name for one in exp.evaluators.values() for name in one.emas}
-  names = dict.fromkeys([*stored_runs.averages_of(workdir), *sorted(named)])
+  names = dict.fromkeys([*emas, *sorted(named)])
   trained, averages, step = stored_runs.load_averages(workdir, names, mesh, exp.network)
   exp = _as_trained(stored_runs.with_searched_times(exp, workdir), trained)
-  scores, cards_written, primary = {}, [], sharding.process()[0] == 0
-  guides, workdir = stored_runs.load_guides(exp, mesh), Path(workdir).absolute()
+  primary, guides = sharding.process()[0] == 0, stored_runs.load_guides(exp, mesh)
+  scores, cards_written = {}, []
   opened = experiment.open_evaluators(exp, mesh, guides, emas=averages)
   for label, evaluate in opened.items():
     for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
+      check_workdir()
       if isinstance(value, Mapping):
         if primary:
           card = f"{label}_{name}"

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from cmjax import experiment
 from cmjax.base import sharding
-from cmjax.base.atomic_files import write_json
+from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
 from cmjax.program import compiled_step, doctor, score_files, stored_runs
 from cmjax.program.course import Course, fresh_state, key_for
@@ -74,15 +74,28 @@ class Sitting:
 
   Use it as a context: what is open is closed in the end, whatever the end is.
 
+  Args:
+    exp: the experiment.
+    workdir: of the run.
+    allow_config_change: as in `train`.
+    check_workdir: raises if the workdir is no longer where it was, see `lock.hold`.
+
   Attributes:
     step: updates so far.
     last: whether this is the last step.
     stop: the signal that has come; None without.
   """
 
-  def __init__(self, exp: Experiment, workdir: Path, allow_config_change: bool):
+  def __init__(
+    self,
+    exp: Experiment,
+    workdir: Path,
+    allow_config_change: bool,
+    check_workdir: Callable[[], None],
+  ):
     self._exp, self._workdir, self._primary = exp, workdir, sharding.process()[0] == 0
     self._record = experiment.stored_record(exp)
+    self._check_workdir = check_workdir
     self._prepared = prepared = prepare(exp, workdir)
     self._open_stores(allow_config_change)
     restored = self._checkpoints.restore(self._layout)
@@ -124,9 +137,7 @@ class Sitting:
     self._checkpoints = checkpoint.Checkpoints(
       self._workdir, keep=run.keep, primary=self._primary, agree=sharding.all_agree
     )
-    self._snapshots = Snapshots(
-      self._workdir, self._exp.snapshots, primary=self._primary, check=self._check_same
-    )
+    self._snapshots = Snapshots(self._workdir, self._exp.snapshots, check=self._check_same)
 
   def _describe_run(self, restored: checkpoint.Restored | None) -> None:
     """Writes config.json and parameters.txt, and what changed since the last sitting."""
@@ -138,7 +149,7 @@ class Sitting:
     write_json(self._workdir / "config.json", self._record)
     params = self._course.state.params
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-    (self._workdir / "parameters.txt").write_text(overview + "\n")
+    write_text(self._workdir / "parameters.txt", overview + "\n")
 
   def _evaluated_before(self, restored: checkpoint.Restored | None) -> dict[str, dict[str, float]]:
     """The evaluators that came to their end at this step in an earlier sitting."""
@@ -158,7 +169,12 @@ class Sitting:
     return self._stack.__exit__(*error)
 
   def look(self) -> None:
-    """Where the run is, whether that is the end, and whether a signal has come."""
+    """Where the run is, whether that is the end, and whether a signal has come.
+
+    Raises:
+      OSError: the workdir is no longer where it was.
+    """
+    self._check_workdir()
     self.step = self._course.step
     self.last = self.step == self._exp.run.total_steps
     self.stop = self._interrupted(self.step)
@@ -253,7 +269,7 @@ class Sitting:
     self._done = dict.fromkeys(self._prepared.evaluators, {})  # they ran when it came past first
 
   def progress(self) -> None:
-    """Redraws the live line, and seals what has been written by now."""
+    """Redraws the live line, and says if a save has failed by now."""
     self._reporter.progress(self._course.step, self._window.latest)
     self._checkpoints.poll()
     self._snapshots.poll()

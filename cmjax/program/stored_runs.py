@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import param_names, sharding
+from cmjax.base import json_files, lock, param_names, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.base.flat_dicts import flat
 from cmjax.experiment import Described, Experiment, Samples, Stored
@@ -64,7 +64,13 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
   path = Path(workdir).expanduser() / "config.json"
   if not path.is_file():
     raise ValueError(f"No config.json in {workdir}: train first, or correct the path of the run.")
-  return json.loads(path.read_text())
+  try:
+    record = json_files.read(path)
+    if not isinstance(record, dict):
+      raise ValueError("it is no object of JSON")
+  except ValueError as error:
+    raise ValueError(f"{path} is no config of a run: {error}") from error
+  return record
 
 
 def read_experiment(workdir: str | Path) -> Experiment:
@@ -235,8 +241,9 @@ def open_snapshots(
 def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
   """Adds the times that a search found, {sampler: {mid_times: ..., ...}}, to the run's."""
   path = Path(workdir) / TIMES
-  before = json.loads(path.read_text()) if path.is_file() else {}
-  write_json(path, before | dict(found))
+  with lock.hold(Path(workdir), "search", wait=True):  # so that none of another search is lost
+    before = json_files.read(path) if path.is_file() else {}
+    write_json(path, before | dict(found))
 
 
 def with_searched_times(exp: Experiment, workdir: str | Path) -> Experiment:
@@ -245,7 +252,7 @@ def with_searched_times(exp: Experiment, workdir: str | Path) -> Experiment:
   if not path.is_file():
     return exp
   samplers = dict(exp.samplers)
-  for key, found in json.loads(path.read_text()).items():
+  for key, found in json_files.read(path).items():
     sampler = samplers.get(key)
     if sampler is not None and sampler.searched and sampler.with_times:
       samplers[key] = sampler.with_times(tuple(found["mid_times"]))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cmjax import experiment
-from cmjax.base import sharding
-from cmjax.base.atomic_files import replacing
+from cmjax.base import lock, sharding
+from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
 from cmjax.program import averages, stored_runs
 from cmjax.program.course import key_for
@@ -68,14 +68,16 @@ def sweep(
       logger.info(
         "sigma_rel %s: %s", average.sigma_rel, scores[stored_runs.length(average.sigma_rel)]
       )
-      _write(path, json.dumps({"conditions": conditions, "scores": scores}, indent=2) + "\n")
+      scores = _add(Path(workdir).expanduser(), path, conditions, scores)
   rows = [
     {"sigma_rel": s, "residual": fit.residual} | scores[stored_runs.length(s)]
     for s, fit in recipe.fits.items()
   ]
   rows.sort(key=lambda row: row["sigma_rel"])
   best = _best(workdir, rows, samplers, step)
-  _write(path.with_suffix(".html"), _page(Path(workdir).absolute().name, label, rows, best, step))
+  if sharding.process()[0] == 0:
+    curve = _page(Path(workdir).absolute().name, label, rows, best, step)
+    write_text(path.with_suffix(".html"), curve)
   return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
 
 
@@ -98,12 +100,17 @@ def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float
   return stored["scores"]
 
 
-def _write(path: Path, text: str) -> None:
+def _add(
+  workdir: Path, path: Path, conditions: dict[str, Any], scores: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+  """Writes the scores beside those that another sweep has written meanwhile; returns all."""
   if sharding.process()[0] != 0:
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with replacing(path) as file:
-    file.write(text.encode())
+    return scores
+  with lock.hold(workdir, "average", wait=True):
+    scores = _stored(path, conditions) | scores
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"conditions": conditions, "scores": scores})
+  return scores
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

@@ -42,13 +42,15 @@ def train(
   Raises:
     ValueError: the experiment, the data, the workdir or its checkpoints do not fit, or another run
       trains in the workdir.
+    OSError: the workdir cannot be written any more, or was renamed, removed or replaced.
     FloatingPointError: a loss or gradient was not finite and run.nonfinite is "stop".
     Interrupted: on SIGTERM or SIGINT, after saving.
   """
   workdir = Path(workdir).absolute()
   experiment.check(exp)
-  with lock.hold(workdir, primary=sharding.process()[0] == 0, agree=sharding.all_agree):
-    with Sitting(exp, workdir, allow_config_change) as sitting:
+  primary = sharding.process()[0] == 0
+  with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:
+    with Sitting(exp, workdir, allow_config_change, check_workdir) as sitting:
       # Bookkeeping first, so that step 0, a resumed run and the last step are one case.
       while True:
         sitting.look()

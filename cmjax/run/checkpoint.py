@@ -5,23 +5,26 @@ those that were made while the next was being written. `config.checkpoint.asynch
 the loop wait for that, so that no more than an interval can be lost.
 
 A checkpoint is `checkpoints/<step>/` with the state, and beside it the config and the versions it
-was made with. Orbax writes it under a temporary name and renames it, so a kill leaves no half of
-one; `seals/<step>.json` then lists the sha256 of its files, so that damage done later is found.
-Snapshots of averages and reconstructed averages are written and read in the same way.
+was made with. Orbax writes it under a temporary name; then `digests.json`, the sha256 of its files,
+goes into it; then it is renamed. So a kill leaves no half of one, and all that can be read have
+digests, by which later damage is found. Versions before wrote them afterwards, to
+`seals/<step>.json`: such checkpoints are read as well, and of one without any it is said that it is
+unverified. Snapshots of averages and reconstructed averages are written and read in the same way.
 """
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +40,8 @@ logger = logging.getLogger("cmjax")
 UNHURRIED = ocp.AsyncOptions(
   timeout_secs=100 * 365 * 24 * 3600, create_directories_asynchronously=False
 )
+DIGESTS = "digests.json"
+_TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -85,6 +90,41 @@ def _folder_bytes(folder: Path) -> int:
   return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+class _Written(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A folder that orbax writes: a step, to which its digests are added before its last rename."""
+
+  _step: Any = None  # where the step is to be seen; None for a folder inside of one
+
+  @classmethod
+  def from_final(cls, final_path: Any, **options: Any) -> "_Written":
+    """The folder that becomes `final_path`: what is to be written is here at first."""
+    if _TEMPORARY in final_path.parent.name:
+      return super().from_final(final_path, **options)  # pyright: ignore[reportReturnType]
+    # To orbax this is still the name of one that is not complete.
+    whole = final_path.with_name(f"{final_path.name}{_TEMPORARY}-whole")
+    written: Any = super().from_final(whole, **options)
+    written._step = final_path
+    return written
+
+  def get_final(self) -> Any:
+    """Where the folder is to be seen."""
+    return super().get_final() if self._step is None else self._step
+
+  async def finalize(self) -> None:
+    """Gives the folder its digests and then its name, on one process."""
+    whole = Path(super().get_final())
+    if self._step is not None:  # of a save that failed before
+      await asyncio.to_thread(shutil.rmtree, whole, ignore_errors=True)
+    await super().finalize()
+    if self._step is not None:
+      await asyncio.to_thread(_complete, whole, Path(self._step))
+
+
+def _complete(whole: Path, step: Path) -> None:
+  write_json(whole / DIGESTS, _digests(whole), indent=None)
+  os.rename(whole, step)
+
+
 class Restored(NamedTuple):
   """What a checkpoint holds."""
 
@@ -99,7 +139,7 @@ class Checkpoints:
   Args:
     directory: the run's workdir.
     keep: how many of the newest to keep; None: all.
-    primary: whether this process writes the seals (one of them does).
+    primary: whether this process moves what is broken (one of them does).
     read_only: for another run's directory: nothing in it is moved, removed or written.
     folder: where they are in the directory; a plural, its singular names one in messages.
     agree: whether all processes of the run say True; each asks at the same moments.
@@ -127,10 +167,8 @@ class Checkpoints:
     self.primary = primary and not read_only
     self.read_only = read_only
     self._agree = agree
-    self._unsealed: int | None = None
+    self._saving: int | None = None
     self._failed: int | None = None
-    self._sealing: Future | None = None
-    self._sealer = ThreadPoolExecutor(1, "seal")
     if read_only and not self.directory.is_dir():
       raise ValueError(
         f"No {folder} in {directory}: train that run first, or correct the path to its workdir."
@@ -141,6 +179,7 @@ class Checkpoints:
       create=not read_only,
       max_to_keep=None if read_only else keep,
       cleanup_tmp_directories=not read_only,
+      temporary_path_class=_Written,
       async_options=UNHURRIED,
     )
     self._manager = ocp.CheckpointManager(
@@ -165,10 +204,8 @@ class Checkpoints:
     self.wait()
     if step in self.steps():
       return
-    if self.primary:  # of one of this step that was since removed by hand
-      (self._seals / f"{step}.json").unlink(missing_ok=True)
-    meta |= {"config": dict(config), "versions": versions()}
-    self._unsealed = step
+    meta |= {"config": dict(config), "versions": versions(), "digests": DIGESTS}
+    self._saving = step
     with self._explained():
       self._manager.save(
         step,
@@ -177,25 +214,14 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Waits for the save under way, and until it is sealed."""
+    """Waits for the save under way."""
     with self._explained():
       self._manager.wait_until_finished()
-      if self._unsealed is not None:
-        (self._sealing or self._sealer.submit(self._seal, self._unsealed)).result()
-    self._unsealed = self._sealing = None
+    self._saving = None
 
   def poll(self) -> None:
-    """Has the save under way sealed if it has ended by now: a kill may come before the next.
-
-    In a thread: to read 1 GB again and hash it takes as long as twenty steps of a fast machine.
-    """
-    if self._unsealed is None or self._manager.is_saving_in_progress():
-      return
-    if self._sealing is None:
-      with self._explained():
-        self._manager.wait_until_finished()  # raises what the save met
-      self._sealing = self._sealer.submit(self._seal, self._unsealed)
-    elif self._sealing.done():
+    """Raises what the save under way met, if it has ended by now: not only at the next save."""
+    if self._saving is not None and not self._manager.is_saving_in_progress():
       self.wait()
 
   @contextlib.contextmanager
@@ -203,8 +229,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # orbax passes on whatever its thread met
-      if self._unsealed is not None:  # else orbax says once more what it has said
-        self._failed, self._unsealed, self._sealing = self._unsealed, None, None
+      if self._saving is not None:  # else orbax says once more what it has said
+        self._failed, self._saving = self._saving, None
       good = max((step for step in self.steps() if step != self._failed), default="none")
       raise OSError(
         f"The {self._noun} of step {self._failed} could not be written to {self.directory}: "
@@ -218,15 +244,12 @@ class Checkpoints:
     for later in self.steps():
       if later > step:
         self._manager.delete(later)
-        if self.primary:
-          (self._seals / f"{later}.json").unlink(missing_ok=True)
 
   def close(self) -> None:
     """Waits for the save under way and lets go of the directory."""
     try:
       self.wait()
     finally:
-      self._sealer.shutdown()
       with self._explained():  # it waits as well, and fails again if a save has failed
         self._manager.close()
 
@@ -267,7 +290,8 @@ class Checkpoints:
           ) from error
         self._set_aside(step, error)
         continue
-      self._seal(step)
+      if not whole:
+        _say_unverified(self._noun, self.directory / str(step))
       return Restored(step, state, meta)
     broken = self.workdir / "broken"
     if existed or broken.exists():
@@ -279,8 +303,16 @@ class Checkpoints:
     return None
 
   def meta(self, step: int) -> dict[str, Any]:
-    """What is beside the state of a step: config, versions, and what was given to `save`."""
-    return self._read(step, meta=ocp.args.JsonRestore())
+    """What is beside the state of a step: config, versions, and what was given to `save`.
+
+    Raises:
+      ValueError: it is damaged, or of another form.
+    """
+    verified = self._verify(step, "meta/")
+    meta = self._read(step, meta=ocp.args.JsonRestore())
+    if not verified and "digests" in meta:
+      raise ValueError(f"missing files: {[meta['digests']]}")
+    return meta
 
   def load(self, step: int, layout: Callable[[dict[str, Any]], Any]) -> Restored:
     """One step that must be good; nothing is moved, nor another taken in its place.
@@ -292,14 +324,17 @@ class Checkpoints:
       there = ", ".join(map(str, sorted(self.steps()))) or "none"
       raise ValueError(f"No {self._noun} of step {step} in {self.directory}. There are: {there}.")
     try:
-      self._verify(step)
+      whole = self._verify(step)
       meta = self.meta(step)
-      return Restored(step, self._read_state(step, layout(meta)), meta)
+      restored = Restored(step, self._read_state(step, layout(meta)), meta)
     except Exception as error:  # orbax has no type for damage: tensorstore's is bare
       raise ValueError(
         f"The {self._noun} of step {step} in {self.directory} cannot be read: {error}. Move it "
         "away to go on without it."
       ) from error
+    if not whole:
+      _say_unverified(self._noun, self.directory / str(step))
+    return restored
 
   def _read_state(self, step: int, layout: Any) -> Any:
     """The state of a step, or of a partial reader what the layout names of it."""
@@ -314,32 +349,24 @@ class Checkpoints:
     (name,) = item
     return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
 
-  def _seal(self, step: int) -> None:
-    """Writes the digests of a step's files, and forgets those of steps that are gone."""
-    seal = self._seals / f"{step}.json"
-    if not self.primary or seal.exists() or step not in self.steps():
-      return
-    try:
-      digests = _digests(self.directory / str(step))
-    except FileNotFoundError as error:
-      # It was written whole, so that nothing is amiss with writing.
-      logger.warning(
-        "The %s of step %d was removed while it was read back (%s). Training goes on to the next.",
-        *(self._noun, step, error.filename),
-      )
-      return
-    self._seals.mkdir(parents=True, exist_ok=True)
-    write_json(seal, digests, indent=None)
-    for other in self._seals.glob("*.json"):
-      if int(other.stem) not in self.steps():
-        other.unlink()
+  def _verify(self, step: int, below: str = "") -> bool:
+    """Raises if a step's files are not as they were written; False for one without digests.
 
-  def _verify(self, step: int) -> bool:
-    """Raises if a step's files are not as they were sealed; False for one that never was."""
-    seal = self._seals / f"{step}.json"
-    if not seal.exists():
+    Args:
+      step: which.
+      below: how the names of the files begin that are looked at.
+    """
+    folder = self.directory / str(step)
+    paths = (folder / DIGESTS, self._seals / f"{step}.json")
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
       return False
-    expected, found = json.loads(seal.read_text()), _digests(self.directory / str(step))
+    try:
+      expected = json.loads(path.read_bytes())
+    except ValueError as error:
+      raise ValueError(f"{path.name} cannot be read: {error}") from error
+    expected = {name: digest for name, digest in expected.items() if name.startswith(below)}
+    found = _digests(folder, below)
     missing = sorted(set(expected) - set(found))
     changed = sorted(name for name in expected if name in found and expected[name] != found[name])
     if missing or changed:
@@ -355,17 +382,27 @@ class Checkpoints:
       broken = self.workdir / "broken"
       broken.mkdir(exist_ok=True)
       shutil.move(self.directory / str(step), broken / f"{step}.{time.time_ns()}")
-      (self._seals / f"{step}.json").unlink(missing_ok=True)
     self._agree(True)  # none looks again before it is moved
     self._manager.reload()
 
 
-def _digests(folder: Path) -> dict[str, str]:
-  """The sha256 of every file below a folder, by its path."""
+@functools.cache  # once for each, however often it is read
+def _say_unverified(noun: str, path: Path) -> None:
+  logger.warning(
+    "The %s %s is unverified: it has no digests, so damage to its numbers would not be seen. It is "
+    "of an earlier version, which was stopped before it wrote them.",
+    *(noun, path),
+  )
+
+
+def _digests(folder: Path, below: str = "") -> dict[str, str]:
+  """The sha256 of every file below a folder, by its path, as far as these begin with `below`."""
   digests = {}
   for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-    with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
-      digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    name = path.relative_to(folder).as_posix()
+    if name.startswith(below) and name != DIGESTS:
+      with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
+        digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return digests
 
 

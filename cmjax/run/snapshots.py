@@ -35,7 +35,6 @@ class Snapshots:
   Args:
     directory: the run's workdir.
     plan: what to store.
-    primary: whether this process writes the seals (one of them does).
     check: is given the stored {config, versions, ...} of the newest snapshot that is there already,
       to raise if it is another run's.
   """
@@ -45,14 +44,13 @@ class Snapshots:
     directory: Path,
     plan: Plan | None,
     *,
-    primary: bool,
     check: Callable[[dict[str, Any]], Any],
   ):
     self._plan, self._stored = plan, None
     self._cast: Callable[..., Any] | None = None
     if plan is None:
       return
-    self._stored = checkpoint.Checkpoints(directory, keep=None, primary=primary, folder=FOLDER)
+    self._stored = checkpoint.Checkpoints(directory, keep=None, folder=FOLDER)
     if steps := self._stored.steps():
       check(self._stored.meta(steps[0]))
 
@@ -97,7 +95,7 @@ class Snapshots:
       self._stored.wait()
 
   def poll(self) -> None:
-    """Seals the save under way if it has ended by now."""
+    """Raises what the save under way met, if it has ended by now."""
     if self._stored is not None:
       self._stored.poll()
 

@@ -13,6 +13,7 @@ A workdir then holds
 import contextlib
 import datetime
 import json
+import logging
 import math
 import os
 import pathlib
@@ -35,6 +36,8 @@ from cmjax.base.atomic_files import replacing
 from cmjax.run.page import read_metrics as read_metrics
 from cmjax.run.page import records
 from cmjax.run.page import report as report
+
+logger = logging.getLogger("cmjax")
 
 MAX_IMAGES = 100  # in one picture; a page of 13 such grids of 32x32 RGB images is about 5 MB
 _SEPARATOR = 128
@@ -157,8 +160,8 @@ class Reporter:
     Args:
       step: the step that the samples belong to.
       name: letters, digits, `_`, `-` and `.`; the report shows one row for each name.
-      samples: images `[n, h, w, c]` in [-1, 1], of which the first 100 are drawn (see `grid`), or
-        points `[n, 2]` (see `density`).
+      samples: images `[n, h, w, c]` in [-1, 1], of which the first 100 are drawn, or
+        points `[n, d]`; see `picture`. What has no picture is passed over, with a word in the log.
 
     Raises:
       ValueError: for a name that is no file name, or samples that cannot be drawn.
@@ -170,7 +173,8 @@ class Reporter:
         f"Picture name {name!r} becomes a file name: use letters, digits, '_', '-' and '.' only."
       )
     with self.paused():
-      pixels = picture(samples)
+      if (pixels := picture(samples)) is None:
+        return
       save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", pixels)
       self._tensorboard.add_image(name, pixels, int(step), dataformats="HWC")
       for logger in self._loggers:
@@ -266,9 +270,34 @@ class Reporter:
     self._stream.flush()
 
 
-def picture(samples: Any) -> np.ndarray:
-  """Samples as pixels: the `grid` of at most 100 images, or the `density` of points."""
-  return density(samples) if np.ndim(samples) == 2 else grid(samples[:MAX_IMAGES])
+def picture(samples: Any) -> np.ndarray | None:
+  """Samples as pixels: the `grid` of at most 100 images, or the `density` of points.
+
+  Images of two channels are red and green; of four and more, each channel is a grey image, side by
+  side. Of points the first two coordinates are drawn, and a single one along the x axis.
+
+  Returns:
+    uint8 `[H, W, 3]`; None, with a word in the log, for samples that have no picture.
+  """
+  shape = np.shape(samples)
+  if len(shape) == 2 and shape[1]:
+    return density(samples[:, :2] if shape[1] > 1 else np.pad(samples, ((0, 0), (0, 1))))
+  if len(shape) == 4 and 0 not in shape:
+    return grid(_in_1_or_3_channels(np.asarray(samples[:MAX_IMAGES])))
+  logger.warning(
+    "Samples of shape %s have no picture: it is drawn of images [n, h, w, c] and points [n, d].",
+    list(shape),
+  )
+  return None
+
+
+def _in_1_or_3_channels(images: np.ndarray) -> np.ndarray:
+  n, h, w, c = images.shape
+  if c in (1, 3):
+    return images
+  if c == 2:
+    return np.concatenate([images, np.full_like(images[..., :1], -1)], axis=-1)
+  return images.transpose(0, 1, 3, 2).reshape(n, h, c * w, 1)
 
 
 def grid(images: Any, *, columns: int | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The program as its user meets it: its modes, and every way to mistype a command."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from absl import flags
 
 from cmjax import verify
+from cmjax.base import lock
 from cmjax.commands import start
 from cmjax.program import train
 
@@ -154,11 +156,21 @@ def test_samples_that_cannot_be_drawn_say_why(workdir, program, args, message):
 def test_evaluating_a_run_prints_its_scores_and_rewrites_the_report(workdir, program):
   trained = json.loads((workdir / "scores.json").read_text())
   (workdir / "report.html").unlink()
-  code, out, _ = program(f"--workdir={workdir}", "--mode=evaluate")
+  with lock.hold(workdir, "train"):  # it runs beside a training
+    code, out, _ = program(f"--workdir={workdir}", "--mode=evaluate")
   assert code == 0 and out.startswith("step 6\n")
   assert f"swd/one_step/main: {trained['swd/one_step/main']:.5g}" in out
   assert json.loads((workdir / "scores.json").read_text()).keys() == trained.keys()
   assert (workdir / "report.html").exists()
+
+
+def test_a_second_evaluation_at_once_is_refused_in_one_line_and_changes_nothing(workdir, program):
+  before = (workdir / "scores.json").stat()
+  with lock.hold(workdir, "evaluate"):
+    code, out, err = program(f"--workdir={workdir}", "--mode=evaluate")
+  assert code == 1 and not out and err.count("\n") == 1
+  assert err.startswith(f"cmjax: Another process scores {workdir}: process {os.getpid()} on ")
+  assert (workdir / "scores.json").stat() == before
 
 
 def test_measuring_the_data_needs_no_workdir(program):

@@ -1,10 +1,12 @@
 """The bridge to other people's checkpoints: what is read is what was written, and it runs."""
 
 import collections
+import contextlib
 import functools
 import io
 import json
 import pickle
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,12 @@ import safetensors
 from flax import serialization
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import lock, sharding
 from cmjax.commands import convert as command
 from cmjax.convert import detect, files, jcm, names, pickles, tensors
 from cmjax.experiment import models
 from cmjax.program import convert, sample, stored_runs
+from cmjax.run import checkpoint
 from helpers import foreign_files as ff
 from helpers import tiny
 
@@ -543,6 +546,103 @@ def test_an_error_is_one_line_and_exit_code_1(run, tmp_path, capsys):
     assert command.main(args) == 1
     err = capsys.readouterr().err
     assert err.startswith("cmjax: ") and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ends", ["killed here", None])
+def test_an_export_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch, ends):
+  target, save_file = tmp_path / "out.safetensors", safetensors.numpy.save_file
+
+  def half(arrays, path, metadata):
+    save_file(arrays, path, metadata=metadata)
+    assert not target.exists()
+    if ends:
+      raise KeyboardInterrupt(ends)
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", half)
+  with pytest.raises(KeyboardInterrupt) if ends else contextlib.nullcontext():
+    convert.export(run[2], target)
+  assert [path.name for path in tmp_path.iterdir()] == [target.name] * (not ends)
+
+
+@pytest.fixture(scope="module", name="small")
+def _small(tmp_path_factory):
+  """A file of a network that is quickly traced, and the run that it becomes."""
+  root = tmp_path_factory.mktemp("small")
+  net = dict(name="mlp", dim=2, width=16, depth=1, embed_channels=16, dtype="float32")
+  given = experiment.parse(convert.run_record(detect.Found("cmjax", net, SIGMA_DATA, (1, 1), {})))
+  params = random_like(jax.eval_shape(given.network.init, jax.random.key(0)))
+  convert._save(root / "source", given, {"net": params, "weighting": {}}, {})
+  convert.export(root / "source", root / "weights.safetensors")
+  convert.convert(root / "weights.safetensors", root / "run")
+  return root / "weights.safetensors", root / "run"
+
+
+def listing(workdir):
+  return {
+    path.relative_to(workdir).parts[:2]
+    for path in workdir.rglob("*")
+    if path.is_file() and path.name != "lock"
+  }
+
+
+def stop_when(monkeypatch, module, name, condition=lambda *args: True):
+  """Stops the program, as a kill does, where it calls a function."""
+  original = getattr(module, name)
+
+  def stopping(*args, **kwargs):
+    if condition(*args):
+      raise KeyboardInterrupt("killed here")
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(module, name, stopping)
+
+
+KILLS = {
+  "before anything": (checkpoint, "check_writable"),
+  "before the checkpoint": (checkpoint.Checkpoints, "save"),
+  "in it": (checkpoint, "_complete"),
+  "after it": (convert, "check"),
+  "before provenance.json": (convert, "write_json", lambda path, _: path.name[0] == "p"),
+  "before config.json": (convert, "write_json", lambda path, _: path.name[0] == "c"),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS)
+def test_a_conversion_that_was_killed_goes_on_and_ends_as_one_that_was_not(
+  small, tmp_path, monkeypatch, kill
+):
+  path, whole = small
+  monkeypatch.setattr(convert, "check", lambda workdir, expected: "checked")
+  with monkeypatch.context() as patch:
+    stop_when(patch, *kill)
+    with pytest.raises((KeyboardInterrupt, OSError), match="killed here"):
+      convert.convert(path, tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
+  (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
+  convert.convert(path, tmp_path / "run")
+  assert listing(tmp_path / "run") == listing(whole)
+  for name in ("config.json", "provenance.json"):
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+  tiny.assert_same(tiny.state(tmp_path / "run"), tiny.state(whole))
+  with pytest.raises(ValueError, match="has checkpoints already: choose another folder"):
+    convert.convert(path, tmp_path / "run")
+
+
+def test_what_another_file_has_begun_is_not_mixed_with_it(small, tmp_path, monkeypatch):
+  monkeypatch.setattr(convert, "check", lambda workdir, expected: "checked")
+  path, workdir = shutil.copy(small[0], tmp_path / "other.safetensors"), tmp_path / "run"
+  convert.convert(path, workdir)
+  (workdir / "config.json").unlink()
+  with pytest.raises(ValueError, match="has checkpoints of another file already: choose another"):
+    convert.convert(small[0], workdir)
+  convert.convert(path, workdir)
+
+
+def test_a_run_that_is_being_trained_is_no_place_to_convert_to(small, tmp_path):
+  with lock.hold(tmp_path, "train"):
+    with pytest.raises(ValueError, match=f"Another run trains in {tmp_path}: process "):
+      convert.convert(small[0], tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 @pytest.mark.slow

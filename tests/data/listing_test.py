@@ -275,7 +275,7 @@ def test_a_zip_of_windows_keeps_its_classes_and_one_with_a_name_twice_is_refused
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
       for i in range(2):
         file.writestr("0.png", png(i))
-  with pytest.raises(ValueError, match="two files of one name"):
+  with pytest.raises(ValueError, match="it has '0.png' twice"):
     originals.find(tmp_path / "b.zip")
 
 
@@ -450,7 +450,7 @@ def test_counts_in_a_manifest_that_are_none_are_not_shown(tmp_path):
   )
   file = path / "train" / "manifest.json"
   content = json.loads(file.read_text())
-  for counts in ("many", [None], {"0": 4}, []):
+  for counts in ([None], ["4"], []):
     file.write_text(json.dumps(content | {"class_counts": counts}))
     assert summary.summarise(records.records(path), "x").line.startswith(
       "x: 4 images of 4x4x3; 1 class"

@@ -242,9 +242,10 @@ OUTSIDE = {
   f"{OWN}:unmarked": "its author did not mark it",
   f"{OWN}:Unmarked": "its author did not mark it",
   f"{OWN}:nothing": "has no attribute 'nothing'",
-  "no_such_package:Net": "No module named 'no_such_package'",
-  ":Net": "Empty module name",
-  "helpers..own_parts:Net": "No module named",
+  "no_such_package:Net": "is not loaded: to import no_such_package is to run it",
+  "cmjax.convert.__main__:main": "is not loaded: to import cmjax.convert.__main__ is to run it",
+  ":Net": "it is not of the form package.module:Name",
+  "helpers..own_parts:Net": "it is not of the form package.module:Name",
 }
 
 

@@ -100,7 +100,7 @@ def test_a_stored_config_is_read_as_data(tmp_path):
   [
     ('{"seed": 0', "delimiter"),
     ("[1, 2]", "got list"),
-    ("[" * 100_000, "recursion"),
+    ("[" * 100_000, "nested too deep"),
     ('{"a.b": 1}', "dots"),
     ("\udcff", "utf-8"),
   ],

@@ -23,8 +23,8 @@ FLOORS = (
   "convert",
   "networks run tangent times guidance edm latents",
   "trigflow weighting distances ema oracle",
-  "embeddings",
-  "types base pages",
+  "embeddings pages",
+  "types base",
 )
 FLOOR = {room: i for i, rooms in enumerate(reversed(FLOORS)) for room in rooms.split()}
 
@@ -276,7 +276,7 @@ def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
     ("ema.posthoc", "from cmjax.program import averages", "lower floor"),
     ("convert.names", "from cmjax.metrics import references", "lower floor"),
     ("base.npz", "from cmjax import types", "lower floor"),
-    ("pages", "from cmjax.base import flat_dicts", "lower floor"),
+    ("embeddings", "from cmjax import pages", "lower floor"),
     ("times", "from cmjax import edm", "lower floor"),
     ("losses.discrete", "from cmjax.networks import mlp", "may not import networks"),
     ("networks.edm2", "from cmjax import trigflow", "may not import mathematics"),

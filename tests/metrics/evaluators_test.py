@@ -177,6 +177,18 @@ def test_pictures_are_the_same_at_every_call_and_clipped_to_pixels():
   assert first.max() == 1.0 and first.min() == -1.0
 
 
+def test_many_samples_are_drawn_in_batches_of_one_size_and_are_those_of_one_batch():
+  sizes, draw = [], gaussian(1.0)
+
+  def sample(params, key, numbers):
+    sizes.append(len(numbers))
+    return draw(params, key, numbers)
+
+  expected = evaluators.whole(draw, 1.0, KEY, 20)
+  np.testing.assert_array_equal(evaluators.whole(sample, 1.0, KEY, 20, batch_size=8), expected)
+  assert sizes == [8, 8, 8]
+
+
 def test_pictures_of_several_processes_are_put_in_order():
   together = [shares(gaussian(1.0), i, 2)(1.0, KEY, np.arange(7)) for i in range(2)]
   everyone = lambda own: [part[0 if own.dtype.kind == "i" else 1] for part in together]

@@ -1,7 +1,10 @@
 """Averages of other lengths: the mathematics, the snapshots they are made of, the command."""
 
 import json
+import logging
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,10 @@ import numpy as np
 import pytest
 
 from cmjax import ema, experiment
-from cmjax.base import sharding
+from cmjax.base import lock, sharding
 from cmjax.commands import ema as program
 from cmjax.ema import posthoc
-from cmjax.program import averages, sample, stored_runs
+from cmjax.program import averages, sample, stored_runs, sweep
 from cmjax.run import checkpoint, snapshots
 from helpers import tiny
 
@@ -271,7 +274,7 @@ PLAN = snapshots.Plan(10, {"a": 0.05}, "float16")
 
 
 def opened(directory, plan=PLAN):
-  return snapshots.Snapshots(directory, plan, primary=True, check=lambda meta: None)
+  return snapshots.Snapshots(directory, plan, check=lambda meta: None)
 
 
 def test_without_a_plan_nothing_is_due_and_nothing_is_written(tmp_path):
@@ -337,7 +340,6 @@ def test_a_run_stores_the_averages_that_were_named_and_keeps_them_all(run):
 def test_a_resumed_run_writes_what_is_missing_bit_for_bit_and_nothing_twice(run, copy):
   shutil.rmtree(copy / "checkpoints" / "12")
   shutil.rmtree(copy / "snapshots" / "10")  # not the newest
-  (copy / "seals" / "snapshots" / "10.json").unlink()
   fingerprint = lambda: {
     path: path.stat().st_mtime_ns
     for path in (copy / "snapshots").rglob("*")
@@ -349,7 +351,7 @@ def test_a_resumed_run_writes_what_is_missing_bit_for_bit_and_nothing_twice(run,
   assert steps(copy) == [2, 4, 6, 8, 10, 12]
   tiny.assert_same(snapshot(copy, 10), snapshot(run, 10))
   tiny.assert_same(tiny.state(copy), tiny.state(run))
-  assert (copy / "seals" / "snapshots" / "10.json").exists()
+  assert (copy / "snapshots" / "10" / checkpoint.DIGESTS).exists()
 
 
 def test_no_checkpoint_is_begun_before_earlier_snapshots_are_written(run, tmp_path, monkeypatch):
@@ -489,6 +491,70 @@ def test_one_that_is_there_is_left_and_an_earlier_step_has_its_own_name(copy, co
   shutil.rmtree(copy / "snapshots" / "4")
   code, _, err = command(copy, "--sigma_rel=0.05")
   assert code == 1 and "made of 12 other copies than the 10 that are there now. Move" in err
+
+
+def test_two_that_make_the_same_average_at_once_lose_nothing(copy, average, monkeypatch):
+  shutil.rmtree(copy / "posthoc", ignore_errors=True)
+  mesh, reconstruct = sharding.make_mesh(), averages.reconstruct
+
+  def interrupted(*args):
+    with monkeypatch.context() as patch:  # the other begins later and ends first
+      patch.setattr(averages, "reconstruct", reconstruct)
+      averages.write(copy, [0.05, 0.1], mesh)
+    yield from reconstruct(*args)
+
+  monkeypatch.setattr(averages, "reconstruct", interrupted)
+  said = averages.write(copy, [0.05, 0.15], mesh)
+  assert "posthoc_0.050" in said and "posthoc_0.150" in said
+  for name in ("posthoc_0.050", "posthoc_0.100", "posthoc_0.150"):
+    assert average(copy, name)[1] == 12
+
+
+def test_whoever_writes_averages_waits_for_another_that_does(copy, monkeypatch, caplog):
+  caplog.set_level(logging.INFO, "cmjax")
+  shutil.rmtree(copy / "posthoc", ignore_errors=True)
+  threads = [
+    threading.Thread(target=averages.write, args=(copy, [0.05], sharding.make_mesh()))
+    for _ in range(2)
+  ]
+  with lock.hold(copy, "average"):
+    for thread in threads:
+      thread.start()
+    while caplog.text.count("This one waits for it") < 2:
+      time.sleep(0.01)
+    assert not (copy / "posthoc").exists()
+  for thread in threads:
+    thread.join()
+  assert steps(copy / "posthoc" / "sigma_rel_0.050", "checkpoints") == [12]
+
+
+def test_an_evaluation_whose_workdir_is_renamed_says_so_and_makes_none_anew(copy, monkeypatch):
+  def evaluate(averages, key):
+    copy.rename(copy.with_name("away"))
+    yield "distance", 1.0
+
+  monkeypatch.setattr(experiment, "open_evaluators", lambda *args, **kwargs: {"fd": evaluate})
+  with pytest.raises(OSError, match="The workdir .* was renamed, removed or replaced while"):
+    sample.evaluate(tiny.experiment_of("snapshots"), copy)
+  assert not copy.exists()
+
+
+def test_two_sweeps_at_once_keep_the_scores_of_both(tmp_path):
+  path, conditions = tmp_path / "posthoc" / "sweep.json", {"seed": 0}
+  together = [
+    threading.Thread(
+      target=sweep._add, args=(tmp_path, path, conditions, {f"0.{i:03d}": {"one_step": i / 8}})
+    )
+    for i in range(12)
+  ]
+  for thread in together:
+    thread.start()
+  for thread in together:
+    thread.join()
+  scores = sweep._stored(path, conditions)
+  assert scores == {f"0.{i:03d}": {"one_step": i / 8} for i in range(12)}
+  with pytest.raises(ValueError, match="cannot be compared with new ones: seed differ"):
+    sweep._add(tmp_path, path, {"seed": 1}, {"0.9": {"one_step": 1.0}})
 
 
 def test_an_average_that_was_not_made_says_how_to_make_it(run, average):

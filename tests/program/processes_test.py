@@ -20,6 +20,7 @@ from cmjax.program import stored_runs, train
 from helpers import tiny, watched
 
 ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.devices  # one process is compared with the devices of several
 VALUES = {
   "total_steps": 20, "batch_size": 64, "net.width": 128, "mesh.data": 2, "mesh.fsdp": 4,
   "optim.lr": 1e-3,

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -18,7 +19,9 @@ import pytest
 from cmjax import experiment
 from cmjax.data import sources
 from cmjax.program import compiled_step, course, doctor, stored_runs, train
+from cmjax.run import checkpoint
 from helpers import tiny
+from helpers.earlier_versions import as_before
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAN = float("nan")
@@ -431,7 +434,7 @@ def test_a_state_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, monkeyp
   assert tiny.state(tmp_path)["step"] == 12
 
 
-@pytest.mark.parametrize("gone", ["checkpoints/4", "checkpoints", "seals"])
+@pytest.mark.parametrize("gone", ["checkpoints/4", "checkpoints"])
 def test_what_is_deleted_under_the_run_is_missed_by_nobody(whole, tmp_path, monkeypatch, gone):
   def await_the_first(batch):
     while not (tmp_path / "checkpoints" / "4").exists():
@@ -444,10 +447,46 @@ def test_what_is_deleted_under_the_run_is_missed_by_nobody(whole, tmp_path, monk
     return batch
 
   at_step(monkeypatch, 4, await_the_first)
-  at_step(monkeypatch, 7, delete)  # it was sealed in between
+  at_step(monkeypatch, 7, delete)
   tiny.train(tiny.config(), tmp_path)
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
-  assert sorted(p.name for p in (tmp_path / "seals").iterdir()) == ["12.json", "8.json"]
+  tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
+
+
+def test_a_run_whose_workdir_is_renamed_stops_with_a_word_and_goes_on_where_it_is_now(
+  whole, tmp_path, monkeypatch
+):
+  workdir, away = tmp_path / "run", tmp_path / "away"
+
+  def rename(batch):
+    while not (workdir / "checkpoints" / "4").exists():  # it is written meanwhile
+      time.sleep(0.01)
+    workdir.rename(away)
+    return batch
+
+  with monkeypatch.context() as patch:
+    at_step(patch, 6, rename)
+    with pytest.raises(OSError, match="The workdir .*/run was renamed, removed or replaced while"):
+      tiny.train(tiny.config(), workdir)
+  assert not workdir.exists()  # nothing was made anew in its place
+  assert [r["step"] for r in history(away)][-1] in (4, 6)
+  tiny.train(tiny.config(), away)
+  tiny.assert_same(tiny.state(away), tiny.state(whole[0]))
+
+
+def test_a_run_goes_on_from_checkpoints_of_an_earlier_version_to_the_same_bits(
+  whole, tmp_path, monkeypatch, caplog
+):
+  with monkeypatch.context() as patch:
+    at_step(patch, 7, terminate)
+    with pytest.raises(train.Interrupted):
+      tiny.train(tiny.config(), tmp_path)
+  as_before(tmp_path, 4, sealed=True)
+  as_before(tmp_path, 8, sealed=False)
+  tiny.train(tiny.config(), tmp_path)
+  assert "checkpoints/8 is unverified: it has no digests" in caplog.text
+  there = [path.parent.name for path in (tmp_path / "checkpoints").glob(f"*/{checkpoint.DIGESTS}")]
+  assert there == ["12"] and not (tmp_path / "seals" / "8.json").exists()
   tiny.assert_same(tiny.state(tmp_path), tiny.state(whole[0]))
 
 
@@ -530,15 +569,24 @@ def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
   tmp_path, monkeypatch, asynchronous
 ):
   """Else whoever is killed meanwhile loses more than an interval, or the loop is held up."""
-  sealed, original = {}, course.Course.next_batches
+  there, original, complete = {}, course.Course.next_batches, checkpoint._complete
+  gone_on = {4: threading.Event(), 8: threading.Event()}
 
   def next_batches(self, count):
-    sealed[self.step] = (tmp_path / "seals" / f"{self.step}.json").exists()
+    there[self.step] = (tmp_path / "checkpoints" / str(self.step)).exists()
+    if self.step in gone_on:
+      gone_on[self.step].set()
     return original(self, count)
 
+  def held_up(whole, step):
+    if asynchronous and int(step.name) in gone_on:
+      assert gone_on[int(step.name)].wait(30)
+    complete(whole, step)
+
+  monkeypatch.setattr(checkpoint, "_complete", held_up)
   monkeypatch.setattr(course.Course, "next_batches", next_batches)
   tiny.train(tiny.config(evals={}, **{"checkpoint.asynchronous": asynchronous}), tmp_path)
-  assert (sealed[4], sealed[8]) == (not asynchronous, not asynchronous)
+  assert (there[4], there[8]) == (not asynchronous, not asynchronous)
 
 
 # --- roll back, and several steps in a dispatch --------------------------------------------------
@@ -654,8 +702,7 @@ def test_snapshots_of_what_was_rolled_back_are_made_again(tmp_path, monkeypatch)
   config = tiny.config("snapshots", nonfinite="roll_back", evals={})
   tiny.train(config, tmp_path)
   assert sorted(int(p.name) for p in (tmp_path / "snapshots").iterdir()) == [2, 4, 6, 8, 10, 12]
-  seals = {int(p.stem) for p in (tmp_path / "seals" / "snapshots").glob("*.json")}
-  assert seals == {2, 4, 6, 8, 10, 12}
+  assert len(list((tmp_path / "snapshots").glob(f"*/{checkpoint.DIGESTS}"))) == 6
 
 
 def test_several_steps_in_a_dispatch_are_the_same_steps(whole, tmp_path):

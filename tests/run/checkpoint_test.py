@@ -1,10 +1,12 @@
 """Checkpoints: what comes back is what was saved, or an error; never something in between."""
 
 import collections
+import contextlib
 import gc
-import hashlib
 import itertools
+import json
 import os
+import random
 import shutil
 import subprocess
 import threading
@@ -16,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.base import atomic_files
 from cmjax.run import checkpoint
+from helpers.earlier_versions import as_before
 
 # A read or write that fails leaves others behind in orbax, which are never awaited or report to an
 # event loop that is closed.
@@ -79,13 +83,11 @@ def test_the_newest_comes_back_with_the_config_and_the_versions_beside_it(opened
 
 
 def test_the_newest_are_kept_and_a_step_is_saved_once(workdir):
-  seal = workdir / "seals" / "20.json"
-  before = seal.read_bytes(), seal.stat().st_mtime_ns
+  before = fingerprint(workdir / "checkpoints" / "20")
   save(workdir, 20)
-  assert (seal.read_bytes(), seal.stat().st_mtime_ns) == before
+  assert fingerprint(workdir / "checkpoints" / "20") == before
   save(workdir, 30, 40, keep=2)
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["30", "40"]
-  assert sorted(p.name for p in (workdir / "seals").iterdir()) == ["30.json", "40.json"]
 
 
 def test_one_that_was_removed_by_hand_is_saved_again_and_is_whole(workdir):
@@ -183,9 +185,9 @@ def test_a_damaged_newest_is_set_aside_with_a_warning_for_the_one_before(
   checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", [truncate, zero, Path.unlink])
-def test_so_is_one_that_its_run_was_killed_too_early_to_seal(workdir, damage, caplog):
-  (workdir / "seals" / "20.json").unlink()
+@pytest.mark.parametrize("damage", [truncate, zero, Path.unlink, flip])
+def test_so_is_one_of_an_earlier_version_by_its_seal(workdir, damage, caplog):
+  as_before(workdir, 20, sealed=True)
   damage(largest(workdir, 20))
   checkpoints = checkpoint.Checkpoints(workdir)
   assert_is_state_of(checkpoints.restore(layout), 10)
@@ -193,66 +195,209 @@ def test_so_is_one_that_its_run_was_killed_too_early_to_seal(workdir, damage, ca
   assert "step 20" in caplog.text and "is broken" in caplog.text
 
 
-def test_a_finished_save_is_sealed_without_waiting_for_the_next(tmp_path):
-  checkpoints = checkpoint.Checkpoints(tmp_path)
-  checkpoints.save(10, state(10), CONFIG)
-  seal, deadline = tmp_path / "seals" / "10.json", time.monotonic() + 30
-  while not seal.exists() and time.monotonic() < deadline:
-    checkpoints.poll()
-  assert seal.exists()
+@pytest.mark.parametrize("damage", [truncate, zero, Path.unlink])
+def test_so_is_one_that_its_run_was_killed_too_early_to_seal(workdir, damage, caplog):
+  as_before(workdir, 20, sealed=False)
+  damage(largest(workdir, 20))
+  checkpoints = checkpoint.Checkpoints(workdir)
+  assert_is_state_of(checkpoints.restore(layout), 10)
   checkpoints.close()
+  assert "step 20" in caplog.text and "is broken" in caplog.text
 
 
-def test_to_seal_holds_up_nothing_but_the_next_save(tmp_path, monkeypatch):
+def test_one_of_an_earlier_version_is_read_as_it_was(workdir, caplog):
+  for step in STEPS:
+    as_before(workdir, step, sealed=True)
+  checkpoints = checkpoint.Checkpoints(workdir)
+  assert_is_state_of(checkpoints.restore(layout), 20)
+  assert_is_state_of(checkpoints.load(10, layout), 10)
+  checkpoints.close()
+  assert not caplog.text
+
+
+READERS = {
+  "restore": lambda workdir: checkpoint.Checkpoints(workdir).restore(layout),
+  "load": lambda workdir: checkpoint.Checkpoints(workdir).load(20, layout),
+  "read": lambda workdir: checkpoint.read(workdir, layout),
+  "partial read": lambda workdir: checkpoint.read(
+    workdir, lambda meta: {"x": layout(meta)["x"]}, partial=True
+  ),
+  "load of another's": lambda workdir: checkpoint.Checkpoints(workdir, read_only=True).load(
+    20, layout
+  ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_without_digests_it_is_read_with_a_word_once_and_never_gets_any(workdir, reader, caplog):
+  as_before(workdir, 20, sealed=False)
+  before = fingerprint(workdir / "checkpoints" / "20")
+  for _ in range(2):
+    assert reader(workdir).step == 20
+  (said,) = (record.message for record in caplog.records if record.name == "cmjax")
+  assert "checkpoints/20 is unverified: it has no digests" in said
+  assert fingerprint(workdir / "checkpoints" / "20") == before
+  assert not list((workdir / "seals").iterdir())
+
+
+@pytest.mark.parametrize("name", [checkpoint.DIGESTS, "meta/metadata", "commit_success.txt"])
+def test_digests_that_are_gone_are_damage_and_not_an_earlier_version(workdir, name, caplog):
+  (workdir / "checkpoints" / "20" / name).unlink()
+  checkpoints = checkpoint.Checkpoints(workdir)
+  assert_is_state_of(checkpoints.restore(layout), 10)
+  checkpoints.close()
+  assert "is broken (missing files: " in caplog.text and "unverified" not in caplog.text
+
+
+STRAY = ("notes.txt", "x.json", "20.json.partial", ".DS_Store", "-1.json", "1e3.json", "a/b.json")
+
+
+@pytest.mark.parametrize("folder", ["seals", "checkpoints", "."])
+def test_stray_files_stop_no_save(workdir, folder):
+  as_before(workdir, 10, sealed=True)
+  for name in STRAY:
+    path = workdir / folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("not ours")
+  save(workdir, 30, 40)
+  assert_is_state_of(checkpoint.read(workdir, layout), 40)
+  assert all((workdir / folder / name).read_text() == "not ours" for name in STRAY)
+
+
+def hold_up(monkeypatch):
+  """Digests that are not made before the second event; the first says that they were begun."""
   begun, go_on, digests = threading.Event(), threading.Event(), checkpoint._digests
 
-  def slow(folder):
+  def slow(folder, below=""):
     begun.set()
     assert go_on.wait(30)
-    return digests(folder)
+    return digests(folder, below)
 
   monkeypatch.setattr(checkpoint, "_digests", slow)
+  return begun, go_on
+
+
+def test_none_is_there_to_be_read_before_its_digests_and_the_loop_does_not_wait(
+  tmp_path, monkeypatch
+):
+  begun, go_on = hold_up(monkeypatch)
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=3)
   checkpoints.save(10, state(10), CONFIG)
-  deadline = time.monotonic() + 30
-  while not begun.is_set() and time.monotonic() < deadline:
-    checkpoints.poll()
-  checkpoints.poll()  # while it is being read again
-  assert begun.is_set() and not (tmp_path / "seals" / "10.json").exists()
-  threading.Timer(0.2, go_on.set).start()
-  checkpoints.save(20, state(20), CONFIG)
-  assert (tmp_path / "seals" / "10.json").exists()
+  assert begun.wait(30)
+  checkpoints.poll()
+  other = checkpoint.Checkpoints(tmp_path, read_only=True)
+  assert other.steps() == [] and not (tmp_path / "checkpoints" / "10").exists()
+  other.close()
+  go_on.set()
+  checkpoints.close()
+  assert (tmp_path / "checkpoints" / "10" / checkpoint.DIGESTS).exists()
+  assert_is_state_of(checkpoint.read(tmp_path, layout), 10)
 
-  def fail(folder):
+
+def test_a_save_that_fails_is_told_as_soon_as_it_has_ended(workdir, monkeypatch):
+  def fail(folder, below=""):
     raise OSError("the disk is gone")
 
   monkeypatch.setattr(checkpoint, "_digests", fail)
-  message = "checkpoint of step 20 could not be .*the disk is gone.* last good one .* step 10"
+  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints.save(30, state(30), CONFIG)
+  message, deadline = "step 30 could not be .*the disk is gone.* last good .* step 20", 30
   with pytest.raises(OSError, match=message):
-    while time.monotonic() < deadline + 30:
+    for _ in range(deadline * 1000):
+      time.sleep(1e-3)
       checkpoints.poll()
   checkpoints.close()
 
 
-def test_one_that_is_removed_while_it_is_sealed_is_no_failed_save(tmp_path, monkeypatch, caplog):
-  digest = hashlib.file_digest
+def killed(*args, **kwargs):
+  raise RuntimeError("killed here")
 
-  def removing(file, name):
-    shutil.rmtree(tmp_path / "checkpoints" / "10", ignore_errors=True)
-    return digest(file, name)
 
-  checkpoints = checkpoint.Checkpoints(tmp_path)
+class Dying:
+  """A module as another sees it, one function of which is never come back from."""
+
+  def __init__(self, module, name):
+    self._module, self._name = module, name
+
+  def __getattr__(self, name):
+    return killed if name == self._name else getattr(self._module, name)
+
+
+STAGES = {
+  "before the digests": (checkpoint, "_digests", killed),
+  "before their file": (checkpoint, "write_json", killed),
+  "before they are written": (atomic_files, "json", Dying(json, "dumps")),
+  "before they are on the disk": (atomic_files, "os", Dying(os, "fsync")),
+  "before they have their name": (atomic_files, "os", Dying(os, "replace")),
+  "before the checkpoint has its name": (checkpoint, "os", Dying(os, "rename")),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_kill_at_any_moment_leaves_none_that_is_not_whole(workdir, monkeypatch, stage, caplog):
+  complete = checkpoint._complete
+
+  def dying(whole, step):
+    with monkeypatch.context() as patch:
+      patch.setattr(*stage)
+      complete(whole, step)
+
+  checkpoints = checkpoint.Checkpoints(workdir)
   with monkeypatch.context() as patch:
-    patch.setattr(hashlib, "file_digest", removing)
-    checkpoints.save(10, state(10), CONFIG)
-    checkpoints.wait()
-  assert "checkpoint of step 10 was removed while it was read back" in caplog.text
-  checkpoints.save(20, state(20), CONFIG, note="at 20")
+    patch.setattr(checkpoint, "_complete", dying)
+    checkpoints.save(30, state(30), CONFIG)
+    with pytest.raises(OSError, match="killed here"):
+      checkpoints.wait()
   checkpoints.close()
-  assert [path.name for path in (tmp_path / "seals").iterdir()] == ["20.json"]
-  again = checkpoint.Checkpoints(tmp_path)
+  assert_is_state_of(checkpoint.read(workdir, layout), 20)
+  again = checkpoint.Checkpoints(workdir)
   assert_is_state_of(again.restore(layout), 20)
+  again.save(30, state(30), CONFIG)
   again.close()
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["20", "30"]
+  assert_is_state_of(checkpoint.read(workdir, layout), 30)
+  assert "unverified" not in caplog.text and "broken" not in caplog.text
+
+
+def bit_flips(number, files, seed=0):
+  """Flips one bit at a time, in one of the files, and takes it back; yields the file."""
+  draw, files = random.Random(seed), sorted(path for path in files if path.is_file())
+  for _ in range(number):
+    path = draw.choice([path for path in files if path.stat().st_size])
+    content = path.read_bytes()
+    at = draw.randrange(len(content))
+    changed = bytes([content[at] ^ 1 << draw.randrange(8)])
+    path.write_bytes(content[:at] + changed + content[at + 1 :])
+    yield path
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("version", ["this", "before"])
+def test_no_flipped_bit_is_read_in_silence(workdir, number, version):
+  if version == "before":
+    as_before(workdir, 20, sealed=True)
+  read = checkpoint.Checkpoints(workdir, read_only=True)
+  files = [*(workdir / "checkpoints" / "20").rglob("*"), *(workdir / "seals").glob("*")]
+  for path in bit_flips(number, files):
+    with pytest.raises(ValueError, match="step 20 in .* cannot be read: "):
+      read.load(20, layout)
+    of_meta = "meta" in path.relative_to(workdir).parts
+    with pytest.raises(ValueError) if of_meta else contextlib.suppress(ValueError):
+      read.meta(20)
+  assert_is_state_of(read.load(20, layout), 20)
+  read.close()
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_is_gone_round_by_a_run_that_goes_on(workdir, tmp_path_factory, caplog):
+  for i, _ in enumerate(bit_flips(60, (workdir / "checkpoints" / "20").rglob("*"), seed=1)):
+    copy = shutil.copytree(workdir, tmp_path_factory.mktemp("flip") / "run")
+    caplog.clear()
+    checkpoints = checkpoint.Checkpoints(copy)
+    assert_is_state_of(checkpoints.restore(layout), 10)
+    checkpoints.close()
+    assert "step 20" in caplog.text and "is broken" in caplog.text, i
 
 
 def test_a_wall_clock_that_is_set_in_mid_save_spoils_nothing(tmp_path, monkeypatch):

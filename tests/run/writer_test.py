@@ -339,6 +339,31 @@ def test_density_refuses_what_is_not_points(points, message):
     writer.density(points)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 12])
+def test_images_of_any_number_of_channels_have_a_picture(channels):
+  images = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, channels))
+  if channels == 2:
+    expected = writer.grid(np.pad(images, ((0, 0),) * 3 + ((0, 1),), constant_values=-1))
+  else:  # side by side
+    expected = writer.grid(np.concatenate(np.split(images, channels, axis=-1), axis=2))
+  np.testing.assert_array_equal(writer.picture(images), expected)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 7])
+def test_points_of_any_dimension_have_a_picture(dim):
+  points = np.random.default_rng(0).uniform(-1, 1, (50, dim))
+  plane = np.concatenate([points, np.zeros((50, 1))], axis=1)[:, :2]
+  np.testing.assert_array_equal(writer.picture(points), writer.density(plane))
+
+
+def test_what_has_no_picture_is_passed_over_with_a_word(tmp_path, open_reporter, caplog):
+  reporter = open_reporter(tmp_path)
+  for shape in ((4, 5, 6), (4, 2, 8, 8, 3), (4, 8, 0, 3)):
+    reporter.images(0, "volume", np.zeros(shape))
+    assert f"Samples of shape {list(shape)} have no picture" in caplog.text
+  assert not (tmp_path / "samples").exists()
+
+
 def test_images_draws_a_grid_or_a_density_under_name_and_step(tmp_path, open_reporter):
   reporter = open_reporter(tmp_path)
   images, points = np.linspace(-1, 1, 768).reshape(4, 8, 8, 3), np.linspace(-1, 1, 8).reshape(4, 2)

@@ -12,11 +12,9 @@ first read.
 import bisect
 import functools
 import io
-import json
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cmjax.base import json_files, safe_names, zip_files
+from cmjax.base.printable import printable
 from cmjax.data import image_files, image_headers, image_lists, sources, summary
-
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
+from cmjax.data.prepare import parquet_files
 
 
 class Originals:
@@ -55,7 +54,8 @@ class Originals:
   ):
     if not len(names):
       raise ValueError(f"There are no pictures in this {kind}. Check the path.")
-    self.kind, self.names, self.passed_over = kind, names, dict(passed_over or {})
+    self.kind, self.passed_over = kind, dict(passed_over or {})
+    self.names = [printable(name) for name in names]
     self.labels, self.class_names = image_lists.number_classes(
       names, labels, num_classes, class_names
     )
@@ -113,7 +113,7 @@ def find(
   Raises:
     ValueError: there is no such source, no picture in it, or a picture without a label.
   """
-  if not re.fullmatch(r"[\w.-]+", split):
+  if not re.fullmatch(r"[\w.-]+", split) or safe_names.flat(split) != split:
     raise ValueError(f"split={split!r} names a folder: use letters, digits, '_', '-' and '.'.")
   text, path = str(source), Path(source).expanduser()
   options: dict[str, Any] = dict(labels=labels, num_classes=num_classes)
@@ -146,6 +146,7 @@ class Folder(Originals):
   def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
     self._path = path
     listing = image_lists.of_folder(path, labels)
+    self._files = listing.names
     super().__init__(
       "folder",
       listing.names,
@@ -156,11 +157,11 @@ class Folder(Originals):
 
   def open(self, i: int) -> Path:
     """The file."""
-    return self._path / self.names[i]
+    return self._path / self._files[i]
 
   def stamp(self, i: int) -> str:
     """Its size, and when it was written."""
-    path = self._path / self.names[i]
+    path = self._path / self._files[i]
     stat = path.stat() if path.exists() else path.lstat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
@@ -171,28 +172,25 @@ class Zip(Originals):
   def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
     self._path, self._file = path, None
     try:
-      members = self._zip().infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+      members = zip_files.members(self._zip(), windows=True)
+    except ValueError as error:
       raise ValueError(f"Cannot read {path}: {error}. It must be a .zip of pictures.") from error
-    inside = {e.filename.replace("\\", "/"): e for e in members}  # as tools of Windows write
-    if len(inside) < len(members):
-      raise ValueError(f"{path} has two files of one name. Make the .zip again.")
-    names = [name for name in inside if not name.endswith("/")]
-    root = _shared_folder(names)
+    root = _shared_folder(list(members))
+    folders = [f"{name}/" for name in zip_files.folders(self._zip(), windows=True)]
     files = image_lists.Files(
-      [name.removeprefix(root) for name in names],
-      [name.removeprefix(root).split("/")[0] for name in inside.keys() - {*names, root}],
+      [name.removeprefix(root) for name in members],
+      [name.removeprefix(root).split("/")[0] for name in folders if name != root],
     )
     listing = image_lists.find(
       files,
       str(path),
       labels=labels,
-      head=lambda name: self._read(inside[root + name].filename, image_headers.HEAD_BYTES),
-      table=lambda: json.loads(self._read(inside[root + image_lists.LABELS_FILE].filename)),
+      head=lambda name: self._read(members[root + name], image_headers.HEAD_BYTES),
+      table=lambda: json_files.parse(self._read(members[root + image_lists.LABELS_FILE])),
     )
-    entries = [inside[root + name] for name in listing.names]
-    self._entries = [entry.filename for entry in entries]
-    self._stamps = [f"{entry.file_size} {entry.CRC:08x}" for entry in entries]
+    infos = [members[root + name] for name in listing.names]
+    self._entries = [info.filename for info in infos]
+    self._stamps = [f"{info.file_size} {info.CRC:08x}" for info in infos]
     super().__init__(
       "zip", listing.names, listing.labels, num_classes=num_classes, passed_over=listing.passed_over
     )
@@ -202,20 +200,20 @@ class Zip(Originals):
 
   def _zip(self) -> zipfile.ZipFile:
     if self._file is None:
-      self._file = zipfile.ZipFile(self._path)
+      self._file = zip_files.opened(self._path)
     return self._file
 
   def open(self, i: int) -> io.BytesIO:
     """The file, read whole."""
-    return io.BytesIO(self._read(self._entries[i]))
+    return io.BytesIO(self._read(self._zip().getinfo(self._entries[i])))
 
-  def _read(self, entry: str, size: int = -1) -> bytes:
+  def _read(self, info: zipfile.ZipInfo, size: int | None = None) -> bytes:
     """The bytes of a file, or the first of them."""
     try:
-      with self._zip().open(entry) as file:
-        return file.read(size)
-    except (*DAMAGED_ZIP, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-      raise image_files.Damaged(f"Cannot read {entry} in {self._path}: {error}.") from error
+      return zip_files.read(self._zip(), info, size)
+    except ValueError as error:
+      name, reason = printable(info.filename), printable(str(error))[:500]
+      raise image_files.Damaged(f"Cannot read {name} in {self._path}: {reason}.") from error
 
   def stamp(self, i: int) -> str:
     """Its size and CRC."""
@@ -234,47 +232,45 @@ class Parquet(Originals):
     labels: str | None,
     num_classes: int | None,
   ):
-    pq = _pyarrow()
     self._files, self._column = files, image_column
     self._groups: list[tuple[int, int]] = []  # (file, row group)
     self._starts, names, values, class_names = [], [], [], None
     for number, file in enumerate(files):
       try:
-        table = pq.ParquetFile(file)
-        columns = table.schema_arrow.names
-        label = _label_column(labels, columns)
-        if image_column not in columns:
-          raise KeyError(f"it has no column {image_column!r}: {', '.join(columns)}")
-        for group in range(table.num_row_groups):
+        table = parquet_files.Table(file)
+        label = _label_column(labels, table.columns)
+        table.check_images(image_column)
+        for group, rows in enumerate(table.rows):
           self._groups.append((number, group))
           self._starts.append(len(names))
-          rows = table.metadata.row_group(group).num_rows
           names += [f"{file.relative_to(path)} row {len(names) + k}" for k in range(rows)]
           if label is not None:
-            values += table.read_row_group(group, columns=[label])[label].to_pylist()
+            values += table.labels(label, group)
+        class_names = class_names or (label and table.class_names(label))
       except KeyError as error:
         raise ValueError(f"{file}: {error.args[0]}. Choose --image_column, --labels.") from None
       except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot read {file}: {error}") from error
-      class_names = class_names or (label and _hugging_face_names(table.schema_arrow, label))
+        raise ValueError(f"Cannot read {file}: {printable(str(error))[:500]}") from error
     super().__init__(
       "parquet", names, values or None, num_classes=num_classes, class_names=class_names
     )
     self._stamps = [f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    self._read: tuple[int, list[Any]] = (-1, [])
+    self._rows: parquet_files.Rows | None = None
 
   def __getstate__(self) -> dict[str, Any]:
-    return self.__dict__ | {"_read": (-1, [])}
+    return self.__dict__ | {"_rows": None}
 
   def open(self, i: int) -> io.BytesIO:
     """The bytes of a row."""
     group = bisect.bisect_right(self._starts, i) - 1
-    if self._read[0] != group:
-      number, row_group = self._groups[group]
-      table = _pyarrow().ParquetFile(self._files[number])
-      column = table.read_row_group(row_group, columns=[self._column])[self._column]
-      self._read = (group, column.to_pylist())
-    value = self._read[1][i - self._starts[group]]
+    place = (*self._groups[group], i - self._starts[group])
+    try:
+      if self._rows is None or not self._rows.skip_to(place):
+        self._rows = parquet_files.Rows(self._files, self._column, place)
+      value = self._rows.take()
+    except (OSError, ValueError) as error:
+      self._rows = None
+      raise ValueError(f"Cannot read {self.names[i]}: {printable(str(error))[:500]}") from error
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes):
       raise ValueError(
@@ -391,24 +387,5 @@ def _label_column(labels: str | None, columns: list[str]) -> str | None:
   if labels in (None, "none"):
     return "label" if labels is None and "label" in columns else None
   if labels not in columns:
-    raise KeyError(f"it has no column {labels!r}: {', '.join(columns)}")
+    raise KeyError(f"it has no column {labels!r}: {printable(', '.join(columns[:20]))}")
   return labels
-
-
-def _hugging_face_names(schema: Any, column: str) -> list[str] | None:
-  """The names that Hugging Face's `datasets` wrote of a ClassLabel."""
-  try:
-    info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return info["info"]["features"][column]["names"]
-  except (ValueError, KeyError, TypeError):
-    return None
-
-
-def _pyarrow() -> Any:
-  try:
-    import pyarrow.parquet as pq  # here, as only these sources need it
-  except ImportError as error:
-    raise ValueError(
-      "Parquet files need pyarrow: pip install 'cmjax[prepare]', or pip install pyarrow."
-    ) from error
-  return pq

@@ -65,7 +65,7 @@ def _check_split(root: Path, split: str, report: Report) -> set[bytes]:
       _check_bytes(folder / shard.name, shard)
     except ValueError as error:
       report.problems.append(str(error))
-    if (folder / shard.name).exists():
+    if (folder / shard.name).is_file():
       _check_records(folder / shard.name, shard, found, counts, hashes, report.problems)
   stray = {p.name for p in folder.glob("*.array_record*")} - {shard.name for shard in found.shards}
   if stray:
@@ -97,7 +97,7 @@ def summary(folder: Path, found: manifest.Manifest) -> str:
 
 
 def _check_bytes(path: Path, shard: manifest.Shard) -> None:
-  if not path.exists():
+  if not path.is_file():
     raise ValueError(f"{path} is not there.")
   size = path.stat().st_size
   if size != shard.num_bytes:

@@ -11,6 +11,8 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from cmjax.base import limits
+
 
 @contextlib.contextmanager
 def workers(work: Any, num_workers: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
@@ -23,7 +25,7 @@ def workers(work: Any, num_workers: int | None) -> Iterator[Callable[..., Iterat
     yield lambda function, items: (function(work, item) for item in items)
     return
   context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
-  pool = futures.ProcessPoolExecutor(count, context, _begin, (work,))
+  pool = futures.ProcessPoolExecutor(count, context, _begin, (work, limits.raised()))
   try:
     yield functools.partial(_in_turn, pool, 2 * count)
   except BrokenProcessPool as error:
@@ -51,9 +53,10 @@ def _in_turn(
 _work: Any | None = None  # of this process, where it is one of `workers`
 
 
-def _begin(work: Any) -> None:
+def _begin(work: Any, raised: dict[str, int]) -> None:
   global _work
   _work = work
+  limits.allow(raised)
   parent = multiprocessing.parent_process()
   assert parent is not None, "this runs in processes of `workers`"
 
