@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from cmjax import experiment
 from cmjax.base import lock, sharding
 from cmjax.base.atomic_files import replacing
-from cmjax.data import image_sets, proposal, sources
+from cmjax.data import image_sets, proposal, sources, summary
 from cmjax.experiment import Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
 from cmjax.metrics.progress import Progress
@@ -184,6 +184,7 @@ def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) ->
   if not labels:
     raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
   _check_shape(exp, data, mesh, images)
+  _say(exp, data, f"--images {Path(images).name}")
   for label in labels:
     scorer, to_images = experiment.scorer(exp, label, mesh)
     card = evaluators.image_card(scorer, experiment.image_batches(data, to_images))
@@ -195,6 +196,16 @@ def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) ->
         _told(score_files.write_image_card(workdir, f"{label}_{Path(images).stem}", card), card)
       )
   return "\n".join(told)
+
+
+def _say(exp: Experiment, data: sources.Source, what: str) -> None:
+  """The opening line of images, and a warning where they are not scaled as the data is."""
+  if sharding.process()[0]:
+    return
+  images, training = summary.log(data, what), experiment.opened(exp)
+  if training.shape == data.shape:
+    if warning := summary.compare(images, summary.summarise(training, "data")):
+      logger.warning("%s: %s", what, warning)
 
 
 def _check_shape(exp: Experiment, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
