@@ -375,11 +375,11 @@ def statistics(source: Source, *, max_items: int | None = None) -> dict[str, Any
   Returns:
     mean and std (of the population, in float64), num (elements looked at), shape, num_classes.
   """
-  chosen = _spread(len(source), max_items)
+  chosen = spread(len(source), max_items)
   count, total, squares = 0, 0.0, 0.0
   for start in range(0, len(chosen), 1024):
     image = source.take(chosen[start : start + 1024])["image"]
-    x = image / 127.5 - 1.0 if image.dtype == np.uint8 else image.astype(np.float64)
+    x = scaled(image)
     count, total, squares = count + x.size, total + x.sum(), squares + np.square(x).sum()
   mean = total / count
   std = np.sqrt(squares / count - mean**2)
@@ -392,16 +392,21 @@ def statistics(source: Source, *, max_items: int | None = None) -> dict[str, Any
   )
 
 
+def scaled(images: np.ndarray) -> np.ndarray:
+  """Elements as float64: uint8 images as x / 127.5 - 1, points as they are."""
+  return images / 127.5 - 1.0 if images.dtype == np.uint8 else images.astype(np.float64)
+
+
 def as_array(source: Source, *, limit: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
   """All images of a source [n, ...] as they are stored, and labels [n] or None.
 
   With a limit, so many elements, evenly spaced: folders are sorted by class.
   """
-  elements = source.take(_spread(len(source), limit))
+  elements = source.take(spread(len(source), limit))
   return elements["image"], elements.get("label")
 
 
-def _spread(num: int, limit: int | None) -> np.ndarray:
+def spread(num: int, limit: int | None) -> np.ndarray:
   """`limit` indices evenly spaced below num, or all of them; both must be positive."""
   if num == 0:
     raise ValueError("The data source is empty. Give one with at least one element.")

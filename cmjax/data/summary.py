@@ -44,7 +44,7 @@ def summarise(source: sources.Source, what: str, *, sigma_data: float | None = N
   """Counts, shape, classes and what was passed over; mean and std of a few elements."""
   limit = min(max(VALUES // math.prod(source.shape), 8), 1024)
   some, _ = sources.as_array(source, limit=limit)
-  x = some / 127.5 - 1.0 if some.dtype == np.uint8 else some.astype(np.float64)
+  x = sources.scaled(some)
   mean, std = float(x.mean()), float(x.std())
   noun = "images" if len(source.shape) > 1 else "points"
   counts = getattr(source, "class_counts", None)

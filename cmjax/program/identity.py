@@ -107,8 +107,7 @@ def _chosen(data: sources.Source) -> np.ndarray:
     limit = MOST_BYTES_IN_MEMORY // num_bytes
   else:
     limit = min(MOST_ELEMENTS, MOST_BYTES // num_bytes)
-  limit = min(len(data), max(16, limit))
-  return np.arange(limit) * len(data) // limit
+  return sources.spread(len(data), max(16, limit))
 
 
 def _files(record: Mapping[str, Any]) -> dict[str, str]:
@@ -152,7 +151,7 @@ def config_changes(
   return {
     key: (theirs.get(key, "not set"), ours.get(key, "not set"))
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and not {key, key.split(".")[0]} & set(free)
+    if ours.get(key) != theirs.get(key) and not _is_of(key, free)
   }
 
 
@@ -239,7 +238,7 @@ def _sentence(key: str, stored: Any, now: Any, what: str) -> str:
 def digest(record: Mapping[str, Any]) -> str:
   """The sha256 of what makes a run what it is: of its record without the keys in `FREE`."""
   values = flat(experiment.as_json(record))
-  kept = {key: value for key, value in values.items() if not {key, key.split(".")[0]} & set(FREE)}
+  kept = {key: value for key, value in values.items() if not _is_of(key, FREE)}
   return digests.of_json(kept)
 
 
@@ -277,6 +276,11 @@ def check_trained(
     f"{', '.join(told[:4])}{more}. Leave these flags out, or give --workdir alone, without "
     "--config; only samplers, evaluators, mesh and seed may be others here."
   )
+
+
+def _is_of(key: str, names: tuple[str, ...]) -> bool:
+  """Whether a key, or the section that it is in, is one of these."""
+  return key in names or key.split(".")[0] in names
 
 
 def _is_place(key: str) -> bool:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.base import digests, sharding
+from cmjax.base import digests, json_files, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.experiment import Experiment
 from cmjax.metrics import cards
@@ -142,11 +142,11 @@ def _remembered(workdir: Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:
-    found = json.loads(path.read_bytes())
+    found = json_files.read(path)
     if isinstance(found, dict) and digests.is_whole(found):
       return found
     why = "its digest is not that of its content"
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     why = str(error)
   logger.warning("%s is damaged (%s): its scores are not believed, but made again.", path, why)
   return {}

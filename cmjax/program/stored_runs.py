@@ -65,7 +65,8 @@ def read_trained_record(workdir: str | Path) -> dict[str, Any]:
   Samplers, evaluators and what else may change are those of config.json. Where that file says
   something else of the run itself, the checkpoint is believed, and a line says so.
   """
-  record, meta = read_record(workdir), _newest_meta(workdir)
+  record, folder = read_record(workdir), Path(workdir).expanduser() / "checkpoints"
+  meta = _newest_meta(workdir) if folder.is_dir() else None
   if meta is None:
     return record
   every = identity.config_changes(record, meta["config"], free=())
@@ -84,9 +85,11 @@ def read_trained_record(workdir: str | Path) -> dict[str, Any]:
 
 
 def _newest_meta(workdir: str | Path) -> dict[str, Any] | None:
-  """What is beside the newest checkpoint that can be read; None where there is none."""
-  if not (Path(workdir).expanduser() / "checkpoints").is_dir():
-    return None
+  """What is beside the newest checkpoint that can be read; None where none can.
+
+  Raises:
+    ValueError: there is no folder of checkpoints.
+  """
   stored = checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True)
   with contextlib.closing(stored):
     for step in stored.steps():
@@ -128,8 +131,6 @@ def averages_of(workdir: str | Path) -> list[str]:
   """The averages of a run's config, in its order, by its newest checkpoint that says so."""
   meta = _newest_meta(workdir)
   if meta is None:
-    # Where there is no folder of them either, this says so.
-    checkpoint.Checkpoints(Path(workdir).expanduser(), read_only=True).close()
     raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
   return list(meta["config"]["ema"])
 
