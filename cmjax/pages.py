@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cmjax.base import json_files
+from cmjax.base import json_files, paths
 
 PACKAGE = Path(__file__).parent
 
@@ -169,7 +169,7 @@ def _find(spec: str) -> tuple[Path, str]:
   """The file and the variant that a spec names."""
   name, _, variant = spec.partition(":")
   try:
-    path = Path(name).expanduser()
+    path = paths.local(name, "--config")
   except RuntimeError as error:  # ~nobody
     raise ValueError(f"No config {name!r}: {error} Give the whole path.") from error
   if path.suffix in (".py", ".json") and path.is_file():

@@ -42,7 +42,7 @@ from cmjax import experiment, pages
 from cmjax.base import atomic_files
 from cmjax.data import sources
 from cmjax.metrics import classifier
-from cmjax.program import compiled_step, sample, stored_runs, train
+from cmjax.program import compiled_step, sample, searched_times, stored_runs, train
 from cmjax.program.course import key_for
 from cmjax.run import page as report_page
 
@@ -243,7 +243,7 @@ def search(args, data, method, seed):
     return {}
   number, given = config.evals.fd.num_samples, experiment.parse(config)
   sample.search_times(given, workdir, name="2", num_samples=number, num_probes=PROBES, seed=seed)
-  given = stored_runs.with_searched_times(given, workdir)
+  given = searched_times.use(given, workdir, stored_runs.newest_weights(workdir))
   mesh, only = experiment.make_mesh(given.run), given.evaluators["fd"]._replace(samplers=("2",))
   trained = stored_runs.load_network(workdir, mesh)
   scores = experiment.frechet_scores(given._replace(evaluators={"fd": only}), mesh)[1]

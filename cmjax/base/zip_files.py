@@ -79,18 +79,20 @@ def check_directory(stream: Any) -> None:
   limits.check("zip_entries", count, "the archive has too many files")
 
 
-def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def members(archive: zipfile.ZipFile, *, windows: bool = False) -> dict[str, zipfile.ZipInfo]:
   """The files in an archive by their safe names, in its order.
+
+  Args:
+    archive: of `opened`.
+    windows: take a backslash for a slash, as some tools of Windows write it, and do not refuse it.
 
   Raises:
     ValueError: a name leads out of the archive's folder or is there twice, an entry is a link or a
       device, or files share their bytes.
   """
   found: dict[str, zipfile.ZipInfo] = {}
-  for info in archive.infolist():
-    # Python cuts a name off at its first NUL.
-    name = safe_names.relative(info.orig_filename)
-    if info.is_dir():
+  for info, name, is_folder in _entries(archive, windows):
+    if is_folder:
       continue
     kind = stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0
     if kind not in (0, stat.S_IFREG):
@@ -102,6 +104,22 @@ def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
   if size is not None and there > size:
     raise ValueError(f"its files have {there} packed bytes, but it has {size}: they overlap")
   return found
+
+
+def folders(archive: zipfile.ZipFile, *, windows: bool = False) -> list[str]:
+  """The safe names of the folders that have an entry of their own; empty ones have no other."""
+  return [name for _, name, is_folder in _entries(archive, windows) if is_folder]
+
+
+def _entries(
+  archive: zipfile.ZipFile, windows: bool
+) -> Iterator[tuple[zipfile.ZipInfo, str, bool]]:
+  """Each entry with its safe name, and whether it is a folder."""
+  for info in archive.infolist():
+    name = info.orig_filename  # of the other Python cuts off all from its first NUL
+    if windows:
+      name = name.replace("\\", "/")
+    yield info, safe_names.relative(name), info.is_dir() or name.endswith("/")
 
 
 def _size(archive: zipfile.ZipFile) -> int | None:
@@ -130,13 +148,14 @@ def check_ratio(info: zipfile.ZipInfo) -> None:
     limits.check("zip_ratio", ratio, what)
 
 
-def read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-  """A small file, whole.
+def read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int | None = None) -> bytes:
+  """A small file, whole, or the first `size` bytes of a file.
 
   Raises:
     ValueError: it is damaged, or would unpack to more than the limits.
   """
   check_ratio(info)
-  limits.check("zip_member_bytes", info.file_size, f"{shown(info.filename)} has too many bytes")
-  with explained():
-    return archive.read(info)
+  if size is None:
+    limits.check("zip_member_bytes", info.file_size, f"{shown(info.filename)} has too many bytes")
+  with explained(), archive.open(info) as file:
+    return file.read(-1 if size is None else size)

@@ -36,6 +36,8 @@ class ConfigFrom(enum.Enum):
 
   FLAG = "The experiment: a page, page:variant, or a config.json."
   FLAG_OR_RUN = f"{FLAG} By default the config.json of the run in --workdir."
+  # To read a run: its checkpoint is believed, where config.json is no longer what it was made with.
+  FLAG_OR_TRAINED = f"{FLAG} By default the config of the run in --workdir."
   FLAG_OR_RUN_OR_NONE = f"{FLAG_OR_RUN} With neither, no network is looked at."
 
 

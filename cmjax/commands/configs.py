@@ -47,7 +47,9 @@ def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> Conf
     return None
   from cmjax.program import stored_runs  # here, as JAX takes seconds to start
 
-  return _with_tuples(ConfigDict(stored_runs.read_record(workdir)))
+  trained = config_from is ConfigFrom.FLAG_OR_TRAINED
+  read = stored_runs.read_trained_record if trained else stored_runs.read_record
+  return _with_tuples(ConfigDict(read(workdir)))
 
 
 def _is_stored(spec: str | None) -> bool:
@@ -76,7 +78,7 @@ def why_missing(workdir: str | None, config_from: ConfigFrom) -> str | None:
     return f"{missing}: a page, or the config.json of a run."
   if workdir is not None:
     return f"{missing}, or --workdir must name the folder of a run: {workdir} has no config.json."
-  if config_from is ConfigFrom.FLAG_OR_RUN:
+  if config_from in (ConfigFrom.FLAG_OR_RUN, ConfigFrom.FLAG_OR_TRAINED):
     return f"{missing}, or --workdir must name the folder of a run."
   return None
 

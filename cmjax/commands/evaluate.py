@@ -9,7 +9,7 @@ The first rewrites the run's scores.json, its cards and its report. The second w
 from cmjax.base.ranges import Folder
 from cmjax.commands import common
 
-CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
+CONFIG_FROM = common.ConfigFrom.FLAG_OR_TRAINED
 IMAGES = common.Flag("images", Folder, None, "A folder or .npz of images, instead of a checkpoint.")
 FLAGS = (common.WORKDIR, IMAGES, *common.PROCESSES, common.COMPILE_CACHE)
 NEEDS = (common.WORKDIR,)

@@ -85,6 +85,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     default=0,
     help="images that cannot be read and are left out (0)",
   )
+  limits = image_files.DEFAULT
+  add(
+    "--max_pixels",
+    type=of(Size, "--max_pixels"),
+    default=limits.max_pixels,
+    help=f"of one ({limits.max_pixels:,})",
+  )
+  add(
+    "--max_bytes",
+    type=of(Size, "--max_bytes"),
+    default=limits.max_bytes,
+    help=f"of a file ({limits.max_bytes:,})",
+  )
   add("--latents", metavar="VAE.safetensors", help="keep mean and std of the SD-VAE's latents")
   add("--convention", default="scm", help="of latents: scm or edm2 (scm)")
   add("--batch_size", type=of(Size, "--batch_size"), default=8, help="of the autoencoder (8)")
@@ -115,6 +128,9 @@ def _prepare(args: argparse.Namespace) -> int:
     num_classes=args.num_classes,
     image_column=args.image_column,
   )
+  rules = image_files.Rules(max_pixels=args.max_pixels, max_bytes=args.max_bytes)
+  pictures.rules = rules.checked()
+  logging.getLogger("cmjax").info("%s", pictures.line(args.source))
   encoder = None
   if args.latents:
     from cmjax.data.prepare import encoding  # here, as JAX takes seconds to start

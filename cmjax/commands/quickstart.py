@@ -14,12 +14,12 @@ from pathlib import Path
 
 import ml_collections as mlc
 import numpy as np
-from PIL import Image
 
 from cmjax import experiment, pages
 from cmjax.base import sharding
 from cmjax.base.ranges import Folder
 from cmjax.commands import common
+from cmjax.data import image_files
 from cmjax.experiment import Experiment
 from cmjax.program import score_files, train
 from cmjax.run import writer
@@ -69,7 +69,7 @@ def picture(workdir: Path, given: dict[str, Experiment]) -> Path:
   for method, one in given.items():
     for key in one.samplers:
       path = workdir / method / "samples" / f"{key}_main_{one.run.total_steps:08d}.png"
-      grids.append(np.asarray(Image.open(path)))
+      grids.append(np.asarray(image_files.open_picture(path, str(path))[0]))
   # Two rows of 8, each of 48 pixels and a line, become one of 16.
   line = np.full((1, 2 * grids[0].shape[1] + 1, 3), 128, np.uint8)
   strips = [np.concatenate([g[:48], line[:, :48].reshape(48, 1, 3), g[49:97]], 1) for g in grids]

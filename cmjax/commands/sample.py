@@ -7,7 +7,7 @@ Prints the paths of the files.
 
 from cmjax.commands import common
 
-CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
+CONFIG_FROM = common.ConfigFrom.FLAG_OR_TRAINED
 EMA = common.Flag("ema", str, None, "Name of the average. By default the first of the run.")
 FLAGS = (
   *(common.WORKDIR, common.NUM_SAMPLES, common.SAMPLER, EMA, common.SEED),

@@ -10,7 +10,7 @@ from typing import Annotated
 from cmjax.base.ranges import Range
 from cmjax.commands import common
 
-CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
+CONFIG_FROM = common.ConfigFrom.FLAG_OR_TRAINED
 NUM_PROBES = common.Flag(
   "num_probes",
   Annotated[int, Range(5, 1_000, why="Three bracket, two refine.")],

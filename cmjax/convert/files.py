@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base import paths
 from cmjax.base.printable import shown
 from cmjax.convert import pickles, tensor_files, torch_files
 from cmjax.convert.allowed import Array, Record
@@ -50,7 +51,7 @@ def read(path: str | Path) -> Foreign:
     ValueError: in one line, with the path: for a file of another kind, a broken or a hostile one.
       Nothing in it is executed.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   if path.is_dir():
     raise ValueError(f"{path} is a folder: give the file of the weights.")
   if not path.is_file():
@@ -64,7 +65,7 @@ def read(path: str | Path) -> Foreign:
 
 def digest(path: str | Path) -> str:
   """The sha256 of a file."""
-  with Path(path).expanduser().open("rb") as file:
+  with paths.local(path).open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

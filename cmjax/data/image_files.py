@@ -1,163 +1,358 @@
-"""PNG and JPEG files: which there are in a folder, their headers and their pixels."""
+"""The one gateway to pictures: what training, preparing and scoring open, they open here.
 
+| of a picture | the rule |
+|---|---|
+| format | PNG, JPEG, WebP, GIF, BMP, TIFF, by the first bytes and not by the name; no other |
+| size | at most `Rules.max_bytes` of a file and `Rules.max_pixels`, both before decoding |
+| EXIF orientation | applied, and counted; XMP's is not read |
+| colour profile, gamma | not applied: pixels are as they are stored |
+| 8 bits of gray or RGB, black and white | taken as they are |
+| palette, alpha, CMYK, 16 bits, several frames | refused, unless `Rules.convert` names them |
+| anything else (floats, LAB, YCbCr outside of JPEG) | refused |
+| damaged, truncated, no picture at all | `Damaged`: an error, or left out up to `max_bad` |
+"""
+
+import collections
 import io
-import struct
-import zlib
-from collections.abc import Collection, Iterator
+import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from cmjax.data import image_headers
+
 GRAY_MODES = ("1", "L", "LA", "La")
-COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+PLAIN_MODES = (*GRAY_MODES, "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK")
 # What is not 8 bits of gray or RGB, and what is done with it where that is asked for.
 CONVERSIONS = {
   "palette": "its colours are looked up, which loses nothing",
-  "alpha": "transparency is dropped; where it is opaque all over, that needs no asking",
+  "alpha": "it is laid over white; where it is opaque all over, that needs no asking",
   "cmyk": "by Pillow's formula, without a colour profile",
   "16-bit": "the upper 8 bits are kept",
   "animated": "the first frame is taken",
 }
-# What Pillow raises on a file that is no image, or only the start of one.
-DAMAGED = (OSError, EOFError, ValueError, SyntaxError, KeyError, struct.error, zlib.error)
+VERSION = 2  # of the rules above: a prepared set of others is another set
+HEAD_BYTES = 2**15  # read of a file to see its header; more if that does not reach
+# Pictures with alpha that are decoded at the door: that one is opaque cannot be seen otherwise.
+ALPHA_PROBES = 64
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 
-def find(path: Path) -> tuple[list[Path], list[int], int]:
-  """Sorted files, their labels (empty without classes) and the number of classes.
+class Rules(NamedTuple):
+  """What may be done with pictures, and how large they may be.
 
-  The files right in the folder `path`, or else those right in its subfolders: then each subfolder
-  is a class, numbered by sorted name. Names that begin with a dot are passed over.
-
-  Raises:
-    ValueError: if there are no images, or some in the folder and some in subfolders.
+  Attributes:
+    convert: which of `CONVERSIONS` are made.
+    max_pixels: of one picture, up to 178,956,970, where Pillow stops; 2**26 is 8192 x 8192.
+    max_bytes: of one file.
   """
-  if not path.is_dir():
-    raise ValueError(f"No folder at {path}. Give the path of a folder of PNG or JPEG files.")
-  images = _images_in(path)
-  classes = {p: _images_in(p) for p in _visible(path) if p.is_dir()}
-  if images and any(classes.values()):
-    raise ValueError(f"{path} has images both in it and in subfolders. Move them to one level.")
-  if images:
-    return images, [], 0
-  empty = [p.name for p, files in classes.items() if not files]
-  if empty or not classes:
-    where = f" in the subfolders {', '.join(empty)} of {path}" if classes else f" in {path}"
-    raise ValueError(f"No PNG or JPEG files{where}. Add images, or remove what holds none.")
-  pairs = [(file, label) for label, files in enumerate(classes.values()) for file in files]
-  return [file for file, _ in pairs], [label for _, label in pairs], len(classes)
 
+  convert: tuple[str, ...] = ()
+  max_pixels: int = 2**26
+  max_bytes: int = 2**28
 
-def _visible(path: Path) -> Iterator[Path]:
-  return (p for p in sorted(path.iterdir()) if not p.name.startswith("."))
-
-
-def _images_in(path: Path) -> list[Path]:
-  return [p for p in _visible(path) if p.suffix.lower() in SUFFIXES and p.is_file()]
-
-
-def read_headers(files: list[Path]) -> tuple[tuple[int, int], bool]:
-  """Height and width of all files, and whether all are grayscale; reads no pixels.
-
-  Raises:
-    ValueError: if a header cannot be read, sizes differ or a channel has not 8 bits.
-  """
-  shape, gray = None, True
-  for path in files:
-    try:
-      with Image.open(path) as file:
-        this, mode = (file.height, file.width), file.mode
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-      raise ValueError(f"Cannot read the image {path}: {error}. Remove or replace it.") from error
-    shape = shape or this
-    if this != shape:
+  def checked(self) -> "Rules":
+    """These rules; raises a ValueError if they cannot be."""
+    if unknown := sorted(set(self.convert) - set(CONVERSIONS)):
       raise ValueError(
-        f"{path} is {this[0]}x{this[1]} (height x width), but {files[0]} is "
-        f"{shape[0]}x{shape[1]}. All images must have one size: crop and resize them first."
+        f"Unknown conversion {', '.join(unknown)}. Choose from: {', '.join(CONVERSIONS)}."
       )
-    if mode not in GRAY_MODES + COLOUR_MODES:
-      raise ValueError(f"{path} has Pillow's mode {mode!r}. Convert it to 8 bits per channel.")
-    gray = gray and mode in GRAY_MODES
-  assert shape is not None, "callers list at least one file"
-  return shape, gray
+    if not 1 <= self.max_pixels <= 178_956_970 or self.max_bytes < 1:
+      raise ValueError(
+        f"max_pixels={self.max_pixels} must be from 1 to 178956970 (Pillow's own limit), and "
+        f"max_bytes={self.max_bytes} at least 1."
+      )
+    return self._replace(convert=tuple(sorted(set(self.convert))))
 
 
-def read_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-  """The image as uint8 `shape`, [h, w, 1] in gray or [h, w, 3] in RGB, without alpha.
+DEFAULT = Rules()
+
+
+class Damaged(ValueError):
+  """A file that is no sound picture: what `max_bad` counts."""
+
+
+class Refused(ValueError):
+  """A sound picture that the rules do not let through: never left out without being asked."""
+
+
+class Survey(NamedTuple):
+  """What the headers of many files say.
+
+  Attributes:
+    size: height and width of all, after orientation.
+    gray: whether all are.
+    kinds: conversion, or "orientation" -> how many files take it.
+    damaged: place in the list -> what is wrong.
+  """
+
+  size: tuple[int, int]
+  gray: bool
+  kinds: dict[str, int]
+  damaged: dict[int, str]
+
+
+def survey(paths: Sequence[Path], rules: Rules, max_bad: int = 0) -> Survey:
+  """Looks at the headers of files that must all have one size; pixels only of some with alpha.
 
   Raises:
-    ValueError: if it cannot be decoded.
+    Damaged: more than `max_bad` headers cannot be read.
+    Refused: sizes differ, or a picture needs a conversion that `rules` does not make.
   """
+  size, first, gray, damaged, kinds = None, paths[0], True, {}, collections.Counter()
+  see_through: list[Path] = []
+  for i, path in enumerate(paths):
+    try:
+      this, is_gray, found = _look(path, rules)
+    except Damaged as error:
+      damaged[i] = str(error)
+      if len(damaged) > max_bad:
+        raise
+      continue
+    if size is None:
+      size, first = this, path
+    if this != size:
+      raise Refused(
+        f"{path} is {this[0]}x{this[1]} (height x width), but {first} is {size[0]}x{size[1]}. All "
+        "images must have one size: crop and resize them first, as cmjax prepare does."
+      )
+    gray = gray and is_gray
+    kinds.update(kind for kind in found if kind != "alpha")
+    if "alpha" in found:
+      see_through.append(path)
+  if size is None:
+    raise Damaged(f"None of {len(paths)} pictures can be read: {damaged[0]}")
+  for path in see_through[:: max(1, len(see_through) // ALPHA_PROBES)]:
+    try:
+      open_picture(path, str(path), rules)
+    except Damaged:  # to be met again, and counted, when it is read
+      pass
+  return Survey(size, gray, dict(sorted(kinds.items())), damaged)
+
+
+def _look(path: Path, rules: Rules) -> tuple[tuple[int, int], bool, tuple[str, ...]]:
+  """Height and width, whether it is gray, and its kinds, from its header alone."""
+  name = str(path)
   try:
-    with Image.open(path) as file:
-      pixels = np.asarray(file.convert("L" if shape[-1] == 1 else "RGB"))
-  except DAMAGED as error:
-    raise ValueError(f"Cannot decode {path}: {error}. Replace the file.") from error
-  return pixels.reshape(shape)
+    with _regular(path, rules).open("rb") as file:
+      header = _header(file, name)
+      image, kinds = _opened(file, header, name, rules)
+      with image:
+        width, height = image.size
+        if header.orientation > 4 and header.format != "TIFF":
+          width, height = height, width
+        return (height, width), _is_gray(image.mode), kinds
+  except OSError as error:
+    raise _damaged(name, error) from error
+
+
+def _header(file: io.BufferedReader, name: str) -> image_headers.Header:
+  """The header of an open file, of which no more is read than it takes."""
+  data = b""
+  while True:
+    more = file.read(max(HEAD_BYTES, len(data)))
+    data += more
+    try:
+      return image_headers.read(data, whole=False)
+    except (EOFError, ValueError) as error:
+      if isinstance(error, EOFError) and more:
+        continue
+      raise _damaged(name, error) from error
+
+
+def read_pixels(path: Path, shape: tuple[int, ...], rules: Rules = DEFAULT) -> np.ndarray:
+  """The picture as uint8 `shape`, [h, w, 1] in gray or [h, w, 3] in RGB.
+
+  Raises:
+    Damaged: it cannot be decoded.
+    Refused: it has another size, or needs a conversion that `rules` does not make.
+  """
+  image, _ = open_picture(path, str(path), rules)
+  if (image.height, image.width) != tuple(shape[:2]):
+    raise Refused(
+      f"{path} is {image.height}x{image.width} (height x width), but the others are "
+      f"{shape[0]}x{shape[1]}. Was it replaced? All images must have one size."
+    )
+  return np.asarray(image.convert("L" if shape[-1] == 1 else "RGB")).reshape(shape)
 
 
 def open_picture(
-  file: Path | io.BytesIO, name: str, convert: Collection[str] = ()
+  file: Path | io.BytesIO, name: str, rules: Rules = DEFAULT
 ) -> tuple[Image.Image, tuple[str, ...]]:
-  """A picture in Pillow's mode L or RGB, and which of `CONVERSIONS` it took.
-
-  Pixels are as they are stored: no colour profile and no EXIF orientation is applied.
+  """A picture in Pillow's mode L or RGB, by the rules of this module.
 
   Args:
-    file: an open file, or a path.
+    file: its bytes, or a path.
     name: for the errors.
-    convert: which conversions may be made.
+    rules: which conversions are made, and the limits.
+
+  Returns:
+    The picture, and which of `CONVERSIONS`, and "orientation", were made.
 
   Raises:
-    ValueError: if it cannot be decoded to the end, or is of a kind that may not be converted.
+    Damaged: it is no picture of these formats, or cannot be decoded to the end.
+    Refused: it is of a kind that may not be converted, or too large.
   """
+  data = _bytes(file, name, rules)
   try:
-    with Image.open(file) as image:
-      kinds = _kinds(image)
-      refused = [kind for kind in kinds if kind not in convert]
-      if refused:
-        raise Unconverted(
-          f"{name} is {' and '.join(refused)} (Pillow's mode {image.mode}). Convert it yourself to "
-          f"8 bits of gray or RGB, or add {','.join(refused)} to --convert: "
-          f"{'; '.join(CONVERSIONS[kind] for kind in refused)}."
-        )
+    header = image_headers.read(data, whole=True)
+  except (EOFError, ValueError) as error:
+    raise _damaged(name, error) from error
+  if ImageFile.LOAD_TRUNCATED_IMAGES:
+    raise Refused(
+      "Some library has set PIL.ImageFile.LOAD_TRUNCATED_IMAGES, by which half a picture would "
+      "pass for a whole one. Set it to False."
+    )
+  image, kinds = _opened(io.BytesIO(data), header, name, rules)
+  with image:
+    try:
       image.load()
-      return _plain(image, name), kinds
-  except (*DAMAGED, Image.DecompressionBombError) as error:
-    if isinstance(error, Unconverted):
+      if "alpha" in kinds and not _is_see_through(image):
+        kinds = tuple(kind for kind in kinds if kind != "alpha")
+      _check_kinds(kinds, image.mode, name, rules)
+      plain = _plain(image, "alpha" in kinds, name)
+    except Refused:
       raise
-    raise ValueError(f"Cannot decode {name}: {error}. Remove or replace it.") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
+      raise _damaged(name, error) from error
+  if header.orientation > 1 and header.format != "TIFF":  # of a TIFF Pillow applies it
+    plain = plain.transpose(_TURNS[header.orientation])
+  return plain, kinds
 
 
-class Unconverted(ValueError):
-  """A picture that is sound, but of a kind that may not be converted."""
+def _bytes(file: Path | io.BytesIO, name: str, rules: Rules) -> bytes:
+  if isinstance(file, io.BytesIO):
+    _check_bytes(file.getbuffer().nbytes, name, rules)
+    return file.getvalue()
+  try:
+    return _regular(file, rules).read_bytes()
+  except OSError as error:
+    raise _damaged(name, error) from error
 
 
-def _kinds(image: Image.Image) -> tuple[str, ...]:
-  """Which of `CONVERSIONS` an open image needs, before its pixels are read."""
+def _regular(path: Path, rules: Rules) -> Path:
+  """The path, if it is of a file that can be read to its end, and is not too large."""
+  status = path.stat()
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError("it is no regular file")
+  _check_bytes(status.st_size, str(path), rules)
+  return path
+
+
+def _check_bytes(size: int, name: str, rules: Rules) -> None:
+  if size > rules.max_bytes:
+    raise Refused(
+      f"{name} has {size:,} bytes, more than max_bytes={rules.max_bytes}. If it is sound, raise "
+      "that: --max_bytes of cmjax prepare, data.folder.max_bytes of a config."
+    )
+
+
+def _check_size(size: tuple[int, int], name: str, rules: Rules) -> None:
+  if size[0] * size[1] > rules.max_pixels:
+    raise Refused(
+      f"{name} has {size[1]}x{size[0]} pixels, more than max_pixels={rules.max_pixels}. If it is "
+      "sound, raise that: --max_pixels of cmjax prepare, data.folder.max_pixels of a config."
+    )
+
+
+def _opened(
+  file: io.BytesIO | io.BufferedReader, header: image_headers.Header, name: str, rules: Rules
+) -> tuple[ImageFile.ImageFile, tuple[str, ...]]:
+  """Pillow's image, not decoded yet, and its kinds; alpha may still turn out to be opaque."""
+  if header.size:
+    _check_size(header.size, name, rules)
+  try:
+    file.seek(0)
+    image = Image.open(file, formats=(header.format,))
+    kinds = _kinds(image, header)
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    raise Refused(
+      f"{name} has more pixels than max_pixels={rules.max_pixels}, which --max_pixels of cmjax "
+      f"prepare, or data.folder.max_pixels of a config, raises. Pillow: {error}"
+    ) from error
+  except Exception as error:  # Pillow's readers raise nearly anything on foreign bytes
+    raise _damaged(name, error) from error
+  _check_size(image.size, name, rules)
+  _check_kinds([kind for kind in kinds if kind != "alpha"], image.mode, name, rules)
+  if image.mode not in PLAIN_MODES and not _is_deep(image.mode):
+    raise Refused(f"{name} has Pillow's mode {image.mode}. Convert it to 8 bits of RGB.")
+  return image, kinds
+
+
+def _damaged(name: str, error: Exception) -> Damaged:
+  reason = str(error).rstrip(".") or type(error).__name__
+  return Damaged(f"Cannot decode {name}: {reason}. Remove or replace it.")
+
+
+def _kinds(image: ImageFile.ImageFile, header: image_headers.Header) -> tuple[str, ...]:
+  """Which of `CONVERSIONS`, and "orientation", an open image takes, before it is decoded."""
   # Pillow reduces 16-bit RGB by itself, and only the raw mode tells.
-  raw = [str(part) for tile in getattr(image, "tile", ()) for part in np.atleast_1d(tile[-1])]
+  last = [tile[-1] for tile in image.tile]
+  raw = [part for parts in last for part in (parts if isinstance(parts, tuple) else (parts,))]
   found = {
     "palette": image.mode in ("P", "PA"),
     "alpha": image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info,
     "cmyk": image.mode == "CMYK",
-    "16-bit": image.mode[:1] in ("I", "F") or any(";16" in mode for mode in raw),
+    "16-bit": _is_deep(image.mode) or any(";16" in str(mode) for mode in raw),
     # MPO: a camera's JPEG with another view, or a preview, behind it.
-    "animated": getattr(image, "n_frames", 1) > 1 and image.format != "MPO",
+    "animated": getattr(image, "is_animated", False) and image.format != "MPO",
+    "orientation": header.orientation > 1,
   }
-  if found["alpha"] and not found["palette"] and not found["animated"]:
-    found["alpha"] = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] != 255
   return tuple(kind for kind, is_so in found.items() if is_so)
 
 
-def _plain(image: Image.Image, name: str) -> Image.Image:
-  """The loaded image in mode L or RGB."""
-  if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+def _check_kinds(kinds: Sequence[str], mode: str, name: str, rules: Rules) -> None:
+  refused = [kind for kind in kinds if kind in CONVERSIONS and kind not in rules.convert]
+  if refused:
+    raise Refused(
+      f"{name} is {' and '.join(refused)} (Pillow's mode {mode}). Convert it yourself to 8 bits of "
+      f"gray or RGB, or add {','.join(refused)} to --convert (data.folder.convert of a config): "
+      f"{'; '.join(CONVERSIONS[kind] for kind in refused)}."
+    )
+
+
+def _is_deep(mode: str) -> bool:
+  return mode[:1] in ("I", "F")
+
+
+def _is_gray(mode: str) -> bool:
+  return mode in GRAY_MODES or _is_deep(mode)
+
+
+def _is_see_through(image: Image.Image) -> bool:
+  """Whether any pixel of a decoded image is not opaque."""
+  if _is_deep(image.mode):
+    return True  # a gray value that counts as transparent: laying it over white is not built
+  return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
+
+
+def _plain(image: Image.Image, see_through: bool, name: str) -> Image.Image:
+  """The decoded image in mode L or RGB."""
+  if _is_deep(image.mode):
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535 or image.mode == "F":
-      raise ValueError(f"mode {image.mode} has values beyond 16 bits")
+    if see_through or image.mode == "F" or values.min() < 0 or values.max() > 65535:
+      raise Refused(
+        f"{name} (Pillow's mode {image.mode}) has transparency, or values beyond 16 bits. Convert "
+        "it to 8 bits of gray or RGB."
+      )
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-  if image.mode not in (*GRAY_MODES, "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK"):
-    raise Unconverted(f"{name} has Pillow's mode {image.mode}. Convert it to 8 bits of RGB.")
-  return image.convert("L" if image.mode in GRAY_MODES else "RGB")
+  target = "L" if image.mode in GRAY_MODES else "RGB"
+  if image.mode == "P" and "transparency" in image.info:
+    image = image.convert("RGBA")
+  if not see_through:
+    return image.convert(target)
+  colours = image.convert("RGBA")
+  white = Image.new("RGB", image.size, (255, 255, 255))
+  white.paste(colours.convert("RGB"), mask=colours.getchannel("A"))
+  return white.convert(target)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.base import limits
+from cmjax.base import limits, paths
 from cmjax.base.npz import opened
-from cmjax.data import sources
+from cmjax.data import pixel_range, sources
 
 # Arrays of images by the names that people give them, and the labels beside.
 ARRAYS = {"arr_0": "arr_1", "images": "labels", "samples": "labels"}
@@ -23,7 +23,7 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
   Raises:
     ValueError: there is no such folder or file, it is damaged, or holds no such array.
   """
-  path = Path(path).expanduser()
+  path = paths.local(path)
   if path.is_dir():
     return sources.folder(path)
   if path.suffix != ".npz" or not path.is_file():
@@ -50,16 +50,14 @@ def _checked(images: np.ndarray, labels: np.ndarray | None, path: Path) -> sourc
       f"{path}: images are {images.dtype} {list(images.shape)}, but must be uint8 [n, h, w, c], or "
       "floats in [-1, 1]."
     )
-  if floats and np.abs(images).max() > 10:
-    raise ValueError(
-      f"{path}: floats must be in [-1, 1], got up to {np.abs(images).max():g}. Save as uint8, or "
-      "x / 127.5 - 1."
-    )
+  pixel_range.check(images, str(path))
   if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
     raise ValueError(
       f"{path}: labels are {labels.dtype} {list(labels.shape)}, but must be integers "
       f"[{len(images)}], one of each image."
     )
+  if labels is not None and labels.min() < 0:
+    raise ValueError(f"{path}: labels must be from 0 up, got {labels.min()}. Renumber the classes.")
   num_classes = int(labels.max()) + 1 if labels is not None else 0
   limits.check("classes", num_classes, f"{path}: its labels speak of {num_classes} classes")
   return sources.ArraySource(images, labels, num_classes)

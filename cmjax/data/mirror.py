@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from cmjax.base import paths
 from cmjax.data.manifest import NAME, Manifest, Shard
 
 logger = logging.getLogger("cmjax")
@@ -40,7 +41,7 @@ def mirror(folder: Any, manifest: Manifest, cache: str | os.PathLike[str] = CACH
       one of the manifest; the disk has not the space.
   """
   made = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
-  target = Path(cache).expanduser() / made[:16]
+  target = paths.local(cache) / made[:16]
   try:
     target.mkdir(parents=True, exist_ok=True)
   except OSError as error:

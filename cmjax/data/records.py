@@ -64,9 +64,12 @@ class Records(Source):
 
   def __init__(self, folder: Any, manifest: manifests.Manifest, max_corrupt: int):
     self.shape, self.num_classes = manifest.layout.shape, len(manifest.class_names)
-    self.latents = manifest.latents
+    self.class_names, self.latents = list(manifest.class_names), manifest.latents
     shards_sha256 = [shard.sha256 for shard in manifest.shards]
     self.record = {"made": manifest.details.get("made"), "shards_sha256": shards_sha256}
+    counts = manifest.details.get("class_counts") or None  # of a set made elsewhere: anything
+    known = all(isinstance(n, int) for n in counts or ())
+    self._class_counts = {i: n for i, n in enumerate(counts) if n} if counts and known else None
     self._layout, self._max_corrupt = manifest.layout, max_corrupt
     self._starts = np.cumsum([0, *(shard.num_records for shard in manifest.shards)])
     self._paths = [folder / shard.name for shard in manifest.shards]
@@ -85,6 +88,11 @@ class Records(Source):
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     return {name: array[0] for name, array in self.take(np.array([i])).items()}
+
+  @property
+  def class_counts(self) -> dict[int, int] | None:
+    """Label -> number of examples, of the labels that there are, as the manifest says."""
+    return self._class_counts
 
   @property
   def num_corrupt(self) -> int:

@@ -4,19 +4,22 @@ Element i of a source is {"image": uint8 [h, w, c] or float32 [d], "label": int3
 where there are no classes. Nothing here shuffles or scales: `pipeline.dataset` does.
 """
 
+import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from cmjax.base import limits
+from cmjax.base import limits, paths
 from cmjax.base.npz import opened
 from cmjax.base.ranges import Count, Place, Range, Seed, Share, Where
-from cmjax.data import image_files
+from cmjax.data import image_files, image_lists, pixel_range
 from cmjax.data import toy2d as toy2d_lib
 
+logger = logging.getLogger("cmjax")
 SPLITS = ("train", "test")
 
 
@@ -51,6 +54,11 @@ class ArraySource(Source):
     if labels is not None:
       self._arrays["label"] = labels.astype(np.int32)
 
+  @property
+  def class_counts(self) -> dict[int, int] | None:
+    """Label -> number of images, of the labels that there are."""
+    return count_labels(self._arrays.get("label"))
+
   def __len__(self) -> int:
     return len(self._arrays["image"])
 
@@ -60,6 +68,14 @@ class ArraySource(Source):
   def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """The elements at `indices` [b], by one indexing of each array."""
     return {name: array[indices] for name, array in self._arrays.items()}
+
+
+def count_labels(labels: Sequence[int] | np.ndarray | None) -> dict[int, int] | None:
+  """Label -> how often it is there; None without labels."""
+  if labels is None:
+    return None
+  values, counts = np.unique(labels, return_counts=True)  # bincount would make room for the largest
+  return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def digits(*, split: str = "train") -> Source:
@@ -91,13 +107,14 @@ def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
     ValueError: if the file is missing or damaged, or its arrays are not those above.
   """
   _check_split(split)
-  arrays = _read_npz(Path(path).expanduser(), f"{split}_images")
+  arrays = _read_npz(paths.local(path), f"{split}_images")
   images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
   if images.dtype != np.uint8 or images.ndim not in (3, 4):
     raise ValueError(
       f"{path}: {split}_images is {images.dtype} {list(images.shape)}, but must be uint8 "
       "[n, h, w, c] or [n, h, w]. Scale to 0..255 and convert before saving."
     )
+  pixel_range.check(images, f"{path}: {split}_images")
   num_classes = 0
   if labels is not None:
     if labels.shape != images.shape[:1]:
@@ -137,64 +154,119 @@ def folder(
   split: str = "train",
   channels: Annotated[int, Range(1, 3)] | None = None,
   held_out: Share = 0.0,
+  labels: str | None = None,
+  num_classes: Count | None = None,
+  convert: Sequence[str] = (),
+  max_bad: Annotated[int, Range(0)] = 0,
+  max_pixels: Count = image_files.DEFAULT.max_pixels,
+  max_bytes: Count = image_files.DEFAULT.max_bytes,
 ) -> Source:
-  """PNG and JPEG files of one size; in subfolders, each is a class, numbered by sorted name.
-
-  Images are decoded when they are read. Alpha is dropped.
+  """Pictures of one size, by the rules of `image_lists` and `image_files`; decoded when read.
 
   Args:
-    path: the folder. Only files right in it, or else right in its subfolders, are read; names
-      that begin with a dot are not.
+    path: the folder.
     split: "train" or "test".
     channels: 3 for RGB, 1 for grayscale; None: 1 if every file is grayscale, else 3.
     held_out: the fraction that is the test split. Of the files i = 0, 1, ... in sorted order, i
       is held out where floor((i + 1) held_out) > floor(i held_out): evenly over the classes.
+    labels: None: of dataset.json, or the subfolders; "none": no classes; or a JSON file.
+    num_classes: where it is more than numbers in a JSON file show.
+    convert: which of `image_files.CONVERSIONS` are made.
+    max_bad: how many damaged files are passed over, each for the next sound one, before that is an
+      error.
+    max_pixels: of one picture.
+    max_bytes: of one file.
 
   Raises:
-    ValueError: if there are no images, or sizes differ, or a file's header cannot be read; on
-      reading an image, if it cannot be decoded.
+    ValueError: there are no pictures, or some that the rules do not let through, or their classes
+      cannot be told; on reading, if more than `max_bad` cannot be decoded.
   """
   _check_split(split)
   if channels not in (None, 1, 3):
     raise ValueError(f"channels={channels}: use 3 (RGB), 1 (grayscale) or None (as the files are).")
   if not 0.0 <= held_out < 1.0:
     raise ValueError(f"held_out={held_out} must be a fraction from 0 up to, but not, 1.")
-  files, labels, num_classes = image_files.find(Path(path).expanduser())
-  size, gray = image_files.read_headers(files)
-  steps = np.floor(np.arange(len(files) + 1) * held_out)
+  if max_bad < 0:
+    raise ValueError(f"max_bad={max_bad} must be 0 or more.")
+  kinds = convert.split(",") if isinstance(convert, str) else convert
+  rules = image_files.Rules(tuple(filter(None, kinds)), max_pixels, max_bytes).checked()
+  root = paths.local(path)
+  if not root.is_dir():
+    raise ValueError(f"No folder at {root}. Give the path of a folder of pictures.")
+  listing = image_lists.of_folder(root, labels)
+  numbered, class_names = image_lists.number_classes(listing.names, listing.labels, num_classes)
+  steps = np.floor(np.arange(len(listing.names) + 1) * held_out)
   chosen = np.flatnonzero((np.diff(steps) > 0) == (split == "test"))
   if not len(chosen):
     raise ValueError(
-      f"{path}: no images for split {split!r}: held_out={held_out} of {len(files)} are held out "
-      "for the test. Set held_out, such as 0.1, or give the test images a folder of their own."
+      f"{path}: no images for split {split!r}: held_out={held_out} of {len(listing.names)} are "
+      "held out for the test. Set held_out, such as 0.1, or give the test images their own folder."
     )
+  survey = image_files.survey([root / name for name in listing.names], rules, max_bad)
   return _FolderSource(
-    [files[i] for i in chosen],
-    [labels[i] for i in chosen] if labels else None,
-    (*size, channels or (1 if gray else 3)),
-    num_classes,
+    [root / listing.names[i] for i in chosen],
+    None if numbered is None else numbered[chosen],
+    (*survey.size, channels or (1 if survey.gray else 3)),
+    class_names,
+    rules,
+    max_bad,
+    listing.passed_over,
+    survey.kinds,
   )
 
 
 class _FolderSource(Source):
-  """Image files, decoded as they are read."""
+  """Image files, decoded as they are read; a damaged one is replaced by the next sound one."""
 
   def __init__(
     self,
     files: Sequence[Path],
-    labels: Sequence[int] | None,
+    labels: np.ndarray | None,
     shape: tuple[int, ...],
-    num_classes: int,
+    class_names: list[str],
+    rules: image_files.Rules,
+    max_bad: int,
+    passed_over: dict[str, int],
+    converted: dict[str, int],
   ):
-    self.shape, self.num_classes = shape, num_classes
+    self.shape, self.num_classes = shape, len(class_names)
+    self.class_names, self.passed_over, self.converted = class_names, passed_over, converted
     self._files, self._labels = files, labels
+    self._rules, self._max_bad = rules, max_bad
+    self._lock, self._bad = threading.Lock(), set()
+
+  @property
+  def class_counts(self) -> dict[int, int] | None:
+    """Label -> number of files."""
+    return count_labels(self._labels)
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    element = {"image": image_files.read_pixels(self._files[i], self.shape)}
-    return element if self._labels is None else element | {"label": np.int32(self._labels[i])}
+    for offset in range(len(self)):
+      place = (i + offset) % len(self)
+      try:
+        image = image_files.read_pixels(self._files[place], self.shape, self._rules)
+      except image_files.Damaged as error:
+        self._count(place, error)
+        continue
+      element = {"image": image}
+      return element if self._labels is None else element | {"label": self._labels[place]}
+    raise AssertionError("the limit is reached before every file is damaged")
+
+  def _count(self, place: int, error: image_files.Damaged) -> None:
+    """Counts a damaged file, once; raises if there are too many."""
+    with self._lock:
+      if place not in self._bad and self._max_bad:
+        logger.warning("%s The next one takes its place; %d so far.", error, len(self._bad) + 1)
+      self._bad.add(place)
+      too_many = len(self._bad) > min(self._max_bad, len(self) - 1)
+    if too_many:
+      raise image_files.Damaged(
+        f"{error} That makes {len(self._bad)}, more than max_bad={self._max_bad}: raise that "
+        "(data.folder.max_bad) to go on without them."
+      ) from error
 
 
 def tfds(
@@ -307,11 +379,11 @@ def statistics(source: Source, *, max_items: int | None = None) -> dict[str, Any
   Returns:
     mean and std (of the population, in float64), num (elements looked at), shape, num_classes.
   """
-  chosen = _spread(len(source), max_items)
+  chosen = spread(len(source), max_items)
   count, total, squares = 0, 0.0, 0.0
   for start in range(0, len(chosen), 1024):
     image = source.take(chosen[start : start + 1024])["image"]
-    x = image / 127.5 - 1.0 if image.dtype == np.uint8 else image.astype(np.float64)
+    x = scaled(image)
     count, total, squares = count + x.size, total + x.sum(), squares + np.square(x).sum()
   mean = total / count
   std = np.sqrt(squares / count - mean**2)
@@ -324,16 +396,21 @@ def statistics(source: Source, *, max_items: int | None = None) -> dict[str, Any
   )
 
 
+def scaled(images: np.ndarray) -> np.ndarray:
+  """Elements as float64: uint8 images as x / 127.5 - 1, points as they are."""
+  return images / 127.5 - 1.0 if images.dtype == np.uint8 else images.astype(np.float64)
+
+
 def as_array(source: Source, *, limit: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
   """All images of a source [n, ...] as they are stored, and labels [n] or None.
 
   With a limit, so many elements, evenly spaced: folders are sorted by class.
   """
-  elements = source.take(_spread(len(source), limit))
+  elements = source.take(spread(len(source), limit))
   return elements["image"], elements.get("label")
 
 
-def _spread(num: int, limit: int | None) -> np.ndarray:
+def spread(num: int, limit: int | None) -> np.ndarray:
   """`limit` indices evenly spaced below num, or all of them; both must be positive."""
   if num == 0:
     raise ValueError("The data source is empty. Give one with at least one element.")

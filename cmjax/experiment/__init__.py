@@ -37,6 +37,7 @@ from cmjax.experiment.parse import check as check
 from cmjax.experiment.parse import describe as describe
 from cmjax.experiment.parse import parse as parse
 from cmjax.experiment.parse import stored_record as stored_record
+from cmjax.experiment.run import check_seed as check_seed
 from cmjax.experiment.run import make_mesh as make_mesh
 from cmjax.experiment.sampling import compiled_sampler as compiled_sampler
 from cmjax.experiment.sections import call as call

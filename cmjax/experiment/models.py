@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from cmjax import edm, latents, networks
 from cmjax.base import parts, sharding
 from cmjax.base.ranges import CountOrNone, Place, Size, SizeOrNone, Where
-from cmjax.data import manifest, mirror, pipeline, records, sources
+from cmjax.data import manifest, mirror, pipeline, records, sources, summary
 from cmjax.experiment import decoding
 from cmjax.experiment.fields import Experiment, Samples
 from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
@@ -152,8 +152,8 @@ def source_arguments(section: Section) -> dict[str, Any]:
   return dict(section.get(name) or section.get(name.rpartition(":")[2]) or {})
 
 
-def source(section: Section) -> Callable[[str], sources.Source]:
-  """split -> the data that `config.data` names, opened at the first call.
+def source(section: Section, sigma_data: float) -> Callable[[str], sources.Source]:
+  """split -> the data that `config.data` names, opened at the first call, which says what it is.
 
   `source_arguments` has its arguments: a config can have those of several ready, to be chosen by
   `--config.data.name`.
@@ -165,7 +165,15 @@ def source(section: Section) -> Callable[[str], sources.Source]:
   kwargs = source_arguments({"name": name, **sections})
   if flip and kwargs.get("latents"):
     raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
-  return functools.cache(lambda split: call(factory, f"data.{name}", split=split, **kwargs))
+
+  @functools.cache
+  def of_split(split: str) -> sources.Source:
+    data = call(factory, f"data.{name}", split=split, **kwargs)
+    if sharding.process()[0] == 0:
+      summary.log(data, f"data.{name} ({split})", sigma_data=sigma_data)
+    return data
+
+  return of_split
 
 
 def opened(experiment: Experiment, split: str = "train") -> sources.Source:

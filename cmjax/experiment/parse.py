@@ -56,7 +56,7 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     network=network,
     method=method,
     samples=samples,
-    source=models.source(record["data"]),
+    source=models.source(record["data"], run.sigma_data),
     tx=tx,
     schedule=schedule,
     averages=optimizers.averages(record["ema"], run.batch_size),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from cmjax.base import ranges, sharding
@@ -35,7 +36,7 @@ def run(config: Mapping[str, Any]) -> Run:
   """The numbers of a config."""
   saving = config["checkpoint"]
   made = Run(
-    seed=config["seed"],
+    seed=check_seed(config["seed"]),
     total_steps=config["total_steps"],
     batch_size=config["batch_size"],
     sigma_data=config["sigma_data"],
@@ -54,6 +55,25 @@ def run(config: Mapping[str, Any]) -> Run:
   # On how many devices is asked where they are known.
   microbatch.check(made.batch_size, made.microbatch, 1)
   return made
+
+
+def check_seed(seed: Any, what: str = "seed") -> int:
+  """The seed, if it is one: JAX takes 32 bits of it, so that 2**32 would be 0 again.
+
+  Args:
+    seed: of a config or a flag.
+    what: it is called, for the error.
+
+  Raises:
+    ValueError: it is no integer from 0 to 2**32 - 1.
+  """
+  whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+  if not whole or not 0 <= seed < 2**32:
+    raise ValueError(
+      f"{what}={seed!r} must be an integer from 0 to 2**32 - 1 = {2**32 - 1}: of others JAX takes "
+      "the last 32 bits, and the noise would be that of another seed. Choose one in this range."
+    )
+  return int(seed)
 
 
 def make_mesh(run: Run, devices: list[Any] | None = None) -> Mesh:

@@ -11,7 +11,10 @@
   decoder      convention and autoencoder, of samples that are latents
   repetitions  values, seeds and digest of each
   sampler, ema, step, config_sha256   of samples: what drew them
-  warnings, versions, device, time
+  trained      of samples: sigma_data, method, network, classes and data of the run, as they were
+               used; sigma_min is where its consistency function is the identity
+  warnings, versions, settings (of JAX), device, time
+  sha256       of all the rest: a card that was changed by hand is refused
 
 `python -m cmjax.metrics.compare A B` tells whether two cards can be compared, and if not, why.
 """
@@ -22,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.base import json_files, paths
+from cmjax.base import digests, json_files, paths
 from cmjax.base.atomic_files import replacing
 
 FORMAT = 1
@@ -35,17 +38,18 @@ def write(folder: str | Path, name: str, card: Mapping[str, Any]) -> Path:
   """Writes folder/name.json, whole or not at all; characters that no file name has become "-"."""
   path = Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
   path.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps({"format": FORMAT, **card}, indent=2, allow_nan=False) + "\n"
+  sealed = digests.sealed({"format": FORMAT, **card})
+  text = json.dumps(sealed, indent=2, allow_nan=False) + "\n"
   with replacing(path) as file:
     file.write(text.encode())
   return path
 
 
 def read(path: str | Path) -> dict[str, Any]:
-  """What `write` wrote.
+  """What `write` wrote, without its digest; a card that has none is taken as it is.
 
   Raises:
-    ValueError: there is no such file, or it is no card.
+    ValueError: there is no such file, it is no card, or it was changed since it was written.
   """
   path = paths.local(path)
   try:
@@ -53,13 +57,15 @@ def read(path: str | Path) -> dict[str, Any]:
     missing = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]
     if card["format"] != FORMAT or missing:
       raise ValueError(f"format {card['format']}, wrong: {', '.join(missing) or 'none'}")
+    if digests.is_whole(card) is False:
+      raise ValueError("it was changed since it was written")
   except FileNotFoundError as error:
     raise ValueError(
       f"There is no card at {path}. They are in the folder cards of a run."
     ) from error
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no card of format {FORMAT}: {error!r:.500}.") from error
-  return card
+  return {key: value for key, value in card.items() if key != digests.SEAL}
 
 
 def lines(card: Mapping[str, Any]) -> list[str]:

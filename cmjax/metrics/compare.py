@@ -17,7 +17,9 @@ from cmjax.metrics import cards
 
 # Where two cards may differ and still be compared: this is what is compared, or of no weight.
 DRAWN = ("sampler", "ema", "step", "config_sha256", "images.seed", "images.first", "images.labels")
-NOTED = ("versions", "device", "rounding", "decoder")
+NOTED = ("versions", "settings", "device", "rounding", "decoder", "trained")
+# What two runs must share, where both cards say it: what their samples are samples of.
+SHARED = ("sigma_data", "num_classes")
 
 
 def incomparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -34,6 +36,7 @@ def incomparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   shared = a["options"].keys() & b["options"].keys()
   for name in sorted(shared):
     found += _differ(f"options.{name}", a["options"][name], b["options"][name])
+  found += _trained_on(a.get("trained") or {}, b.get("trained") or {})
   return found + _differ("best_of", a.get("best_of", 1), b.get("best_of", 1))
 
 
@@ -63,6 +66,22 @@ def table(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
   if other := differences(a, b):
     lines += ["They differ in what was compared:", *(f"  {line}" for line in other)]
   return "\n".join(lines)
+
+
+def _trained_on(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+  """What two runs do not share that they must; nothing of images that no run has made."""
+  found = [
+    line
+    for key in SHARED
+    if key in a and key in b
+    for line in _differ(f"trained.{key}", a[key], b[key])
+  ]
+  data = [one.get("data") or {} for one in (a, b)]
+  # By the content where both know it: a copy at another place is the same.
+  key = "digest" if all(one.get("digest") for one in data) else "name"
+  if all(one.get(key) for one in data):
+    found += _differ(f"trained.data.{key}", *(one[key] for one in data))
+  return found
 
 
 def _identity(reference: Mapping[str, Any]) -> dict[str, Any]:

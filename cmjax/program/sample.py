@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from cmjax import experiment
 from cmjax.base import lock, paths, sharding
 from cmjax.base.atomic_files import replacing
-from cmjax.data import image_sets, proposal, sources
-from cmjax.experiment import Described, Experiment
+from cmjax.data import image_sets, proposal, sources, summary
+from cmjax.experiment import Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
 from cmjax.metrics.progress import Progress
-from cmjax.program import score_files, stored_runs
+from cmjax.program import identity, score_files, searched_times, stored_runs
 from cmjax.program.course import key_for
 from cmjax.run import writer
 from cmjax.samplers.search_times import search
@@ -54,10 +54,12 @@ def sample(
   """
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
+  experiment.check_seed(seed, "--seed")
   mesh = experiment.make_mesh(exp.run)
   ema = ema or stored_runs.averages_of(workdir)[0]
-  trained, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network)
-  exp = _as_trained(stored_runs.with_searched_times(exp, workdir), trained)
+  check, _ = _check_own(exp, workdir)
+  _, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network, check)
+  exp = searched_times.use(exp, workdir, stored_runs.weights_of(workdir, step))
   guides, decoding = stored_runs.load_guides(exp, mesh), experiment.decoder(exp.samples, mesh)
   if latents := exp.samples.latents and not decoding:
     logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
@@ -97,13 +99,21 @@ def _write(
   return written
 
 
-def _as_trained(exp: Experiment, trained: Described) -> Experiment:
-  """The experiment with the network as it was trained: the config may have changed since."""
-  return exp._replace(
-    network=trained.network,
-    record={**exp.record, "net": trained.record["net"]},
-    parsed={**exp.parsed, "network": trained.network},
-  )
+def _check_own(
+  exp: Experiment, workdir: str | Path
+) -> tuple[Callable[[Mapping[str, Any]], None], dict[str, Any]]:
+  """What raises where an experiment is not that of a run's weights; and the run's identity.
+
+  The identity is there once the first was called with what is beside the weights. It is empty where
+  the run has none.
+  """
+  record, known = experiment.stored_record(exp), {}
+
+  def check(meta: Mapping[str, Any]) -> None:
+    identity.check_trained(record, meta["config"], workdir)
+    known.update(meta.get("identity") or {})
+
+  return check, known
 
 
 def evaluate(exp: Experiment, workdir: str | Path) -> str:
@@ -128,10 +138,14 @@ def _evaluate(
   mesh = experiment.make_mesh(exp.run)
   named = {name for one in exp.evaluators.values() for name in one.emas}
   names = dict.fromkeys([*emas, *sorted(named)])
-  trained, averages, step = stored_runs.load_averages(workdir, names, mesh, exp.network)
-  exp = _as_trained(stored_runs.with_searched_times(exp, workdir), trained)
-  primary, guides = sharding.process()[0] == 0, stored_runs.load_guides(exp, mesh)
-  scores, cards_written = {}, []
+  check, known = _check_own(exp, workdir)
+  run, averages, step = stored_runs.load_averages(workdir, names, mesh, exp.network, check)
+  exp = searched_times.use(exp, workdir, stored_runs.weights_of(workdir, step))
+  record = experiment.stored_record(exp)
+  record |= {key: run.record[key] for key in identity.PAST if key in run.record}
+  exp = identity.with_checked_data(exp, known, workdir)
+  scores, cards_written, primary = {}, [], sharding.process()[0] == 0
+  guides = stored_runs.load_guides(exp, mesh)
   opened = experiment.open_evaluators(exp, mesh, guides, emas=averages)
   for label, evaluate in opened.items():
     for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
@@ -139,12 +153,12 @@ def _evaluate(
       if isinstance(value, Mapping):
         if primary:
           card = f"{label}_{name}"
-          path = score_files.write_card(trained.record, workdir, step, card, value)
+          path = score_files.write_card(run.record, workdir, step, card, value, known)
           cards_written.append(_told(path, value))
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    score_files.finish(exp, experiment.stored_record(exp), workdir, scores)
+    score_files.finish(exp, record, workdir, scores)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
   return "\n".join([f"step {step}", *lines, *cards_written])
 
@@ -170,6 +184,7 @@ def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) ->
   if not labels:
     raise ValueError("--images are scored by the 'frechet' evaluators of config.evals: add one.")
   _check_shape(exp, data, mesh, images)
+  _say(exp, data, f"--images {Path(images).name}")
   for label in labels:
     scorer, to_images = experiment.scorer(exp, label, mesh)
     card = evaluators.image_card(scorer, experiment.image_batches(data, to_images))
@@ -181,6 +196,16 @@ def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) ->
         _told(score_files.write_image_card(workdir, f"{label}_{Path(images).stem}", card), card)
       )
   return "\n".join(told)
+
+
+def _say(exp: Experiment, data: sources.Source, what: str) -> None:
+  """The opening line of images, and a warning where they are not scaled as the data is."""
+  if sharding.process()[0]:
+    return
+  images, training = summary.log(data, what), experiment.opened(exp)
+  if training.shape == data.shape:
+    if warning := summary.compare(images, summary.summarise(training, "data")):
+      logger.warning("%s: %s", what, warning)
 
 
 def _check_shape(exp: Experiment, data: sources.Source, mesh: Mesh, images: str | Path) -> None:
@@ -224,7 +249,7 @@ def search_times(
   """Searches the intermediate times of the samplers of 2 to 4 steps, for the first average.
 
   The times are written to sampler_times.json in the workdir, and modes sample and evaluate take
-  them from there, unless samplers.{name}.searched is False.
+  them from there for the same weights, unless samplers.{name}.searched is False.
 
   Args:
     exp: its samplers, and its Frechet evaluator for the features.
@@ -241,10 +266,13 @@ def search_times(
     raise ValueError(
       f"--num_probes={num_probes} must be at least 5: three to bracket, two to refine"
     )
+  experiment.check_seed(seed, "--seed")
   mesh = experiment.make_mesh(exp.run)
   ema = stored_runs.averages_of(workdir)[0]
-  trained, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network)
-  exp = _as_trained(exp, trained)
+  check, known = _check_own(exp, workdir)
+  trained = stored_runs.load_averages(workdir, (ema,), mesh, exp.network, check)
+  params, step = trained.averages[ema], trained.step
+  exp = identity.with_checked_data(exp, known, workdir)
   keys = [name] if name else [k for k, s in exp.samplers.items() if s.draw_at and s.nfe > 1]
   if not keys:
     raise ValueError("No sampler of this config has intermediate times to search.")
@@ -259,13 +287,14 @@ def search_times(
       "mid_times": best.times,
       "score": best.score,
       "step": step,
+      "weights": stored_runs.weights_of(workdir, step),
       "num_samples": num_samples,
       "probes": [{"mid_times": times, "score": value} for times, value in best.history],
     }
     angles = ", ".join(f"{t:.4f}" for t in best.times)
     sigmas = ", ".join(f"{exp.run.sigma_data * np.tan(t):.4g}" for t in best.times)
     lines.append(f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}")
-  stored_runs.write_times(workdir, found)
+  searched_times.write(workdir, found)
   return "\n".join(lines)
 
 

@@ -7,25 +7,31 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import digests, json_files, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.experiment import Experiment
 from cmjax.metrics import cards
-from cmjax.program import stored_runs
-from cmjax.run import checkpoint, page, writer
+from cmjax.program import identity
+from cmjax.run import page, writer
 
 logger = logging.getLogger("cmjax")
+# The scores of the newest step that evaluators ran at, with the digest of the file.
+EVALUATIONS = "evaluations.json"
 
 
 def write_card(
-  record: Mapping[str, Any], workdir: Path, step: int, name: str, card: Mapping[str, Any]
+  record: Mapping[str, Any],
+  workdir: Path,
+  step: int,
+  name: str,
+  card: Mapping[str, Any],
+  known: Mapping[str, Any] | None = None,
 ) -> Path:
   """Completes the card of a score with what made it, and writes it to workdir/cards.
 
@@ -35,9 +41,11 @@ def write_card(
     step: of the weights.
     name: of the score.
     card: what an evaluator said.
+    known: the identity of the run; None: not known.
   """
-  known = {"step": step, "config_sha256": stored_runs.digest(record)}
-  return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **known, **_where()})
+  of_run = {"step": step, "config_sha256": identity.digest(record)}
+  of_run["trained"] = identity.facts(record, known)
+  return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **of_run, **_where()})
 
 
 def write_image_card(workdir: Path, name: str, card: Mapping[str, Any]) -> Path:
@@ -50,6 +58,7 @@ def _where() -> dict[str, Any]:
   devices = collections.Counter(device.device_kind for device in jax.devices())
   return {
     "versions": page.versions(),
+    "settings": identity.settings(),
     "device": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }
@@ -71,40 +80,98 @@ def keep(
       reporter.images(step, name, value)
     else:
       scalars[f"{label}/{name}"] = float(value)
-  reporter.write(step, scalars | {_seconds(label): time.perf_counter() - start})
+  seconds = {f"evaluation_sec/{label}": time.perf_counter() - start}
+  reporter.write(step, scalars | seconds)
   return scalars
 
 
-def _seconds(label: str) -> str:
-  """The metric that says how long an evaluator took, and with that, that it came to its end."""
-  return f"evaluation_sec/{label}"
+class Scored(NamedTuple):
+  """The state that evaluators look at, and by whom: by this a later sitting knows their scores.
+
+  Attributes:
+    record: the config of the run.
+    identity: of the run.
+    step: of the state.
+    rolled_back: how often the run had been rolled back.
+  """
+
+  record: Mapping[str, Any]
+  identity: Mapping[str, Any]
+  step: int
+  rolled_back: int
+
+  def state(self) -> dict[str, Any]:
+    """What tells the state from others."""
+    config = identity.digest(self.record)
+    return {"step": self.step, "rolled_back": self.rolled_back, "config_sha256": config}
+
+  def settings(self, label: str) -> str:
+    """The digest of all that an evaluator is made of: config and files."""
+    files, start = self.identity.get("files") or {}, f"evals.{label}."
+    return digests.of_json(
+      {
+        "evaluator": self.record["evals"][label],
+        **{key: self.record[key] for key in ("samplers", "data")},
+        "files": {key: value for key, value in files.items() if key.startswith(start)},
+      }
+    )
 
 
-def done(
-  record: Mapping[str, Any], workdir: Path, restored: checkpoint.Restored
-) -> dict[str, dict[str, float]]:
+def remember(workdir: Path, scored: Scored, label: str, scalars: Mapping[str, float]) -> None:
+  """Notes that an evaluator came to its end, and its scalars, for a later sitting at this step.
+
+  They are in a file of their own, with its digest, which has those of the newest step alone.
+
+  Args:
+    workdir: of the run.
+    scored: what was evaluated.
+    label: of the evaluator.
+    scalars: of it.
+  """
+  before, state = _remembered(workdir), scored.state()
+  evaluators = before["evaluators"] if before.items() >= state.items() else {}
+  found = {"settings": scored.settings(label), "scalars": dict(scalars)}
+  write_json(
+    workdir / EVALUATIONS, digests.sealed({**state, "evaluators": {**evaluators, label: found}})
+  )
+
+
+def _remembered(workdir: Path) -> dict[str, Any]:
+  """What `remember` wrote; {} where there is nothing, or it was changed since."""
+  path = workdir / EVALUATIONS
+  if not path.is_file():
+    return {}
+  try:
+    found = json_files.read(path)
+    if isinstance(found, dict) and digests.is_whole(found):
+      return found
+    why = "its digest is not that of its content"
+  except ValueError as error:
+    why = str(error)
+  logger.warning("%s is damaged (%s): its scores are not believed, but made again.", path, why)
+  return {}
+
+
+def done(workdir: Path, scored: Scored) -> dict[str, dict[str, float]]:
   """The evaluators that came to their end at this step in an earlier sitting, with their scalars.
 
-  By the history, which the first process reads. None whose settings are no longer those with which
-  the step was saved: then the history's values are those of another score.
+  By the file of `remember`, which the first process reads; the history is for people. None whose
+  settings or files are others now: then it is another score.
   """
   found = {}
   if sharding.process()[0] == 0:
-    at = {
-      name: values[steps == restored.step][0]
-      for name, (steps, values) in writer.read_metrics(workdir).items()
-      if restored.step in steps
-    }
-    now, then = experiment.as_json(record), restored.meta["config"]
-    same = all(now[key] == then.get(key) for key in ("samplers", "data"))
-    for label, section in now["evals"].items():
-      if same and section == then["evals"].get(label) and _seconds(label) in at:
-        found[label] = {k: v for k, v in at.items() if k.startswith(f"{label}/")}
+    stored = _remembered(workdir)
+    if stored.items() >= scored.state().items():
+      found = {
+        label: one["scalars"]
+        for label, one in stored["evaluators"].items()
+        if label in scored.record["evals"] and one["settings"] == scored.settings(label)
+      }
   told = sharding.everyone(np.frombuffer(json.dumps(found).encode(), np.uint8))[0]
   found = json.loads(told.tobytes())
   if found:
     names = ", ".join(sorted(found))
-    logger.info("Step %d has been evaluated already, by: %s.", restored.step, names)
+    logger.info("Step %d has been evaluated already, by: %s.", scored.step, names)
   return found
 
 

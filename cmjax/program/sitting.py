@@ -19,7 +19,7 @@ from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
-from cmjax.program import compiled_step, doctor, score_files, stored_runs
+from cmjax.program import compiled_step, doctor, identity, score_files, stored_runs
 from cmjax.program.course import Course, fresh_state, key_for
 from cmjax.program.stored_runs import Loaded
 from cmjax.run import checkpoint, writer
@@ -101,6 +101,8 @@ class Sitting:
     self._record = experiment.stored_record(exp)
     self._check_workdir = check_workdir
     self._prepared = prepared = prepare(exp, workdir)
+    teacher = prepared.teacher and prepared.teacher.weights
+    self._identity = identity.of(exp, prepared.data, teacher)
     self._open_stores(allow_config_change)
     restored = self._checkpoints.restore(self._layout)
     fresh = functools.partial(fresh_state, exp, prepared.init, prepared.mesh, prepared.teacher)
@@ -131,13 +133,16 @@ class Sitting:
   def _open_stores(self, allow_config_change: bool) -> None:
     """Checkpoints and snapshots, and what a stored config must agree with."""
     run, prepared = self._exp.run, self._prepared
-    options: dict[str, Any] = dict(
-      num_examples=len(prepared.data), allow_change=allow_config_change
-    )
     self._layout = functools.partial(
-      stored_runs.layout, self._exp, prepared.abstract, prepared.mesh, **options
+      *(stored_runs.layout, self._exp, prepared.abstract, prepared.mesh),
+      known=self._identity,
+      allow_change=allow_config_change,
     )
-    self._check_same = functools.partial(stored_runs.check_same_run, self._record, **options)
+    self._check_same = functools.partial(
+      *(identity.check_same_run, self._record),
+      identity=self._identity,
+      allow_change=allow_config_change,
+    )
     self._checkpoints = checkpoint.Checkpoints(
       self._workdir, keep=run.keep, primary=self._primary, agree=sharding.all_agree
     )
@@ -148,8 +153,7 @@ class Sitting:
     if not self._primary:
       return
     if restored:
-      num_examples = len(self._prepared.data)
-      stored_runs.record_changes(self._workdir, self._record, restored, num_examples)
+      identity.record_changes(self._workdir, self._record, restored, self._identity)
     write_json(self._workdir / "config.json", self._record)
     params = self._course.state.params
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
@@ -159,7 +163,8 @@ class Sitting:
     """The evaluators that came to their end at this step in an earlier sitting."""
     if restored is None or self._check_same(restored.meta):
       return {}
-    return score_files.done(self._record, self._workdir, restored)
+    scored = self._scored(restored.step, restored.meta.get("rolled_back", 0))
+    return score_files.done(self._workdir, scored)
 
   def __enter__(self) -> "Sitting":
     self._stack = contextlib.ExitStack()
@@ -213,7 +218,7 @@ class Sitting:
       doctor.check_finite(course.state, run.nonfinite)
       with self._reporter.paused():
         self._snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
-        meta = {"skipped": self._window.skipped, "num_examples": len(self._prepared.data)}
+        meta = {"skipped": self._window.skipped, "identity": self._identity}
         self._checkpoints.save(self.step, course.state, self._record, **meta, **course.meta)
         if not run.asynchronous:
           self._checkpoints.wait()
@@ -232,13 +237,18 @@ class Sitting:
         with self._reporter.paused():
           self._checkpoints.wait()  # so that a crash during evaluation loses no training step
           values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
-          self._scores |= score_files.keep(
-            self._reporter, self.step, label, values, self._keep_card
-          )
+          scalars = score_files.keep(self._reporter, self.step, label, values, self._keep_card)
+          self._scores |= scalars
+          if self._primary:
+            scored = self._scored(self.step, self._course.rolled_back)
+            score_files.remember(self._workdir, scored, label, scalars)
+
+  def _scored(self, step: int, rolled_back: int) -> score_files.Scored:
+    return score_files.Scored(self._record, self._identity, step, rolled_back)
 
   def _keep_card(self, step: int, name: str, card: Any) -> None:
     if self._primary:
-      score_files.write_card(self._record, self._workdir, step, name, card)
+      score_files.write_card(self._record, self._workdir, step, name, card, self._identity)
 
   def leave(self) -> None:
     """Waits until the checkpoint of a signal is written."""

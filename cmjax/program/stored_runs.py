@@ -5,8 +5,6 @@ sigma_rel 0.05 at the latest step that it was made for, posthoc_0.050_step4096 t
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,28 +15,14 @@ import jax
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import json_files, lock, param_names, paths, sharding
-from cmjax.base.atomic_files import write_json
-from cmjax.base.flat_dicts import flat
+from cmjax.base import digests, json_files, param_names, paths, sharding
 from cmjax.experiment import Described, Experiment, Samples, Stored
+from cmjax.program import identity
 from cmjax.run import checkpoint, snapshots
 from cmjax.training.step import TrainState
 from cmjax.types import Array, Model, Network, Params
 
 logger = logging.getLogger("cmjax")
-
-# What may differ between two sittings of one run: how long, how often, where; not what.
-FREE = (
-  *("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite"),
-  *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
-  *("net.remat", "net.scan", "net.attention"),  # how it is computed
-  *("data.records.vae", "data.records.cache"),  # for images of samples; where a bucket is mirrored
-)
-
-# Intermediate times of few-step samplers, by the sampler's key; written by mode search.
-TIMES = "sampler_times.json"
-# The values of the config that were changed between two sittings, because the user asked for it.
-CHANGES = "config_changes.jsonl"
 
 _POSTHOC = re.compile(r"posthoc_(\d*\.?\d+)(?:_step(\d+))?")
 
@@ -69,8 +53,49 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     if not isinstance(record, dict):
       raise ValueError("it is no object of JSON")
   except ValueError as error:
-    raise ValueError(f"{path} is no config of a run: {error}") from error
+    raise ValueError(
+      f"{path} is damaged ({error}): give --config, which is compared with the run's checkpoint."
+    ) from None
   return record
+
+
+def read_trained_record(workdir: str | Path) -> dict[str, Any]:
+  """The config of a run's newest checkpoint, to sample and score it with.
+
+  Samplers, evaluators and what else may change are those of config.json. Where that file says
+  something else of the run itself, the checkpoint is believed, and a line says so.
+  """
+  record, folder = read_record(workdir), paths.local(workdir) / "checkpoints"
+  meta = _newest_meta(workdir) if folder.is_dir() else None
+  if meta is None:
+    return record
+  every = identity.config_changes(record, meta["config"], free=())
+  fixed = identity.config_changes(record, meta["config"])
+  for changes, whose in (
+    ({key: every[key] for key in every if key not in fixed}, "config.json's values are taken"),
+    (fixed, "the checkpoint's values are taken"),
+  ):
+    if changes:
+      told = ", ".join(f"{key}: {now}, there {old}" for key, (old, now) in [*changes.items()][:4])
+      message = "config.json in %s differs from the config of the newest checkpoint (%s): %s."
+      logger.warning(message, workdir, told, whose)
+  if not fixed:
+    return record
+  return {**meta["config"], **{key: record[key] for key in identity.FREE if key in record}}
+
+
+def _newest_meta(workdir: str | Path) -> dict[str, Any] | None:
+  """What is beside the newest checkpoint that can be read; None where none can.
+
+  Raises:
+    ValueError: there is no folder of checkpoints.
+  """
+  stored = checkpoint.Checkpoints(paths.local(workdir), read_only=True)
+  with contextlib.closing(stored):
+    for step in stored.steps():
+      with contextlib.suppress(Exception):  # damaged, which is told where it is read
+        return stored.meta(step)
+  return None
 
 
 def read_experiment(workdir: str | Path) -> Experiment:
@@ -104,12 +129,10 @@ def average_names(record: Mapping[str, Any]) -> list[str]:
 
 def averages_of(workdir: str | Path) -> list[str]:
   """The averages of a run's config, in its order, by its newest checkpoint that says so."""
-  stored = checkpoint.Checkpoints(paths.local(workdir), read_only=True)
-  with contextlib.closing(stored):
-    for step in stored.steps():
-      with contextlib.suppress(Exception):  # damaged, which is told where it is read
-        return list(stored.meta(step)["config"]["ema"])
-  raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
+  meta = _newest_meta(workdir)
+  if meta is None:
+    raise ValueError(f"{workdir} has no complete checkpoint yet: train that run first.")
+  return list(meta["config"]["ema"])
 
 
 def load_network(
@@ -118,6 +141,7 @@ def load_network(
   *,
   emas: Sequence[str] | None = None,
   network: Network | None = None,
+  check: Callable[[Mapping[str, Any]], Any] = lambda meta: None,
 ) -> Trained:
   """A run's network with some of its averages, from its newest good checkpoint.
 
@@ -128,11 +152,13 @@ def load_network(
     mesh: where the weights go.
     emas: names of averages, post-hoc ones among them; None: all of the checkpoint.
     network: the run's own, where it was handed in from Python.
+    check: is given {config, identity, ...} beside the weights, before they are read; it may raise.
   """
   described = None
 
   def layout(meta):
     nonlocal described
+    check(meta)
     described = experiment.describe(meta["config"], network)
     there = average_names(meta["config"])
     if emas is None:
@@ -156,21 +182,52 @@ class Loaded(NamedTuple):
 
   model: Model
   run: Described | None
+  weights: Mapping[str, Any] | None = None  # their step and digest, of `weights_of`
 
 
 def load_model(fits: Experiment, stored: Stored, mesh: Mesh) -> Loaded:
   """The network and the average of another run, which must fit this run's data."""
-  described, params, _ = load_average(stored.workdir, stored.ema, mesh)
+  described, params, step = load_average(stored.workdir, stored.ema, mesh)
   _check_relative(fits, described, stored.workdir)
-  return Loaded((described.network, params), described)
+  weights = weights_of(stored.workdir, step, stored.ema)
+  return Loaded((described.network, params), described, weights)
+
+
+def weights_of(workdir: str | Path, step: int, ema: str = "") -> dict[str, Any]:
+  """By what stored weights are known: their step, and a digest of the checkpoint's files.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint.
+    ema: the average's name, where it may be a post-hoc one.
+  """
+  wanted, run = _POSTHOC.fullmatch(ema), paths.local(workdir)
+  if wanted and posthoc_folder(workdir, float(wanted[1])).is_dir():
+    run = posthoc_folder(workdir, float(wanted[1]))
+  folder = run / "checkpoints" / str(step) / "state"
+  return {"step": step, "digest": digests.of_folder(folder) if folder.is_dir() else None}
+
+
+def newest_weights(workdir: str | Path) -> dict[str, Any] | None:
+  """`weights_of` the newest checkpoint; None where there is none."""
+  if not (paths.local(workdir) / "checkpoints").is_dir():
+    return None
+  stored = checkpoint.Checkpoints(paths.local(workdir), read_only=True)
+  with contextlib.closing(stored):
+    steps = stored.steps()
+  return weights_of(workdir, steps[0]) if steps else None
 
 
 def load_average(
-  workdir: str | Path, name: str, mesh: Mesh, network: Network | None = None
+  workdir: str | Path,
+  name: str,
+  mesh: Mesh,
+  network: Network | None = None,
+  check: Callable[[Mapping[str, Any]], Any] = lambda meta: None,
 ) -> tuple[Described, Params, int]:
   """An average of a run by its name, of its checkpoint or a post-hoc one, and the step it is of."""
   wanted = _POSTHOC.fullmatch(name)
-  trained = load_network(workdir, mesh, emas=(name,), network=network)
+  trained = load_network(workdir, mesh, emas=(name,), network=network, check=check)
   if name in trained.averages or wanted is None:
     return trained.run, trained.averages[name], trained.step
   folder = posthoc_folder(workdir, float(wanted[1]))
@@ -188,10 +245,15 @@ def load_average(
 
 
 def load_averages(
-  workdir: str | Path, names: Collection[str], mesh: Mesh, network: Network | None = None
+  workdir: str | Path,
+  names: Collection[str],
+  mesh: Mesh,
+  network: Network | None = None,
+  check: Callable[[Mapping[str, Any]], Any] = lambda meta: None,
 ) -> Trained:
   """A run's network with the averages of these names, post-hoc ones among them."""
-  trained = load_network(workdir, mesh, emas=tuple(dict.fromkeys(names)), network=network)
+  emas = tuple(dict.fromkeys(names))
+  trained = load_network(workdir, mesh, emas=emas, network=network, check=check)
   others = {
     name: load_average(workdir, name, mesh, network)[1]
     for name in dict.fromkeys(names)
@@ -202,8 +264,8 @@ def load_averages(
 
 def length(sigma_rel: float) -> str:
   """A length of averages as it is in names: 0.050, 0.1235."""
-  text = f"{sigma_rel:.3f}"
-  return text if float(text) == sigma_rel else f"{sigma_rel:.6f}".rstrip("0")
+  whole, digits = f"{sigma_rel:.6f}".split(".")
+  return f"{whole}.{digits[:3]}{digits[3:].rstrip('0')}"
 
 
 def posthoc_folder(workdir: str | Path, sigma_rel: float) -> Path:
@@ -238,28 +300,6 @@ def open_snapshots(
     yield Snapshots(described, emas, lambda step: stored.load(step, layout).state)
 
 
-def write_times(workdir: str | Path, found: Mapping[str, Any]) -> None:
-  """Adds the times that a search found, {sampler: {mid_times: ..., ...}}, to the run's."""
-  path = paths.local(workdir) / TIMES
-  with lock.hold(path.parent, "search", wait=True):  # so that none of another search is lost
-    before = json_files.read(path) if path.is_file() else {}
-    write_json(path, before | dict(found))
-
-
-def with_searched_times(exp: Experiment, workdir: str | Path) -> Experiment:
-  """The experiment with the intermediate times that were searched for this run, where there are."""
-  path = paths.local(workdir) / TIMES
-  if not path.is_file():
-    return exp
-  samplers = dict(exp.samplers)
-  for key, found in json_files.read(path).items():
-    sampler = samplers.get(key)
-    if sampler is not None and sampler.searched and sampler.with_times:
-      samplers[key] = sampler.with_times(tuple(found["mid_times"]))
-      logger.info("samplers.%s: mid_times=%s, from %s.", key, found["mid_times"], path)
-  return exp._replace(samplers=samplers)
-
-
 def load_teacher(exp: Experiment, mesh: Mesh) -> Loaded | None:
   """The frozen model that a method distils: read once, that average alone; None without."""
   teacher = exp.teacher
@@ -267,7 +307,8 @@ def load_teacher(exp: Experiment, mesh: Mesh) -> Loaded | None:
     return None
   if not isinstance(teacher, Stored):
     network, params = teacher
-    return Loaded((network, _placed(params, mesh)), None)
+    weights = {"step": None, "digest": digests.of_arrays(param_names.by_name(params))}
+    return Loaded((network, _placed(params, mesh)), None, weights)
   loaded = load_model(exp, teacher, mesh)
   assert loaded.run is not None, "it was just read"
   if exp.method.teacher_needs_no_class and not loaded.run.label_dropout:
@@ -340,8 +381,9 @@ def first_weights(
     params = _placed(wanted[1], mesh)
     return grow(exp.network, params, key, "init_from: the model that was handed in")
   same = teacher is not None and wanted == exp.teacher
-  (_, params), described = teacher if teacher and same else load_model(exp, wanted, mesh)
-  theirs_record = described.record if described else exp.record
+  loaded = teacher if teacher and same else load_model(exp, wanted, mesh)
+  params = loaded.model[1]
+  theirs_record = loaded.run.record if loaded.run else exp.record
   # With the same shapes: nothing but the samples would show it.
   for name, default in (("preconditioning", "trigflow"), ("embedding", "positional")):
     ours, theirs = (r["net"].get(name, default) for r in (exp.record, theirs_record))
@@ -383,16 +425,17 @@ def layout(
   mesh: Mesh,
   meta: dict[str, Any],
   *,
-  num_examples: int,
+  known: Mapping[str, Any],
   allow_change: bool = False,
 ) -> Any:
   """How the state of this run is to be restored, if the stored config is that of this run.
 
-  With `allow_change` it may be another, as long as it makes a state of the same shapes.
+  With `allow_change` it may be another, as long as it makes a state of the same shapes. `known` is
+  the run's identity, and what is compared with the one beside the state.
   """
-  options: dict[str, Any] = dict(num_examples=num_examples, allow_change=allow_change)
-  changes = check_same_run(experiment.stored_record(exp), meta, "checkpoints", **options)
-  if changes:
+  record = experiment.stored_record(exp)
+  identity.check_same_run(record, meta, "checkpoints", identity=known, allow_change=allow_change)
+  if identity.config_changes(record, meta["config"]):
     init = experiment.state_init(experiment.parse(meta["config"]))
     _check_same_shapes(abstract, jax.eval_shape(init, jax.random.key(0)))
   return sharded(abstract, mesh)
@@ -413,73 +456,3 @@ def _check_same_shapes(ours: TrainState, theirs: TrainState) -> None:
       + "\nTake the old values; or another --workdir, and config.init_from to begin with what "
       "was trained here."
     )
-
-
-def check_same_run(
-  record: Mapping[str, Any],
-  meta: dict[str, Any],
-  what: str = "snapshots",
-  *,
-  num_examples: int,
-  allow_change: bool = False,
-) -> dict[str, tuple[Any, Any]]:
-  """Raises if what is in the workdir was made with other values than this run's.
-
-  Args:
-    record: of this run.
-    meta: what is beside the stored state.
-    what: is stored, in the plural.
-    num_examples: of this run's data: where a file is missing, batches are not those of before.
-    allow_change: do not raise.
-
-  Returns:
-    {key: (stored, now)} of what is another value now.
-  """
-  changes = _changes(record, meta, num_examples)
-  if changes and not allow_change:
-    raise ValueError(
-      f"The config does not fit the {what} in the workdir:\n  "
-      + "\n  ".join(_sentence(key, *values, what) for key, values in changes.items())
-      + "\nTake the old values, another --workdir, or --allow_config_change to go on with the new."
-    )
-  return changes
-
-
-def record_changes(
-  workdir: Path, record: Mapping[str, Any], restored: checkpoint.Restored, num_examples: int
-) -> None:
-  """Logs what is other than when the checkpoint was made, and adds a line for it to CHANGES."""
-  if not (changes := _changes(record, restored.meta, num_examples)):
-    return
-  for key, values in changes.items():
-    logger.warning("Goes on with a changed config: %s.", _sentence(key, *values, "checkpoints"))
-  values = {key: {"old": old, "new": new} for key, (old, new) in changes.items()}
-  line = {"step": restored.step, "changes": values}
-  with open(workdir / CHANGES, "a", encoding="utf-8") as file:
-    file.write(json.dumps(line) + "\n")
-
-
-def _changes(
-  record: Mapping[str, Any], meta: dict[str, Any], num_examples: int
-) -> dict[str, tuple[Any, Any]]:
-  """{key: (stored, now)} of what may not differ between two sittings of one run, and does."""
-  ours, theirs = flat(experiment.as_json(record)), flat(meta["config"])
-  if "num_examples" in meta:  # not beside snapshots, nor older checkpoints
-    ours["data (number of examples)"] = num_examples
-    theirs["data (number of examples)"] = meta["num_examples"]
-  return {
-    key: (theirs.get(key, "not set"), ours.get(key, "not set"))
-    for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and not {key, key.split(".")[0]} & set(FREE)
-  }
-
-
-def digest(record: Mapping[str, Any]) -> str:
-  """The sha256 of what makes a run what it is: of its record without the keys in `FREE`."""
-  values = flat(experiment.as_json(record))
-  kept = {key: value for key, value in values.items() if not {key, key.split(".")[0]} & set(FREE)}
-  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def _sentence(key: str, stored: Any, now: Any, what: str) -> str:
-  return f"{key}: {stored} in the {what.removesuffix('s')}, {now} now"

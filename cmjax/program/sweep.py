@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cmjax import experiment
-from cmjax.base import lock, paths, sharding
+from cmjax.base import digests, json_files, lock, paths, sharding
 from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
-from cmjax.program import averages, stored_runs
+from cmjax.program import averages, identity, searched_times, stored_runs
 from cmjax.program.course import key_for
 from cmjax.run import charts, page
 
@@ -45,11 +45,12 @@ def sweep(
   Raises:
     ValueError: the run has no Frechet evaluator; scores of other samplers or snapshots are there.
   """
-  exp = exp or stored_runs.read_experiment(workdir)
+  exp = exp or experiment.parse(stored_runs.read_trained_record(workdir))
   mesh, key = experiment.make_mesh(exp.run), key_for(exp.run.seed, "evaluate")
-  exp = stored_runs.with_searched_times(exp, workdir)
+  exp = searched_times.use(exp, workdir, stored_runs.newest_weights(workdir))
   label, score = experiment.frechet_scores(exp, mesh, stored_runs.load_guides(exp, mesh))
   with stored_runs.open_snapshots(workdir, mesh, exp.network) as snapshots:
+    identity.check_trained(experiment.stored_record(exp), snapshots.run.record, workdir)
     step = averages.end_step(snapshots, step)
     recipe = averages.recipe(snapshots, sigma_rels, step)
     path = paths.local(workdir) / "posthoc" / f"sweep_{label}_step{step}.json"
@@ -90,14 +91,25 @@ def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float
   """The scores that are there already; raises if they were computed under other conditions."""
   if not path.is_file():
     return {}
-  stored, ours = json.loads(path.read_text()), json.loads(json.dumps(conditions))
-  differ = [key for key in ours if ours[key] != stored["conditions"].get(key)]
+  try:
+    stored = json_files.read(path)
+    if digests.is_whole(stored) is False:
+      raise ValueError("it is not what a sweep wrote")
+    theirs, scores = dict(stored["conditions"]), dict(stored["scores"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is damaged ({error!r}): move it away to score all lengths anew."
+    ) from None
+  if digests.is_whole(stored) is None:
+    logger.warning("%s has no digest: whether its scores were changed is not known.", path)
+  ours = json.loads(json.dumps(conditions))
+  differ = [key for key in ours if ours[key] != theirs.get(key)]
   if differ:
     raise ValueError(
       f"The scores in {path} cannot be compared with new ones: {', '.join(differ)} differ. Move "
       "the file away to score all lengths anew."
     )
-  return stored["scores"]
+  return scores
 
 
 def _add(
@@ -109,7 +121,7 @@ def _add(
   with lock.hold(workdir, "average", wait=True):
     scores = _stored(path, conditions) | scores
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"conditions": conditions, "scores": scores})
+    write_json(path, digests.sealed({"conditions": conditions, "scores": scores}))
   return scores
 
 

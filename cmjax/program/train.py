@@ -31,9 +31,9 @@ def train(
   """Trains, or goes on training, until run.total_steps.
 
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
-  samples/, cards/, scores.json and report.html, and with snapshots also snapshots/. A run goes on
-  from its newest good checkpoint; one that was killed at any moment ends with the same state, bit
-  for bit, as one that was not.
+  samples/, cards/, scores.json, evaluations.json and report.html, and with snapshots also
+  snapshots/. A run goes on from its newest good checkpoint; one that was killed at any moment ends
+  with the same state, bit for bit, as one that was not.
 
   Args:
     exp: the experiment, of `experiment.parse(config)`, with parts of your own where you want.

@@ -1,5 +1,6 @@
 """Rows of one experiment by precision: its derivative, its rounding, and where that comes from."""
 
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -166,9 +167,20 @@ def _weights(exp: Experiment, workdir: str | Path | None) -> tuple[Network, Any]
   if workdir is not None and any((paths.local(workdir) / "checkpoints").glob("*")):
     first = stored_runs.averages_of(workdir)[0]
     mesh = experiment.make_mesh(exp.run)
-    described, params, _ = stored_runs.load_average(workdir, first, mesh, exp.network)
+    check = functools.partial(_check_scale, exp, workdir)
+    described, params, _ = stored_runs.load_average(workdir, first, mesh, exp.network, check)
     return described.network, jax.tree.map(jnp.asarray, jax.device_get(params))
   return exp.network, _random_weights(exp.network, exp.run.seed)
+
+
+def _check_scale(exp: Experiment, workdir: str | Path, stored: Mapping[str, Any]) -> None:
+  """Raises where a run's weights were trained at another scale than the config's."""
+  sigma_data = stored["config"]["sigma_data"]
+  if sigma_data != exp.run.sigma_data:
+    raise ValueError(
+      f"The run in {workdir} was made with sigma_data={sigma_data}, the config given has "
+      f"{exp.run.sigma_data}. Leave that flag out, or give --workdir alone, without --config."
+    )
 
 
 def _random_weights(network: Network, seed: int) -> Params:

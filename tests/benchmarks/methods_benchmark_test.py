@@ -11,7 +11,7 @@ import pytest
 
 from cmjax import experiment, tangent
 from cmjax.base import flat_dicts
-from cmjax.program import sample, stored_runs
+from cmjax.program import sample, searched_times, stored_runs
 
 BENCHMARK = runpy.run_path(
   str(pathlib.Path(__file__).parents[2] / "benchmarks" / "comparison" / "methods.py"),
@@ -93,7 +93,7 @@ def test_the_second_step_is_searched_and_scored_where_a_run_is_there(monkeypatch
   def search_times(given, workdir, *, name, num_samples, num_probes, seed):
     assert name == "2" and num_samples == BENCHMARK["NUM_SAMPLES"] and num_probes == 12
     assert given.record["evals"]["fd"]["num_samples"] == num_samples
-    stored_runs.write_times(workdir, {name: {"mid_times": [0.7]}})
+    searched_times.write(workdir, {name: {"mid_times": [0.7]}})
 
   def frechet_scores(given, mesh):
     assert given.evaluators["fd"].samplers == ("2",)

@@ -5,13 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
 from cmjax import experiment, pages
 from cmjax.experiment import methods
-from cmjax.program import costs, plan
+from cmjax.program import plan
 from helpers import tiny
+from helpers.flops import needed
 
 PAGES = [name for name in pages.names() if name.startswith("digits_")]
 
@@ -44,9 +44,7 @@ def flops(exp):
     return jax.grad(lambda p: loss(p | fixed, batch, key, step)[0])(params)
 
   args = (state.params, fixed, weights, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
-  traced = jax.make_jaxpr(gradient)(*args).jaxpr
-  needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # as a compiler does
-  return sum(costs.count_flops(needed).values())
+  return needed(gradient, *args)
 
 
 @functools.cache

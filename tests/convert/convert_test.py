@@ -488,7 +488,9 @@ def test_a_converted_run_teaches_and_is_sampled(run):
   given = experiment.parse(config)
   loaded = stored_runs.load_teacher(given, sharding.make_mesh())
   jax.tree.map(np.testing.assert_array_equal, loaded.model[1], params)
-  picture, arrays = sample.sample(given, workdir, num_samples=8, name="one_step", seed=0)
+  record = stored_runs.read_record(workdir) | {"samplers": given.record["samplers"]}
+  own = experiment.parse(record)
+  picture, arrays = sample.sample(own, workdir, num_samples=8, name="one_step", seed=0)
   with np.load(arrays) as found:
     assert found["samples"].shape == (8, 8, 8, 3) and np.isfinite(found["samples"]).all()
   assert picture.exists()

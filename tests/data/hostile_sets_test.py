@@ -233,7 +233,7 @@ TABLES = {
   "labels that are a number": ('{"labels": 3}', "It must be JSON"),
   "labels of threes": ('{"labels": [["a.png", 1, 2]]}', "It must be JSON"),
   "labels of lists": ('{"labels": [[["a.png"], 1]]}', "It must be JSON"),
-  "a picture twice": ('{"labels": [["a.png", 0], ["a.png", 1]]}', "it has a picture twice"),
+  "a picture twice": ('{"labels": [["a.png", 0], ["a.png", 1]]}', "more than once, such as a.png"),
   "a key twice": ('{"a.png": 0, "a.png": 1}', "it has 'a.png' twice"),
   "cut off": ('{"a.png": ', "Expecting value"),
   "escapes": ('{"a.png": "\x1b[2J"}', "Invalid control character"),

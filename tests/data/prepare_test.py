@@ -412,8 +412,8 @@ def test_what_is_not_8_bits_of_rgb_is_named_and_converted_if_asked(tmp_path, cap
   assert_error(capsys, rf"1.png is {kind} \(Pillow's mode \w+\).*add {kind} to --convert")
   run(tmp_path / "a", tmp_path / "out", f"--convert={kind}")
   images, _ = read(tmp_path / "out")
-  if kind in ("16-bit", "alpha"):
-    np.testing.assert_array_equal(images[1], PIXELS[0])
+  if kind in ("16-bit", "alpha"):  # nearly opaque: over white, only one pixel may change, by 1
+    np.testing.assert_allclose(images[1].astype(int), PIXELS[0], rtol=0, atol=kind == "alpha")
   if kind == "palette":
     expected = Image.fromarray(PIXELS[0]).quantize(16).convert("RGB")
     np.testing.assert_array_equal(images[1], np.asarray(expected))
@@ -555,7 +555,7 @@ def test_sources_that_are_none_are_refused(tmp_path, capsys):
   (tmp_path / "bad.json").write_text("[1]")
   for source, options, message in (
     ("a", [], "No pictures in the subfolders empty of"),
-    ("nothing", [], "no pictures in this folder"),
+    ("nothing", [], r"no pictures \(PNG, JPEG.* in "),
     ("x.txt", [], "file of an unknown kind"),
     ("x.zip", [], "Cannot read .*x.zip"),
     ("deep", [], "pictures at several levels"),

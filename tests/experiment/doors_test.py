@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cmjax import experiment, times
 from cmjax.base import sharding
 from cmjax.experiment import Evaluator, Frozen, Method, Sampler, Stored, optimizers
-from cmjax.program import sample, stored_runs, train
+from cmjax.program import sample, searched_times, stored_runs, train
 from cmjax.types import Network
 from helpers import own_parts, tiny
 from helpers.losses import LOSSES
@@ -525,8 +525,8 @@ def test_numbers_and_places_that_were_changed_in_python_are_in_the_record():
 
 
 def test_times_that_were_searched_are_in_the_record_and_the_network_keeps_its_name(tmp_path):
-  (tmp_path / stored_runs.TIMES).write_text(json.dumps({"two_steps": {"mid_times": [0.7]}}))
-  given = stored_runs.with_searched_times(parsed(), tmp_path)
+  (tmp_path / searched_times.FILE).write_text(json.dumps({"two_steps": {"mid_times": [0.7]}}))
+  given = searched_times.use(parsed(), tmp_path, None)
   record = experiment.stored_record(given)
   assert record["samplers"]["two_steps"]["mid_times"] == (0.7,)
   assert record["samplers"]["one_step"] == given.record["samplers"]["one_step"]

@@ -10,11 +10,14 @@ import json
 from unittest import mock
 
 from cmjax import experiment
-from cmjax.experiment import evaluation, models, sampling
+from cmjax.experiment import models, sampling
 from cmjax.program import compiled_step
 
 # The sections of a config, and the numbers of a run, that programs are made of.
-SECTIONS = ("net", "loss", "optim", "ema", "samplers", "data", "sigma_data", "total_steps")
+SECTIONS = (
+  *("net", "loss", "optim", "ema", "samplers", "data", "sigma_data", "total_steps"),
+  "batch_size",  # half-lives of averages count images
+)
 NUMBERS = ("batch_size", "microbatch", "steps_per_dispatch", "loss_scale", "sigma_data")
 FUNCTIONS = ("network", "method", "tx", "schedule", "averages", "samplers")
 
@@ -78,7 +81,7 @@ def shared_programs():
       (compiled_step, "make_step_fn", shared_step_fn),
       (compiled_step, "compile_step", shared_compile),
       (experiment, "compiled_sampler", shared_sampler),
-      (evaluation.sampling, "compiled_sampler", shared_sampler),
+      (sampling, "compiled_sampler", shared_sampler),
     ):
       stack.enter_context(mock.patch.object(place, name, function))
     yield

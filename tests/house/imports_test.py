@@ -62,6 +62,9 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
   "absl.flags": {"main", "commands"},
   "orbax": {"run.checkpoint"},
   "grain": {"data"},
+  # By itself Pillow opens whatever a file looks like, PostScript too.
+  "Image.open": {"data.image_files"},
+  "PIL.Image.open": {"data.image_files"},
   "tensorflow_datasets": {"data"},
   "tensorboardX": {"run.writer"},
   "tensorflow": set(),
@@ -312,6 +315,8 @@ def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
     ("run.page", "import tensorboardX", "only in run.writer"),
     ("data.pipeline", "import jax\nn = jax.process_count()", "only in base.sharding, main"),
     ("experiment", "from jax import devices", "only in base.sharding, main"),
+    ("run.writer", "from PIL import Image\nImage.open('a.png')", "only in data.image_files"),
+    ("data.sources", "import PIL.Image\nPIL.Image.open('a.png')", "only in data.image_files"),
     ("convert.edm", "import torch", "only in tests"),
     ("main", "import os\nx = os.environ['A']", "launch scripts"),
     ("main", "from os import environ", "launch scripts"),

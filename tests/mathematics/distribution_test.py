@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.interpreters import partial_eval
 
 from cmjax import networks, times, trigflow, weighting
 from cmjax.losses import continuous, diffusion, distribution
-from cmjax.program import costs
 from cmjax.types import Network
 from helpers import exact
 from helpers.exact import SIGMA_DATA, S
+from helpers.flops import needed
 
 D = 4
 VSD_T = times.lognormal(0.4, 2.0, sigma_data=SIGMA_DATA)
@@ -180,9 +179,7 @@ def test_a_step_costs_8_passes_beside_the_consistency_loss_and_one_generator_pas
 
   def flops(loss_fn):
     args = ({"net": p, "fake": p, **empty}, {"image": jnp.zeros((64, 2))}, jax.random.key(0))
-    traced = jax.make_jaxpr(jax.grad(loss_fn, has_aux=True))(*args, jnp.int32(1)).jaxpr
-    needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # as a compiler does
-    return sum(costs.count_flops(needed).values())
+    return needed(jax.grad(loss_fn, has_aux=True), *args, jnp.int32(1))
 
   unit = flops(teacher) / 3
   assert flops(both) / unit == pytest.approx(5 + 3 + 1 + 1 + 3, rel=0.06)

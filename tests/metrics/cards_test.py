@@ -46,6 +46,18 @@ def test_a_card_comes_back_as_it_was_written(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [("2.5", "1.5"), ("edm", "tf"), ("50000", "50001"), ('"round"', '"truncate"'), ('"01"', '"02"')],
+)
+def test_a_card_that_was_changed_is_refused(tmp_path, old, new):
+  path = cards.write(tmp_path, "a", CARD)
+  assert old in path.read_text()
+  path.write_text(path.read_text().replace(old, new, 1))
+  with pytest.raises(ValueError, match="it was changed since it was written"):
+    cards.read(path)
+
+
 def test_every_number_is_told_with_its_floor():
   assert cards.lines(CARD) == [
     "FID 2.5; floor 1.25 (10,000 held-out images)",

@@ -12,7 +12,7 @@ from PIL import Image
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.metrics import cards, references
-from cmjax.program import averages, convert, sample, sitting, stored_runs, sweep
+from cmjax.program import averages, convert, sample, searched_times, sitting, stored_runs, sweep
 from cmjax.run import writer
 from helpers import tiny
 
@@ -41,7 +41,8 @@ def test_samples_and_their_picture_are_of_the_same_call(tmp_path, shape):
 
   def write(x0):
     for _ in range(4):
-      sample._write(tmp_path, "one_step_main_step6_seed0", {"samples": x0}, x0)
+      pixels = writer.picture(x0)
+      sample._write(tmp_path, "one_step_main_step6_seed0", {"samples": x0}, pixels)
 
   assert not at_once(*(lambda x0=x0: write(x0) for x0 in drawn))
   (picture,), (arrays,) = (list((tmp_path / "samples").glob(f"*.{end}")) for end in ("png", "npz"))
@@ -53,8 +54,8 @@ def test_samples_and_their_picture_are_of_the_same_call(tmp_path, shape):
 
 def test_searches_of_several_samplers_at_once_keep_the_times_of_all(tmp_path):
   found = [{f"sampler{i}": {"mid_times": [i / 10]}} for i in range(12)]
-  assert not at_once(*(lambda one=one: stored_runs.write_times(tmp_path, one) for one in found))
-  stored = json.loads((tmp_path / stored_runs.TIMES).read_text())
+  assert not at_once(*(lambda one=one: searched_times.write(tmp_path, one) for one in found))
+  stored = json.loads((tmp_path / searched_times.FILE).read_text())
   assert {name: times["mid_times"] for name, times in stored.items()} == {
     f"sampler{i}": [i / 10] for i in range(12)
   }
@@ -62,9 +63,11 @@ def test_searches_of_several_samplers_at_once_keep_the_times_of_all(tmp_path):
 
 POINTS = np.zeros((4, 2), np.float32)
 LATE = {
-  "sample": lambda workdir: sample._write(workdir, "one_step", {"samples": POINTS}, POINTS),
+  "sample": lambda workdir: sample._write(
+    workdir, "one_step", {"samples": POINTS}, writer.picture(POINTS)
+  ),
   "latents": lambda workdir: sample._write(workdir, "one_step", {"samples": POINTS}, None),
-  "search": lambda workdir: stored_runs.write_times(workdir, {"one_step": {"mid_times": [0.1]}}),
+  "search": lambda workdir: searched_times.write(workdir, {"one_step": {"mid_times": [0.1]}}),
   "sweep": lambda workdir: sweep._add(workdir, workdir / "posthoc" / "a.json", {}, {}),
   "ema": lambda workdir: averages._alone(workdir).__enter__(),
 }
@@ -89,12 +92,14 @@ def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, 
   workdir, foreign, mesh = tmp_path / "run", tmp_path / "foreign.safetensors", sharding.make_mesh()
   config = lambda steps: tiny.config("snapshots", total_steps=steps)
   tiny.train(config(12), workdir)
-  convert.export(workdir, foreign)
+  convert.export(workdir, foreign, ema="main")
+  weights = tiny.leaves(stored_runs.load_average(workdir, "main", mesh)[1])
   given = experiment.parse(config(12))
   searched = dict(name="two_steps", num_samples=32, num_probes=5, seed=0)
   for i in range(times):
+    steps = 14 + 2 * (i // 10)  # in the other rounds of ten the run is at its end
     modes = {
-      "train": lambda i=i: tiny.train(config(14 + 2 * i), workdir),
+      "train": lambda steps=steps: tiny.train(config(steps), workdir),
       "evaluate": lambda: sample.evaluate(given, workdir),
       "search": lambda: sample.search_times(given, workdir, **searched),
       "ema": lambda i=i: averages.write(workdir, [0.05 + i / 1000], mesh),
@@ -108,17 +113,19 @@ def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, 
       errors = at_once(call, call)
       assert len(errors) < 2, (mode, errors)
       assert all(re.search(REFUSED, str(e)) and "\n" not in str(e) for e in errors), (mode, errors)
-    assert tiny.state(workdir)["step"] == 14 + 2 * i
+    assert tiny.state(workdir)["step"] == steps
     for path in workdir.rglob("*.json"):
       json.loads(path.read_text())
     for path in (workdir / "cards").glob("*.json"):
       cards.read(path)
     references.read(tmp_path / "reference.npz", "pixels")
-    assert (
-      stored_runs.load_average(workdir, f"posthoc_{0.05 + i / 1000:.3f}", mesh)[2] == 14 + 2 * i
-    )
-    assert tiny.leaves(stored_runs.load_average(tmp_path / f"converted{i}", "main", mesh)[1])
-    assert np.load(workdir / "samples" / f"one_step_power_05_step{14 + 2 * i}_seed{i}.npz")
+    average = stored_runs.load_average(workdir, f"posthoc_{0.05 + i / 1000:.3f}", mesh)
+    assert average[2] == steps
+    converted = stored_runs.load_average(tmp_path / f"converted{i}", "main", mesh)
+    tiny.assert_same(tiny.leaves(converted[1]), weights)
+    (arrays,) = (workdir / "samples").glob(f"one_step_*_step{steps}_seed{i}.npz")
+    with np.load(arrays) as found:
+      assert found["samples"].shape == (4, 2)
   assert not list(tmp_path.rglob("*.partial")) and not list(
     tmp_path.rglob("*orbax-checkpoint-tmp*")
   )

@@ -18,7 +18,7 @@ import pytest
 
 from cmjax import experiment
 from cmjax.data import sources
-from cmjax.program import compiled_step, course, doctor, stored_runs, train
+from cmjax.program import compiled_step, course, doctor, identity, train
 from cmjax.run import checkpoint
 from helpers import tiny
 from helpers.earlier_versions import as_before
@@ -737,7 +737,7 @@ def test_how_a_step_is_computed_may_change_between_sittings_and_what_is_not():
   config = tiny.config(microbatch=8, steps_per_dispatch=2)
   with config.unlocked():
     config.net.remat, config.net.scan, config.net.attention = True, True, "xla"
-  stored_runs.check_same_run(config.to_dict(), meta, num_examples=512)
+  identity.check_same_run(config.to_dict(), meta, identity={})
   config.net.width = 8
   with pytest.raises(ValueError, match=r"net.width: 16 in the snapshot, 8 now\n"):
-    stored_runs.check_same_run(config.to_dict(), meta, num_examples=512)
+    identity.check_same_run(config.to_dict(), meta, identity={})

@@ -56,7 +56,7 @@ class Work(NamedTuple):
     for i in map(int, indices):
       try:
         pixels, kinds = _pixels(self.originals, i, self.recipe)
-      except image_files.Unconverted:
+      except image_files.Refused:
         raise  # not damaged: leaving it out would be the user's choice, not ours
       except ValueError as error:
         stretch.left_out.append(str(error))
@@ -99,7 +99,7 @@ def first_shape(
     try:
       return _pixels(originals, i, recipe)[0].shape
     except ValueError as error:
-      if isinstance(error, image_files.Unconverted) or count >= max_bad:
+      if isinstance(error, image_files.Refused) or count >= max_bad:
         raise
   raise ValueError("None of the pictures can be read.")
 
@@ -108,7 +108,7 @@ def _pixels(originals: Originals, i: int, recipe: Recipe) -> tuple[np.ndarray, t
   """Picture i as uint8 [h, w, c] under the recipe, and which conversions that took."""
   image, kinds = originals.picture(i, recipe.convert)
   if recipe.channels == 1 and image.mode == "RGB":
-    raise image_files.Unconverted(
+    raise image_files.Refused(
       f"{originals.names[i]} has colours, but this set is gray, as its first picture or --channels "
       "says. Give --channels=3, for which gray ones are repeated, or remove the others."
     )
@@ -121,14 +121,11 @@ def _pixels(originals: Originals, i: int, recipe: Recipe) -> tuple[np.ndarray, t
 
 def check(recipe: Recipe) -> Recipe:
   """The recipe with its filter; raises a ValueError for one that cannot be."""
-  if unknown := sorted(set(recipe.convert) - set(image_files.CONVERSIONS)):
-    raise ValueError(
-      f"Unknown conversion {', '.join(unknown)}. Choose from: {', '.join(image_files.CONVERSIONS)}."
-    )
+  convert = image_files.Rules(convert=recipe.convert).checked().convert
   if recipe.channels not in (None, 1, 3):
     raise ValueError(f"channels={recipe.channels}: use 3 (RGB) or 1 (gray), or leave it out.")
   filter = crops.check(recipe.transform, recipe.resolution, recipe.filter)
-  return recipe._replace(filter=filter, convert=tuple(sorted(set(recipe.convert))))
+  return recipe._replace(filter=filter, convert=convert)
 
 
 def joined(stretches: list[Stretch]) -> Stretch:

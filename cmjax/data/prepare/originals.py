@@ -16,19 +16,16 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cmjax.base import json_files, limits, safe_names, zip_files
-from cmjax.base.printable import printable, shown
-from cmjax.data import image_files, sources
+from cmjax.base import json_files, paths, safe_names, zip_files
+from cmjax.base.printable import printable
+from cmjax.data import image_files, image_headers, image_lists, sources, summary
 from cmjax.data.prepare import parquet_files
-
-SUFFIXES = (*image_files.SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LABELS_FILE = "dataset.json"
 
 
 class Originals:
@@ -39,8 +36,11 @@ class Originals:
     names: of each, as errors and reports give them.
     labels: int32 [n]; None without classes, or where only `label` knows them.
     class_names: as many as there are classes.
-    ignored: files beside the pictures that are passed over.
+    passed_over: reason -> number of files beside the pictures.
+    rules: by which pictures are opened; `picture` makes the conversions of its recipe instead.
   """
+
+  rules = image_files.DEFAULT
 
   def __init__(
     self,
@@ -50,15 +50,29 @@ class Originals:
     *,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
-    ignored: int = 0,
+    passed_over: Mapping[str, int] | None = None,
   ):
     if not len(names):
       raise ValueError(f"There are no pictures in this {kind}. Check the path.")
-    self.kind, self.names, self.ignored = kind, [printable(name) for name in names], ignored
-    self.labels, self.class_names = _classes(names, labels, num_classes, class_names)
+    self.kind, self.passed_over = kind, dict(passed_over or {})
+    self.names = [printable(name) for name in names]
+    self.labels, self.class_names = image_lists.number_classes(
+      names, labels, num_classes, class_names
+    )
 
   def __len__(self) -> int:
     return len(self.names)
+
+  def line(self, source: str) -> str:
+    """What there is, for people."""
+    counts = None if self.labels is None else sources.count_labels(self.labels)
+    parts = [
+      f"{source} ({self.kind}): {len(self):,} pictures",
+      summary.classes(self.class_names, len(self.class_names), counts),
+    ]
+    if self.passed_over:
+      parts.append(f"passed over: {image_lists.told(self.passed_over)}")
+    return "; ".join(parts) + "."
 
   def open(self, i: int) -> Any:
     """Picture i as Pillow opens it: a path or an open file."""
@@ -75,7 +89,8 @@ class Originals:
 
   def picture(self, i: int, convert: Sequence[str]) -> tuple[Image.Image, tuple[str, ...]]:
     """Picture i in mode L or RGB, and which conversions that took."""
-    return image_files.open_picture(self.open(i), self.names[i], convert)
+    rules = self.rules._replace(convert=tuple(convert))
+    return image_files.open_picture(self.open(i), self.names[i], rules)
 
 
 def find(
@@ -100,13 +115,20 @@ def find(
   """
   if not re.fullmatch(r"[\w.-]+", split) or safe_names.flat(split) != split:
     raise ValueError(f"split={split!r} names a folder: use letters, digits, '_', '-' and '.'.")
-  text, path = str(source), Path(source).expanduser()
   options: dict[str, Any] = dict(labels=labels, num_classes=num_classes)
+  text = str(source)
   if text.startswith("tfds:"):
     return Tfds(text.removeprefix("tfds:"), split, **options)
+  path = paths.local(text)
   if path.is_dir():
     tables = sorted(path.rglob("*.parquet"))
     if tables:
+      pictures = image_lists.num_pictures(path)
+      if pictures:
+        raise ValueError(
+          f"{path} has {pictures} pictures and {len(tables)} .parquet files. Give a folder of one "
+          "kind."
+        )
       return Parquet(path, _of_split(tables, split), image_column=image_column, **options)
     return Folder(path, **options)
   if path.is_file():
@@ -124,17 +146,14 @@ class Folder(Originals):
 
   def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
     self._path = path
-    files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    found = _labelled(files, labels, lambda: json_files.read(path / LABELS_FILE), str(path))
-    self._files = found["names"]
-    if found["by_folder"]:
-      named = {name.split("/")[0] for name in found["names"]}
-      empty = [p.name for p in path.iterdir() if p.is_dir() and p.name not in named]
-      empty = sorted(name for name in empty if not name.startswith("."))
-      if empty:
-        raise ValueError(f"No pictures in the subfolders {', '.join(empty)} of {path}: {EMPTY}")
+    listing = image_lists.of_folder(path, labels)
+    self._files = listing.names
     super().__init__(
-      "folder", found["names"], found["labels"], num_classes=num_classes, ignored=found["ignored"]
+      "folder",
+      listing.names,
+      listing.labels,
+      num_classes=num_classes,
+      passed_over=listing.passed_over,
     )
 
   def open(self, i: int) -> Path:
@@ -143,7 +162,8 @@ class Folder(Originals):
 
   def stamp(self, i: int) -> str:
     """Its size, and when it was written."""
-    stat = (self._path / self._files[i]).stat()
+    path = self._path / self._files[i]
+    stat = path.stat() if path.exists() else path.lstat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
@@ -153,18 +173,27 @@ class Zip(Originals):
   def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
     self._path, self._file = path, None
     try:
-      members = zip_files.members(self._zip())
+      members = zip_files.members(self._zip(), windows=True)
     except ValueError as error:
       raise ValueError(f"Cannot read {path}: {error}. It must be a .zip of pictures.") from error
     root = _shared_folder(list(members))
-    files = sorted(name.removeprefix(root) for name in members)
-    table = lambda: json_files.parse(zip_files.read(self._zip(), members[root + LABELS_FILE]))
-    found = _labelled(files, labels, table, str(path))
-    infos = [members[root + name] for name in found["names"]]
+    folders = [f"{name}/" for name in zip_files.folders(self._zip(), windows=True)]
+    files = image_lists.Files(
+      [name.removeprefix(root) for name in members],
+      [name.removeprefix(root).split("/")[0] for name in folders if name != root],
+    )
+    listing = image_lists.find(
+      files,
+      str(path),
+      labels=labels,
+      head=lambda name: self._read(members[root + name], image_headers.HEAD_BYTES),
+      table=lambda: json_files.parse(self._read(members[root + image_lists.LABELS_FILE])),
+    )
+    infos = [members[root + name] for name in listing.names]
     self._entries = [info.filename for info in infos]
     self._stamps = [f"{info.file_size} {info.CRC:08x}" for info in infos]
     super().__init__(
-      "zip", found["names"], found["labels"], num_classes=num_classes, ignored=found["ignored"]
+      "zip", listing.names, listing.labels, num_classes=num_classes, passed_over=listing.passed_over
     )
 
   def __getstate__(self) -> dict[str, Any]:
@@ -177,11 +206,15 @@ class Zip(Originals):
 
   def open(self, i: int) -> io.BytesIO:
     """The file, read whole."""
+    return io.BytesIO(self._read(self._zip().getinfo(self._entries[i])))
+
+  def _read(self, info: zipfile.ZipInfo, size: int | None = None) -> bytes:
+    """The bytes of a file, or the first of them."""
     try:
-      archive = self._zip()
-      return io.BytesIO(zip_files.read(archive, archive.getinfo(self._entries[i])))
+      return zip_files.read(self._zip(), info, size)
     except ValueError as error:
-      raise ValueError(f"Cannot read {self.names[i]} in {self._path}: {error}.") from error
+      name, reason = printable(info.filename), printable(str(error))[:500]
+      raise image_files.Damaged(f"Cannot read {name} in {self._path}: {reason}.") from error
 
   def stamp(self, i: int) -> str:
     """Its size and CRC."""
@@ -324,112 +357,6 @@ class Tfds(Arrays):
   def label(self, i: int) -> int:
     """The label of image i."""
     return int(self.element(i)["label"])
-
-
-EMPTY = "add some, or remove what holds none."
-
-
-def _labelled(files: list[str], labels: str | None, read: Any, where: str) -> dict[str, Any]:
-  """Which of these files are pictures, their labels and whether those are their folders.
-
-  Args:
-    files: relative, with slashes, sorted.
-    labels: as in `find`.
-    read: gives what is in LABELS_FILE, where it is one of the files.
-    where: for the errors.
-  """
-  visible = [f for f in files if not any(p.startswith((".", "__MACOSX")) for p in f.split("/"))]
-  names = [f for f in visible if f.lower().endswith(SUFFIXES)]
-  ignored = len(visible) - len(names) - (LABELS_FILE in visible)
-  found = {"names": names, "labels": None, "by_folder": False, "ignored": ignored}
-  if labels == "none":
-    return found
-  if labels is not None:
-    path = Path(labels).expanduser()
-    if not path.is_file():
-      raise ValueError(f"labels={labels!r} is no JSON file. Give its path, or 'none'.")
-    return found | {"labels": _from_json(lambda: json_files.read(path), names, str(path))}
-  if LABELS_FILE in visible:
-    return found | {"labels": _from_json(read, names, f"{where}/{LABELS_FILE}")}
-  depths = {name.count("/") for name in names}
-  if depths == {1}:
-    return found | {"labels": [name.split("/")[0] for name in names], "by_folder": True}
-  if len(depths) > 1 or depths > {0}:
-    raise ValueError(
-      f"{where} has pictures at several levels, or deeper than a subfolder. Subfolders of one "
-      "level are classes; for anything else give --labels: a JSON file {name: class}, or none."
-    )
-  return found
-
-
-def _from_json(read: Callable[[], Any], names: list[str], where: str) -> list[Any] | None:
-  """The label of each name: of EDM's {"labels": [[name, class], ...]}, or of {name: class}."""
-  try:
-    content = read()
-    if not isinstance(content, dict):
-      raise ValueError(f"it is {shown(content)}")
-    pairs = content.get("labels", content)
-    if pairs is None:
-      return None
-    table = dict(pairs)
-    if len(table) < len(pairs):
-      raise ValueError("it has a picture twice")
-  except (OSError, ValueError, TypeError) as error:
-    raise ValueError(
-      f"{where}: {printable(str(error))[:500]}. It must be JSON: {{name: class}}, or "
-      "{'labels': [[name, class], ...]}."
-    ) from error
-  table = {str(PurePosixPath(str(name).replace("\\", "/"))): label for name, label in table.items()}
-  missing = [name for name in names if name not in table]
-  if missing:
-    raise ValueError(
-      f"{where} has no label for {len(missing)} of {len(names)} pictures, such as "
-      f"{printable(missing[0])}. Add them, or remove the pictures."
-    )
-  return [table[name] for name in names]
-
-
-def _classes(
-  names: Sequence[str],
-  labels: Sequence[Any] | None,
-  num_classes: int | None,
-  class_names: Sequence[str] | None,
-) -> tuple[np.ndarray | None, list[str]]:
-  """Labels as int32 and the names of the classes.
-
-  Text is numbered by sorted name; numbers are what they are, below `num_classes`.
-  """
-  if labels is None:
-    if num_classes:
-      raise ValueError(f"num_classes={num_classes}, but there are no labels. Give --labels.")
-    return None, []
-  if all(isinstance(label, str) for label in labels):
-    class_names = sorted(set(labels))
-    numbers = {name: i for i, name in enumerate(class_names)}
-    labels = [numbers[label] for label in labels]
-    if num_classes not in (None, len(class_names)):
-      raise ValueError(f"num_classes={num_classes}, but there are {len(class_names)} class names.")
-    return np.array(labels, np.int32), class_names
-  count = num_classes or (len(class_names) if class_names else None)
-  for name, label in zip(names, labels, strict=True):
-    whole = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
-    if not whole or label < 0 or (count is not None and label >= count):
-      raise ValueError(
-        f"The label of {name} is {shown(label)}: labels must be whole numbers from 0 up"
-        f"{f' to {count - 1}' if count else ''}, or all text. Correct it, or give --num_classes."
-      )
-  count = count or max(labels) + 1
-  if num_classes is None:  # else the user says so
-    limits.check("classes", count, f"the labels of this source speak of {shown(count)} classes")
-  numbered = np.array(labels, np.int32)
-  empty = np.flatnonzero(np.bincount(numbered, minlength=count) == 0)
-  if len(empty) and num_classes is None:
-    raise ValueError(
-      f"{len(empty)} of {count} classes have no picture, such as {int(empty[0])}. Renumber them, "
-      f"or say that it is meant: --num_classes={count}."
-    )
-  known = list(class_names or ())
-  return numbered, [known[i] if i < len(known) else str(i) for i in range(count)]
 
 
 def _shared_folder(names: list[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmjax.base import paths
 from cmjax.data import manifest, shards
 
 AT_ONCE = 512  # records
@@ -30,7 +31,7 @@ def validate(path: str | Path) -> Report:
   Raises:
     ValueError: there is no set.
   """
-  root = Path(path).expanduser()
+  root = paths.local(path)
   if not root.is_dir():
     raise ValueError(f"There is no folder at {root}. Give the --out of a set.")
   report, contents = Report([], []), {}

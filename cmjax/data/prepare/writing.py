@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmjax.data import manifest, shards
+from cmjax.data import image_files, manifest, shards
 from cmjax.data.prepare.loading import (
   Recipe,
   Stretch,
@@ -229,6 +229,7 @@ def _how_made(
     "source": originals.kind,
     "num_pictures": len(chosen),
     "names_sha256": digest.hexdigest(),
+    "picture_rules": image_files.VERSION,
     "transform": recipe._asdict() | {"convert": list(recipe.convert)},
     "encoder": encoder.record if encoder else None,
     "licence": licence,
@@ -322,7 +323,7 @@ def _finish(
     "class_counts": counts.tolist(),
     "converted": total_by_kind(note["converted"] for note in notes),
     "left_out": left_out,
-    "ignored_files": originals.ignored,
+    "passed_over": originals.passed_over,
     "duplicates": {
       "groups": len(groups),
       "examples": sum(len(group["names"]) for group in groups),
