@@ -168,10 +168,7 @@ def _at_most(section: dict[str, Any], **limits: int) -> None:
 def _find(spec: str) -> tuple[Path, str]:
   """The file and the variant that a spec names."""
   name, _, variant = spec.partition(":")
-  try:
-    path = paths.local(name, "--config")
-  except RuntimeError as error:  # ~nobody
-    raise ValueError(f"No config {name!r}: {error} Give the whole path.") from error
+  path = paths.local(name, "--config") if name else Path()
   if path.suffix in (".py", ".json") and path.is_file():
     return path, variant
   stem = name.removeprefix("configs/").removesuffix(".py")

@@ -132,6 +132,11 @@ def declares(hint: Any) -> bool:
   return all(option.range for option in needs) and all(map(declares, inner))
 
 
+def can_be_typed(hint: Any) -> bool:
+  """Whether all that an annotation allows are values of a config, not functions or networks."""
+  return all(option.type in _KNOWN for option in options(hint))
+
+
 @functools.cache
 def of(factory: Callable[..., Any]) -> dict[str, Any]:
   """{argument: annotation} of a function, or of what makes an object of a class.

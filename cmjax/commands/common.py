@@ -1,11 +1,12 @@
 """What the verbs share: flags of the same meaning, and how they answer."""
 
 import argparse
+import contextlib
 import enum
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,8 @@ def say(answer: object) -> None:
 def log_ours() -> None:
   """Lets through what cmjax logs, made printable: libraries underneath write dozens of lines."""
   logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  for name in ("absl", "asyncio"):  # what orbax logs as errors, it raises
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   logging.getLogger("cmjax").setLevel(logging.INFO)
   printable.guard(logging.getLogger("cmjax"))
 
@@ -149,9 +151,31 @@ def answered(work: Callable[[], int | None]) -> int | None:
     Its exit code: 1 after an error, 130 where it was interrupted by hand.
   """
   try:
-    return work()
+    with _without_echoes():
+      return work()
   except (Exception, KeyboardInterrupt) as error:
     return told(error)
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+  """Keeps quiet what a failed save says once for every array that was still to be written.
+
+  The error itself comes to the main thread. Orbax has closed its event loop by then, and
+  tensorstore prints a traceback for each answer that it can no longer give.
+  """
+  before = sys.unraisablehook
+
+  def hook(unraisable):
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+      before(unraisable)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
 
 
 def told(error: BaseException) -> int:

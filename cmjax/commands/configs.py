@@ -1,7 +1,8 @@
 """The config of a command line: a page or a run's own, with the values that are set by flags."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,6 +10,8 @@ from ml_collections import ConfigDict
 from cmjax import pages
 from cmjax.base import parts, paths, ranges
 from cmjax.commands.common import ConfigFrom
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -111,11 +114,14 @@ def override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
     _check_key(config, key)
     _set(config, key, text, None)
   for key, _ in rest:
-    _check_key(config, key)
+    _check_key(config, key, {key: Any})
   if rest:
     from cmjax.experiment import declared  # here, as JAX takes seconds to start
 
-    hints = declared.hints(config)
+    optional = declared.left_out(config)
+    for key, _ in rest:
+      _check_key(config, key, optional)
+    hints = declared.hints(config) | optional
     for key, text in rest:
       _set(config, key, text, hints.get(key))
   return others
@@ -154,28 +160,33 @@ def _set(config: ConfigDict, path: str, text: str, hint: Any) -> None:
   """Sets one value; without a hint it stays of the kind that it is."""
   above, _, key = path.rpartition(".")
   section = _value(config, above) if above else config
-  if isinstance(section[key], ConfigDict):
+  if isinstance(section.get(key), ConfigDict):
     value = ranges.literal(text)
     if not isinstance(value, dict):
       raise ValueError(f"--config.{path}={text} must be a section, as {{'name': 'adam', ...}}.")
     value = ConfigDict(value)
   else:
-    hint = ranges.like(section[key]) if hint is None else hint
+    hint = ranges.like(section.get(key)) if hint is None else hint
     value = ranges.typed(text, hint, f"--config.{path}")
   with config.unlocked(), config.ignore_type():
     section[key] = value
 
 
-def _check_key(config: ConfigDict, path: str) -> None:
-  """Raises for a key that the config does not have."""
+def _check_key(config: ConfigDict, path: str, optional: Mapping[str, Any] = NONE) -> None:
+  """Raises for a key that the config does not have, and that is not left at its default there."""
   section, above = config, []
   for key in path.split("."):
     if not hasattr(section, "keys"):
       where = ".".join(["config", *above])
       raise ValueError(f"--config.{path}: {where} is a value, it has no keys.")
     if key not in section:
+      if path in optional and len(above) == path.count("."):
+        return
       where = ".".join(["config", *above])
+      others = [o.rpartition(".")[::2] for o in sorted(optional)]
+      others = [name for of, name in others if of == ".".join(above)]
       raise ValueError(
         f"--config.{path}: {where} has no {key!r}. It has: {', '.join(sorted(section))}."
+        + f" It can have: {', '.join(others)}." * bool(others)
       )
     section, above = section[key], [*above, key]

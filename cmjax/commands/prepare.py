@@ -18,11 +18,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cmjax.base import lock
-from cmjax.base.ranges import CountOrNone, Folder, Share, Size, SizeOrNone
+from cmjax.base.ranges import Count, CountOrNone, Folder, Share, Size, SizeOrNone
 from cmjax.commands import common
 from cmjax.data import image_files
 from cmjax.data.prepare import crops
@@ -52,61 +53,38 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  add, of = parser.add_argument, common.argument
+  add = parser.add_argument
+
+  def value(name: str, kind: Any, help: str, **others: Any) -> None:
+    """Of a kind that is read as a config's values are."""
+    add(f"--{name}", type=common.argument(kind, f"--{name}"), help=help, **others)
+
+  def number(name: str, default: int, help: str) -> None:
+    value(name, Count, f"{help} ({default:,})", default=default)
+
   add("source", nargs="?", help="a folder, .zip, .npz or tfds name")
-  add(
-    "--out", type=of(Folder, "--out"), metavar="DIR", help="of the set; a split is a folder in it"
-  )
-  add(
-    "--validate",
-    type=of(Folder, "--validate"),
-    metavar="DIR",
-    help="read a set back and say what is wrong with it",
-  )
+  value("out", Folder, "of the set; a split is a folder in it", metavar="DIR")
+  value("validate", Folder, "read a set back and say what is wrong with it", metavar="DIR")
   add("--split", default="train", help="its name here, and in an .npz, tfds or parquet (train)")
   held_out = "two splits, train and test: this part, evenly over the source, is the test"
-  add("--held_out", type=of(Share, "--held_out"), metavar="FRACTION", help=held_out)
+  value("held_out", Share, held_out, metavar="FRACTION")
   add("--transform", default="none", choices=crops.TRANSFORMS)
-  add("--resolution", type=of(Size, "--resolution"), help="side of the square")
+  value("resolution", Size, "side of the square")
   add("--filter", choices=sorted(crops.FILTERS), help="of center-crop (lanczos, as in EDM)")
   add("--channels", type=int, choices=(1, 3), help="1 or 3; by default as the first image")
   add("--labels", help="none, a JSON file {name: class} or EDM's, or a column of parquet files")
-  add(
-    "--num_classes",
-    type=of(SizeOrNone, "--num_classes"),
-    help="where it is more than the labels show",
-  )
+  value("num_classes", SizeOrNone, "where it is more than the labels show")
   add("--image_column", default="image", help="of parquet files (image)")
   kinds = ",".join(image_files.CONVERSIONS)
   add("--convert", default="", metavar="KINDS", help=f"what may be made 8 bits of RGB: {kinds}")
-  add(
-    "--max_bad",
-    type=of(CountOrNone, "--max_bad"),
-    default=0,
-    help="images that cannot be read and are left out (0)",
-  )
-  limits = image_files.DEFAULT
-  add(
-    "--max_pixels",
-    type=of(Size, "--max_pixels"),
-    default=limits.max_pixels,
-    help=f"of one ({limits.max_pixels:,})",
-  )
-  add(
-    "--max_bytes",
-    type=of(Size, "--max_bytes"),
-    default=limits.max_bytes,
-    help=f"of a file ({limits.max_bytes:,})",
-  )
+  value("max_bad", CountOrNone, "images that cannot be read and are left out (0)", default=0)
+  number("max_pixels", image_files.DEFAULT.max_pixels, "of one")
+  number("max_bytes", image_files.DEFAULT.max_bytes, "of a file")
   add("--latents", metavar="VAE.safetensors", help="keep mean and std of the SD-VAE's latents")
   add("--convention", default="scm", help="of latents: scm or edm2 (scm)")
-  add("--batch_size", type=of(Size, "--batch_size"), default=8, help="of the autoencoder (8)")
+  number("batch_size", 8, "of the autoencoder")
   add("--licence", default="", help="a note on the images, for the manifest")
-  add(
-    "--workers",
-    type=of(CountOrNone, "--workers"),
-    help="processes; by default one for each core, 0: none beside this",
-  )
+  value("workers", CountOrNone, "processes; by default one for each core, 0: none beside this")
   common.add_always(parser)
   args = parser.parse_args(argv)
   if args.validate is None and (args.source is None or args.out is None):

@@ -15,7 +15,7 @@ from cmjax.base import parts, ranges, sharding
 from cmjax.base.ranges import Place
 from cmjax.experiment import evaluation, methods, models, optimizers, run, sampling
 from cmjax.experiment.fields import Run
-from cmjax.experiment.sections import Section
+from cmjax.experiment.sections import Section, arguments
 from cmjax.losses import distribution, lpips
 from cmjax.training import optim
 
@@ -66,14 +66,26 @@ def hints(config: Section) -> dict[str, Any]:
 
   Of a config that is not whole, or names what is not there, those that can be found.
   """
-  found = {}
   fields = ranges.of(Run)
-  for field, path in run.NUMBERS.items():
-    found[".".join(path)] = fields[field]
+  found = {".".join(path): fields[field] for field, path in run.NUMBERS.items()}
   for prefix, section, takers in _sections(config):
     for taker in takers:
       known = taker if isinstance(taker, Mapping) else ranges.of(taker)
       found |= {f"{prefix}{key}": known[key] for key in section if key in known}
+  return found
+
+
+def left_out(config: Section) -> dict[str, Any]:
+  """{a.b.c: annotation} of the settings that a config leaves at the default of what takes them."""
+  found = {}
+  for prefix, section, takers in _sections(config):
+    for taker in takers if section else ():
+      if not isinstance(taker, Mapping):
+        optional = {p.name for p in arguments(taker) if p.default is not p.empty}
+        known = ranges.of(taker)
+        typed = {key for key in optional & set(known) if ranges.can_be_typed(known[key])}
+        typed -= {"split"}  # of data: whoever reads it says which
+        found |= {f"{prefix}{key}": known[key] for key in sorted(typed - set(section))}
   return found
 
 

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from cmjax import ema
-from cmjax.base.ranges import Count, Range, Seed, SigmaData
+from cmjax.base.ranges import Count, CountOrNone, Range, Seed, SigmaData
 from cmjax.data import sources
 from cmjax.metrics import evaluators as metrics
 from cmjax.run.snapshots import Plan
@@ -188,7 +188,7 @@ class Run(NamedTuple):
 
   Attributes:
     seed: of all randomness.
-    total_steps: of the training.
+    total_steps: of the training; 0 of weights that were converted.
     batch_size: images in the global batch of a step.
     sigma_data: std of data and noise.
     flip: whether images are mirrored at random.
@@ -207,7 +207,7 @@ class Run(NamedTuple):
   """
 
   seed: Seed
-  total_steps: Count
+  total_steps: CountOrNone
   batch_size: Count
   sigma_data: SigmaData
   flip: bool = False

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from cmjax.base import ranges, sharding
@@ -67,13 +66,7 @@ def check_seed(seed: Any, what: str = "seed") -> int:
   Raises:
     ValueError: it is no integer from 0 to 2**32 - 1.
   """
-  whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-  if not whole or not 0 <= seed < 2**32:
-    raise ValueError(
-      f"{what}={seed!r} must be an integer from 0 to 2**32 - 1 = {2**32 - 1}: of others JAX takes "
-      "the last 32 bits, and the noise would be that of another seed. Choose one in this range."
-    )
-  return int(seed)
+  return ranges.meant(seed, ranges.Seed, what)
 
 
 def make_mesh(run: Run, devices: list[Any] | None = None) -> Mesh:
@@ -94,7 +87,7 @@ def check(run: Run, every_steps: Mapping[str, int]) -> None:
     ranges.meant(value, hints[field], ".".join(NUMBERS[field]))
   num_steps = run.steps_per_dispatch
   intervals = {
-    "total_steps": run.total_steps,
+    "total_steps": run.total_steps or num_steps,  # 0: a run that was converted
     "log_every_steps": run.log_every_steps,
     "checkpoint.every_steps": run.save_every_steps,
     **every_steps,

@@ -85,7 +85,7 @@ class ADM(Module):
     in_channels: Size = 3,
     channels: Size = 192,
     channel_mult: tuple[Size, ...] = (1, 2, 3, 4),
-    num_blocks: Size = 3,
+    num_blocks: SizeOrNone = 3,
     attn_resolutions: tuple[Size, ...] = (32, 16, 8),
     dropout: Share = 0.1,
     dropout_resolution: Size | None = None,

@@ -98,7 +98,7 @@ class DDPMpp(Module):
     in_channels: Size = 3,
     channels: Size = 128,
     channel_mult: tuple[Size, ...] = (2, 2, 2),
-    num_blocks: Size = 4,
+    num_blocks: SizeOrNone = 4,
     attn_resolutions: tuple[Size, ...] = (16,),
     dropout: Share = 0.13,
     dropout_resolution: Size | None = None,

@@ -109,7 +109,7 @@ class Sitting:
     self._course = Course(exp, prepared.mesh, prepared.data, restored, fresh)
     self.step = self._start = self._course.step
     run = exp.run
-    if self._start > run.total_steps:
+    if self._start > run.total_steps or not run.total_steps:
       raise ValueError(
         f"{workdir} is at step {self._start} already, but total_steps={run.total_steps}. Raise it, "
         "or take another --workdir."

@@ -4,11 +4,14 @@ import functools
 import json
 import operator
 import pathlib
+import sys
+import types
 
 import pytest
 from absl import flags
 
 from cmjax.commands import cli, common, start
+from cmjax.experiment import declared
 from cmjax.program import sample, train
 from helpers import tiny
 
@@ -81,7 +84,7 @@ def test_a_value_is_read_by_what_its_key_may_be(key, text, value):
   ("key", "text"),
   [
     *(("optim.clip_norm", text) for text in ("true", "on", "-1", "0", "nan", "inf", "")),
-    *(("total_steps", text) for text in ("1e-3", "1.5", "many", "none", "0", "1e400", "2**10")),
+    *(("total_steps", text) for text in ("1e-3", "1.5", "many", "none", "-1", "1e400", "2**10")),
     *(("seed", text) for text in ("4294967296", "9223372036854775808", "-1", "none")),
     *(("data.flip", text) for text in ("maybe", "2", "none", "")),
     *(("optim.lr", text) for text in ("fast", "1/3", "off", "-1", "1e39")),
@@ -95,6 +98,26 @@ def test_a_value_that_cannot_be_is_one_line_that_names_its_flag(told, key, text)
   code, out, err = told("show", CONFIG, f"--config.{key}={text}")
   assert (code, out, err.count("\n")) == (1, "", 1)
   assert err.startswith(f"cmjax: --config.{key}") and "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "value"),
+  [
+    ("data.toy2d.seed", "1e2", 100),
+    ("net.dropout", "0.25", 0.25),
+    ("samplers.two_steps.mid_sigmas", "0.8", (0.8,)),
+  ],
+)
+def test_a_setting_that_is_left_at_its_default_can_be_set(key, text, value):
+  assert key not in declared.hints(tiny.config())
+  assert at(parsed(f"--config.{key}={text}")[0], key) == value
+
+
+def test_only_what_a_section_can_have_is_set(told):
+  for key in ("data.folder.split=test", "loss.tangent_net=a", "net.sigma_data=1", "optim.lrr=1"):
+    code, out, err = told("show", CONFIG, f"--config.{key}")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"cmjax: --config.{key.split('=')[0]}: ") and "It has: " in err
 
 
 def test_what_a_section_names_decides_however_the_flags_are_ordered():
@@ -251,3 +274,18 @@ def test_the_tools_answer_in_the_same_way(verb, told, monkeypatch):
   }[verb]  # fmt: skip
   monkeypatch.setattr(common, "answered", lambda work: 7)
   assert told(verb, *args)[0] == 7
+
+
+def test_what_a_failed_save_repeats_for_every_array_is_kept_quiet(capsys, monkeypatch):
+  seen = []
+  monkeypatch.setattr(sys, "unraisablehook", lambda one: seen.append(str(one.exc_value)))
+  before = sys.unraisablehook
+
+  def work():
+    for text in ("Event loop is closed", "Event loop is closed", "Something else"):
+      sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    raise OSError("The checkpoint could not be written.")
+
+  assert common.answered(work) == 1 and sys.unraisablehook is before
+  assert seen == ["Something else"]
+  assert capsys.readouterr().err == "cmjax: The checkpoint could not be written.\n"

@@ -36,7 +36,7 @@ print({"absl", "numpy", "ml_collections", "jax"} & set(sys.modules))
 for verb in (*cli.EXPERIMENTS, *cli.TOOLS):
   assert f"usage: cmjax {verb}" in run(verb, "--help"), verb
 print({"absl", "ml_collections", "jax"} & set(sys.modules))
-run("sample", "--config=configs/digits_teacher.py", "--config.optim.lrr=1")
+run("sample", "--config=configs/digits_teacher.py", "--config.optm.lr=1")
 print({"jax"} & set(sys.modules), "ml_collections" in sys.modules)
 """
 
@@ -64,7 +64,7 @@ def test_help_and_a_misspelt_flag_need_not_wait_for_jax():
   command = [sys.executable, "-c", IMPORTS]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.stdout == "set()\nset()\nset() True\n", done.stderr
-  assert done.stderr.startswith("cmjax: --config.optim.lrr: config.optim has no 'lrr'. It has: ")
+  assert done.stderr.startswith("cmjax: --config.optm.lr: config has no 'optm'. It has: batch_")
 
 
 def test_python_m_cmjax_is_the_program():

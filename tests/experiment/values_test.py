@@ -102,7 +102,7 @@ COUNT = (0, -1, 1.5, NAN, INF, 2**31, None, True, "many")
 REFUSED = {
   "seed": (-1, 2**32, 2**63, 0.5, NAN, None, True),
   "sigma_data": (0, 1e-30, -0.5, NAN, INF, 1e30, None, "0.5"),
-  "total_steps": COUNT,
+  "total_steps": COUNT[1:],
   "batch_size": COUNT,
   "log_every_steps": COUNT,
   "checkpoint.every_steps": COUNT,
