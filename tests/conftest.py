@@ -2,7 +2,8 @@
 
 Compiling is most of what tests do. What is compiled is kept, for the next test, worker and run and
 for the programs that tests start, in ~/.cache/cmjax/tests-<jax> or where JAX_COMPILATION_CACHE_DIR
-says. An empty folder there shows what a first run costs.
+says. An empty folder there shows what a first run costs. Bytecode is kept as well, in __pycache__,
+even where PYTHONDONTWRITEBYTECODE is set: what checks types is added to it, which takes long.
 
 JAX starts with eight devices. A test sees the first of them alone, whose programs compile faster,
 unless it is about devices and says so: `@pytest.mark.devices`.
@@ -12,11 +13,14 @@ import contextlib
 import gc
 import os
 import pathlib
+import sys
 import time
 
 import jax
 import pytest
 
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
 all_devices, jax.devices = jax.devices, lambda *args: jax.local_devices()[:1]
@@ -45,9 +49,11 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_finish():
-  # What is there by now stays. Collections need not look at it again, and they are many.
+  # What is there by now stays. Collections need not look at it again, and they are many: tracing
+  # makes millions of objects, and few of them are in circles.
   gc.collect()
   gc.freeze()
+  gc.set_threshold(20_000, 20, 100)
 
 
 def _remove_old(folder):

@@ -1,0 +1,3 @@
+"""What tests share."""
+
+from helpers.checking import checked as checked
