@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.lib.npyio import NpzFile
 
 from cmjax.base import zip_files
-from cmjax.base.printable import shown
+from cmjax.base.printable import printable, shown
 
 # What NumPy raises on a file that is no archive of arrays, or only the start of one.
 DAMAGED = (
@@ -109,4 +109,4 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Arrays]:
   except DAMAGED as error:
     # The quotes that str() puts around a KeyError's words are not for people.
     reason = error.args[0] if isinstance(error, KeyError) else str(error)
-    raise ValueError(reason or type(error).__name__) from error
+    raise ValueError(printable(str(reason)) or type(error).__name__) from error
