@@ -6,12 +6,15 @@ are neither, whatever their type, and nothing later would notice.
 
 import numpy as np
 
+CHANNELS = (1, 3)
+
 
 def check(images: np.ndarray, where: str) -> None:
   """Raises for images of a range that cannot be meant.
 
   Args:
-    images: [n, h, w, c], uint8 or floats; points and what else is no image is not looked at.
+    images: [n, h, w, c], uint8 or floats; points are not looked at, and of floats that have not 1
+      or 3 channels, such as latents, it is only asked that they be finite.
     where: they are from, for the error.
 
   Raises:
@@ -28,6 +31,8 @@ def check(images: np.ndarray, where: str) -> None:
     return
   if not np.isfinite([low, high]).all():
     raise ValueError(f"{where} has values that are not finite. Remove those images.")
+  if images.ndim > 3 and images.shape[-1] not in CHANNELS:
+    return  # latents, or what else has no range of its own
   if max(-low, high) > 10:
     raise ValueError(
       f"{where}: floats must be in [-1, 1], got up to {max(-low, high):g}. Save as uint8, or "

@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 class ArraySource(Source):
-  """Arrays in memory: images uint8 [n, h, w, c] or points float32 [n, d]; labels [n] or none."""
+  """Arrays in memory: uint8 [n, h, w, c] or float32 [n, ...], taken as it is; labels or none."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, num_classes: int = 0):
     self.shape, self.num_classes = images.shape[1:], num_classes
@@ -100,8 +100,9 @@ def digits(*, split: str = "train") -> Source:
 def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
   """The arrays {split}_images, uint8 [n, h, w, c] or [n, h, w], and {split}_labels of an .npz.
 
-  Labels are optional integers [n]; there are as many classes as the largest label of either
-  split needs. The images are held in memory. Pickled objects are refused, not read.
+  Floats [n, ...] are taken as they are: images in [-1, 1], latents of any number of channels,
+  points. Labels are optional integers [n]; there are as many classes as the largest label of
+  either split needs. The images are held in memory. Pickled objects are refused, not read.
 
   Raises:
     ValueError: if the file is missing or damaged, or its arrays are not those above.
@@ -109,12 +110,14 @@ def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
   _check_split(split)
   arrays = _read_npz(paths.local(path), f"{split}_images")
   images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
-  if images.dtype != np.uint8 or images.ndim not in (3, 4):
+  floats = images.dtype.kind == "f" and images.ndim > 1
+  if not floats and (images.dtype != np.uint8 or images.ndim not in (3, 4)):
     raise ValueError(
       f"{path}: {split}_images is {images.dtype} {list(images.shape)}, but must be uint8 "
-      "[n, h, w, c] or [n, h, w]. Scale to 0..255 and convert before saving."
+      "[n, h, w, c] or [n, h, w], or floats [n, ...]."
     )
   pixel_range.check(images, f"{path}: {split}_images")
+  images = images.astype(np.float32) if floats else images
   num_classes = 0
   if labels is not None:
     if labels.shape != images.shape[:1]:
@@ -130,7 +133,7 @@ def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
       )
     num_classes = max((int(a.max()) + 1 for a in every_label if a.size), default=0)
     limits.check("classes", num_classes, f"{path}: its labels speak of {num_classes} classes")
-  return ArraySource(images if images.ndim == 4 else images[..., None], labels, num_classes)
+  return ArraySource(images[..., None] if images.ndim == 3 else images, labels, num_classes)
 
 
 def _read_npz(path: Path, images: str) -> dict[str, np.ndarray]:

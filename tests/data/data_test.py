@@ -290,7 +290,10 @@ IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
   ("arrays", "message"),
   [
     (dict(x=IMAGES, y=np.zeros(3)), "no train_images, only: x, y"),
-    (dict(train_images=IMAGES / 255.0), r"float64 \[3, 4, 4, 3\].*must be uint8"),
+    (dict(train_images=IMAGES[..., 0] + np.linspace(0, 1, 4)), r"all are in \[0, 1\].*2 x - 1"),
+    (dict(train_images=IMAGES + 127.5), r"floats must be in \[-1, 1\], got up to 127.5"),
+    (dict(train_images=IMAGES.astype(int)), r"int64 \[3, 4, 4, 3\].*must be uint8 .*or floats"),
+    (dict(train_images=np.full((3, 4, 4, 6), np.nan)), "not finite"),
     (dict(train_images=IMAGES[0, 0]), r"uint8 \[4, 3\].*\[n, h, w, c\] or \[n, h, w\]"),
     (dict(train_images=IMAGES, train_labels=np.arange(4)), r"\[4\].*3 images: it must be \[3\]"),
     (dict(train_images=IMAGES, train_labels=np.ones(3)), "integers from 0 up.*float64"),
@@ -302,6 +305,18 @@ def test_npz_with_other_arrays_is_refused(tmp_path, arrays, message):
   np.savez(tmp_path / "set.npz", **arrays)
   with pytest.raises(ValueError, match=message):
     sources.npz(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4, 6), (5, 4, 4, 3), (5, 2), (5, 3, 2, 4, 1)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_of_an_npz_are_taken_as_they_are(tmp_path, shape, dtype):
+  values = np.random.default_rng(0).normal(size=shape).astype(dtype)
+  np.savez(tmp_path / "set.npz", train_images=values, train_labels=np.arange(5) % 2)
+  data = sources.npz(tmp_path / "set.npz")
+  assert (tuple(data.shape), data.num_classes, len(data)) == (shape[1:], 2, 5)
+  batch = pipeline.dataset(data, batch_size=5, seed=0)[0]["image"]
+  rows = lambda images: sorted(images.astype(np.float32).reshape(5, -1).tolist())
+  assert rows(batch) == rows(values) and batch.dtype == np.float32
 
 
 def test_npz_files_that_are_missing_or_damaged_are_refused(tmp_path):
