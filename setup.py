@@ -51,6 +51,8 @@ EXTRAS = {
     "ruff>=0.12",
     "setuptools>=77",  # the tests build a wheel
   ],
+  # Has libFuzzer, which feeds the readers of files (benchmarks/robustness/fuzz.py).
+  "fuzz": ["atheris>=2.3"],
   # Parity tests against other implementations; skipped where these are missing. On Linux, PyPI's
   # torch brings CUDA: 5.3 GB on the disk. A CPU build that is there already will do.
   "peers": [

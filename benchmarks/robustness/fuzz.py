@@ -9,7 +9,7 @@ libFuzzer (by atheris) changes the seeds of tests/corpus and keeps what reaches 
 must answer each file within ten seconds and one GB, with what it holds or with one printable line;
 it must start no program, open no connection, and write nothing beside the file. Anything else ends
 the run, and the file that did it is kept: `crash-...`, `timeout-...` or `oom-...` in --found. What
-was mended stays in tests/corpus, whose files tests/base/corpus_test.py reads in every run.
+was mended stays in tests/corpus, whose files tests/benchmarks/corpus_test.py reads in every run.
 """
 
 import argparse

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from cmjax.base import atomic_files
+from cmjax.base import atomic_files, json_files
 
 logger = logging.getLogger("cmjax")
+MOST_BYTES = 2**16  # of a lock that are read
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _LATER = "Wait for its end, or take another --workdir."
 
@@ -183,7 +184,7 @@ def _read(file: IO[str]) -> dict[str, Any]:
   """Who wrote the file; nobody, if that is not to be read."""
   file.seek(0)
   try:
-    holder = json.loads(file.read())
+    holder = json_files.parse(file.read(MOST_BYTES).encode())
   except ValueError:
     return {}
   return holder if isinstance(holder, dict) else {}

@@ -17,7 +17,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from cmjax.base import json_files
 from cmjax.base.atomic_files import write_json
 
 logger = logging.getLogger("cmjax")
@@ -362,7 +362,9 @@ class Checkpoints:
     if path is None:
       return False
     try:
-      expected = json.loads(path.read_bytes())
+      expected = json_files.read(path)
+      if not isinstance(expected, dict):
+        raise ValueError("it is no table of files")
     except ValueError as error:
       raise ValueError(f"{path.name} cannot be read: {error}") from error
     expected = {name: digest for name, digest in expected.items() if name.startswith(below)}

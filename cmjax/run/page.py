@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import html
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.base import json_files
 from cmjax.base.atomic_files import replacing
 from cmjax.run.charts import Series, chart, groups, number
 
@@ -165,7 +165,7 @@ def records(path: pathlib.Path) -> list[dict[str, Any]]:
   read = []
   for i, line in enumerate(lines):
     try:
-      record = json.loads(line)
+      record = json_files.parse(line)
       _ = int(record["step"]), float(record["time"])
     except (ValueError, KeyError, TypeError) as error:
       if i == len(lines) - 1:

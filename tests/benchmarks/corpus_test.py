@@ -1,11 +1,14 @@
 """The seeds that every reader is fuzzed from, and the files that once broke one of them."""
 
+import pathlib
 import random
+import runpy
+import types
 
 import pytest
 
-from benchmarks.robustness import fuzz
-
+ROOT = pathlib.Path(__file__).parents[2]
+fuzz = types.SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "robustness" / "fuzz.py")))
 FILES = [(reader, path) for reader in fuzz.READERS for path in fuzz.seeds(reader)]
 # Beside each reader, one of its seeds that it takes as it is.
 WHOLE = dict(
