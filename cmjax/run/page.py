@@ -7,6 +7,7 @@ The page is one file with inline CSS, SVG and pictures: no script, no network, l
 import base64
 import contextlib
 import datetime
+import functools
 import html
 import importlib.metadata
 import math
@@ -148,10 +149,14 @@ def _spread(items: list, most: int) -> list:
 def versions() -> dict[str, str]:
   """Of Python, the platform and the libraries that numbers depend on."""
   found = {"python": platform.python_version(), "platform": platform.platform()}
-  for name in ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy"):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
+  libraries = ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy")
+  return found | {name: version for name in libraries if (version := _version(name))}
+
+
+@functools.cache  # one read of each package's metadata, not one for every page
+def _version(name: str) -> str | None:
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    return importlib.metadata.version(name)
 
 
 def records(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The program as its user meets it: its modes, and every way to mistype a command."""
 
+import functools
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from cmjax.program import train
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=tests/helpers/tiny.py"
 QUICK = "--config=configs/digits_teacher.py"  # it need not import jax
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 def run(*args):
@@ -33,10 +35,6 @@ def run(*args):
     (
       [QUICK, "--config.optim.lrr=1"],
       "--config.optim.lrr: config.optim has no 'lrr'. It has: b1, ",
-    ),
-    (
-      [QUICK, "--config.optm.lr=1"],
-      "--config.optm.lr: config has no 'optm'. It has: batch_size, ",
     ),
     (
       [QUICK, "--config.optim.schedule.warmup=1"],
@@ -57,26 +55,40 @@ def run(*args):
     ([QUICK, "workdir=x"], "Unknown arguments ['workdir=x']: options begin with --."),
   ],
 )
-def test_a_mistyped_command_says_what_is_right(args, message):
-  code, out, err = run(*args)
+def test_a_mistyped_command_says_what_is_right(args, message, told, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  code, out, err = told(*args)
   assert code == 1
   assert message in err + out
   assert "Traceback" not in err
 
 
-@pytest.fixture(name="program")
-def _program(capsys):
-  """The program in this process: exit code, stdout, stderr."""
+def test_so_does_a_process_of_its_own():
+  code, out, err = run(QUICK, "--config.optm.lr=1")
+  assert code == 1
+  assert "--config.optm.lr: config has no 'optm'. It has: batch_size, " in err + out
+  assert "Traceback" not in err
 
-  def program(*args):
+
+@pytest.fixture(name="told")
+def _told(capsys):
+  """What the program says in this process: exit code, stdout, stderr."""
+
+  def told(*args):
     capsys.readouterr()
     try:
-      code = start.run(start.parse(["cmjax", CONFIG, *args], None, flags.FlagValues())) or 0
+      code = start.run(start.parse(["cmjax", *args], None, flags.FlagValues())) or 0
     except SystemExit as stop:
       code = stop.code
     return code, *capsys.readouterr()
 
-  return program
+  return told
+
+
+@pytest.fixture(name="program")
+def _program(told):
+  """The program in this process with the page of these tests."""
+  return functools.partial(told, CONFIG)
 
 
 @pytest.fixture(name="workdir", scope="module")
@@ -219,11 +231,11 @@ def test_verifying_needs_no_workdir_and_its_verdict_is_the_exit_code(
   assert given.run.batch_size == 16 and workdir is None and not others
 
 
-def test_verifying_the_library_alone_needs_no_config():
+def test_verifying_the_library_alone_needs_no_config(told):
   # A name that does not exist, so that nothing is computed: only the flags are tried.
-  code, _, err = run("--mode=verify", "--config.seed=1")
+  code, _, err = told("--mode=verify", "--config.seed=1")
   assert code == 1 and "config" in err
-  code, _, err = run()
+  code, _, err = told()
   assert code == 1 and "--config" in err
 
 

@@ -28,16 +28,25 @@ from helpers import foreign_files as ff
 from helpers import tiny
 
 SIGMA_DATA = 0.5
-COMMON = dict(resolution=8, in_channels=3, num_blocks=1, attn_resolutions=(4,), dtype="float32")
+# Every setting that a file says or shows, so that what is read from one is a network that is there.
+COMMON = dict(
+  resolution=8, in_channels=3, num_blocks=1, attn_resolutions=(4,), embed_mult=4, dropout=0.25,
+  dtype="float32",
+)  # fmt: skip
+PLAIN = dict(noise_mult=1, encoder="standard", fir=(1, 1))
 NETS = {
-  "ddpmpp": dict(
-    name="ddpmpp", channels=8, channel_mult=(1, 2), num_classes=3, modulation="additive"
+  "ddpmpp": PLAIN | dict(
+    name="ddpmpp", channels=8, channel_mult=(1, 2), num_classes=3, augment_dim=9,
+    modulation="additive", embedding="positional",
   ),
   "ncsnpp": dict(
-    name="ddpmpp", channels=8, channel_mult=(1, 2), modulation="additive", embedding="fourier",
-    noise_mult=2, fir=(1, 3, 3, 1), encoder="residual", augment_dim=0,
+    name="ddpmpp", channels=8, channel_mult=(1, 2), num_classes=0, augment_dim=0,
+    modulation="additive", embedding="fourier", noise_mult=2, fir=(1, 3, 3, 1), encoder="residual",
   ),
-  "adm": dict(name="adm", channels=16, channel_mult=(1, 4), num_classes=5),
+  "adm": dict(
+    name="adm", channels=16, channel_mult=(1, 4), num_classes=5, augment_dim=0,
+    modulation="scale_shift", embedding="positional",
+  ),
   "edm2": dict(
     name="edm2", channels=16, channel_mult=(1, 4), num_classes=5, modulation="edm2",
     embedding="mp_fourier",
@@ -236,8 +245,7 @@ def test_a_pickle_is_recognised_and_its_weights_are_those_that_went_in(name, tmp
   weights = only(read(tmp_path, edm_file(name, params)))
   assert weights.class_name in detect.SUPPORTED
   found = detect.detect(weights)
-  expected = net_config(name, dropout=0.25).net.to_dict()
-  assert {key: found.net[key] for key in expected} == expected
+  assert found.net == net_config(name).net.to_dict()
   made = experiment.parse(convert.run_record(found))  # takes all that was found
   got = convert._params(made, found)
   if name == "edm2":  # which stores float16
@@ -409,7 +417,9 @@ def jcm_state(params):
 
 
 def test_jcm_is_read_as_the_ncsnpp_that_it_is(tmp_path):
-  params = params_of("ncsnpp", resolution=32, channel_mult=(2, 2, 2), attn_resolutions=(16,))
+  params = params_of(
+    "ncsnpp", resolution=32, channel_mult=(2, 2, 2), attn_resolutions=(16,), dropout=0.0
+  )
   theirs = jcm_state(params)
   state = {"step": 7, "lr": 1e-3, "params": random_like(theirs, 9), "params_ema": theirs}
   foreign = read(tmp_path, serialization.msgpack_serialize(state))

@@ -275,7 +275,10 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path):
   pixels = RNG.integers(0, 256, (900, 6, 6, 3), np.uint8)
   pixels[777] = pixels[3]  # a duplicate, over the shards
   write_folder(tmp_path / "a", pixels, np.arange(900) % 3)
-  assert start(tmp_path, tmp_path / "a", tmp_path / "whole").wait(60) == 0
+  prepare_here = lambda out: writing.prepare(
+    originals.find(tmp_path / "a"), out, "train", writing.Recipe(), num_workers=0, shard_bytes=1000
+  )
+  prepare_here(tmp_path / "whole")
   expected = contents(tmp_path / "whole")
   assert len(expected) == 101 + 2  # shards, manifest, duplicates
 
@@ -298,7 +301,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path):
 
   shards = {name.removesuffix(".note.json") for name in done}
   before = {name: (out / name).stat().st_mtime_ns for name in shards}
-  assert start(tmp_path, tmp_path / "a", tmp_path / "killed").wait(60) == 0
+  prepare_here(tmp_path / "killed")
   assert contents(tmp_path / "killed") == expected
   kept = sum((out / name).stat().st_mtime_ns == before[name] for name in shards)
   assert kept == len(shards)  # were not made again

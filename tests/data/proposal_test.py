@@ -21,15 +21,20 @@ def true_gain(spectrum):
   return 1 - error / (S * SIGMA**2 / (S + SIGMA**2))
 
 
-def test_the_linear_gain_of_gaussian_data_is_that_of_its_spectrum():
-  gain = proposal.measure(gaussian(LAMBDA, 40_000))
+@pytest.fixture(name="gain", scope="module")
+def _gain():
+  """What is measured of Gaussian data."""
+  return proposal.measure(gaussian(LAMBDA, 40_000))
+
+
+def test_the_linear_gain_of_gaussian_data_is_that_of_its_spectrum(gain):
   np.testing.assert_allclose(gain.linear, true_gain(LAMBDA), atol=0.02)
   # The best denoiser of a Gaussian is linear, so that nothing can beat it.
   assert np.all(gain.best <= true_gain(LAMBDA) + 0.03)
 
 
-def test_the_proposal_is_the_mean_and_std_of_the_squared_gain():
-  p = proposal.teacher(proposal.measure(gaussian(LAMBDA, 40_000)))
+def test_the_proposal_is_the_mean_and_std_of_the_squared_gain(gain):
+  p = proposal.teacher(gain)
   w = true_gain(LAMBDA) ** 2
   mean = np.sum(w * proposal.LOG_SIGMA) / np.sum(w)
   std = np.sqrt(np.sum(w * (proposal.LOG_SIGMA - mean) ** 2) / np.sum(w))

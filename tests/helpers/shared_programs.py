@@ -13,9 +13,10 @@ from cmjax import experiment
 from cmjax.experiment import models, sampling
 from cmjax.program import compiled_step
 
-# The sections of a config, and the numbers of a run, that programs are made of.
+# The sections of a config, and the numbers of a run, that programs are made of. The number of steps
+# is none: schedules and curricula have lengths of their own, and are checked in `parse`.
 SECTIONS = (
-  *("net", "loss", "optim", "ema", "samplers", "data", "sigma_data", "total_steps"),
+  *("net", "loss", "optim", "ema", "samplers", "data", "sigma_data"),
   "batch_size",  # half-lives of averages count images
 )
 NUMBERS = ("batch_size", "microbatch", "steps_per_dispatch", "loss_scale", "sigma_data")

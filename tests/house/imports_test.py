@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import pathlib
 import re
 import sys
@@ -87,6 +88,12 @@ BANNED = {  # anywhere
   "exec": "untrusted bytes are never executed",
   "jax.pmap": "jit over a mesh is the one way",
 }
+
+
+@functools.cache
+def imported_by(source):
+  """Everything that a source imports."""
+  return frozenset(imports(ast.parse(source)))
 
 
 def modules(package):
@@ -227,7 +234,7 @@ def file_arrows(package):
     (name, module(full))
     for name, path in names.items()
     if not is_door(name)
-    for full in imports(ast.parse(path.read_text()))
+    for full in imported_by(path.read_text())
     if _starts(full, "cmjax")
   }
 
@@ -413,7 +420,7 @@ TESTS = {
 def imported_tests(source):
   """What a file of tests imports of another one; what they share is in tests/helpers."""
   folders = {name.split("/")[1] for name in TESTS if name.count("/") > 1} - {"helpers"}
-  for full in imports(ast.parse(source)):
+  for full in sorted(imported_by(source)):
     parts = full.split(".")
     here = parts[0] in folders | {"tests", "conftest", ""}
     if here or any(part.endswith("_test") for part in parts):

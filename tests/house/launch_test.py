@@ -85,7 +85,7 @@ def _local(tmp_path):
     process = subprocess.Popen(
       ["bash", str(LAUNCH / "local.sh"), *RUN],
       cwd=tmp_path,
-      env={"PATH": "/usr/bin:/bin", "PROCESSES": "2", "CPUS": "1"},
+      env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PROCESSES": "2", "CPUS": "1"},
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
@@ -106,10 +106,14 @@ def test_local_starts_all_again_after_75_and_ends_with_the_error_of_any(tmp_path
     i=${*: -1}; i=${i#--process_id=}
     echo "${*: -1}" >> "said$i"
     [ "$(wc -l < "said$i")" -eq 1 ] && exit 75
-    [ "$i" -eq 0 ] && exit 3 || { sleep 0.2; exit 75; }"""
+    [ "$i" -eq 0 ] && exit 3 || { /bin/sleep 0.2; exit 75; }"""
+  sleep = tmp_path / "sleep"  # which the script finds first
+  sleep.write_text('#!/bin/bash\necho "$1" >> slept\n')
+  sleep.chmod(0o755)
   process = local(program)
   _, errors = process.communicate(timeout=30)
   assert process.returncode == 3 and errors.count("starting again") == 1
+  assert (tmp_path / "slept").read_text().split() == ["5"]
   for i in range(2):
     assert (tmp_path / f"said{i}").read_text().split() == [f"--process_id={i}"] * 2
 

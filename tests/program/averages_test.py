@@ -318,6 +318,15 @@ def _copy(run, tmp_path):
   return shutil.copytree(run, tmp_path / "copy")
 
 
+@pytest.fixture(name="sparse")
+def _sparse(copy):
+  """The run with half of its snapshots, which are sooner read, and no averages made of them."""
+  for step in (2, 6, 10):
+    shutil.rmtree(copy / "snapshots" / str(step))
+  shutil.rmtree(copy / "posthoc", ignore_errors=True)
+  return copy
+
+
 def snapshot(workdir, step):
   with stored_runs.open_snapshots(workdir, sharding.make_mesh()) as stored:
     return tiny.leaves(stored.read(step))
@@ -475,57 +484,54 @@ def test_what_an_average_was_made_of_is_beside_it(written):
   assert [w for *_, w in used] == fit.weights.tolist()
 
 
-def test_one_that_is_there_is_left_and_an_earlier_step_has_its_own_name(copy, command, average):
-  shutil.rmtree(copy / "posthoc", ignore_errors=True)
-  code, out, _ = command(copy, "--sigma_rel=0.05", "--step=8")
+def test_one_that_is_there_is_left_and_an_earlier_step_has_its_own_name(sparse, command, average):
+  code, out, _ = command(sparse, "--sigma_rel=0.05", "--step=8")
   assert code == 0 and "posthoc_0.050: step 8, residual 0" in out
-  code, out, _ = command(copy, "--sigma_rel=0.05")
+  code, out, _ = command(sparse, "--sigma_rel=0.05")
   assert code == 0 and "step 12" in out and "was there already" not in out
-  code, out, _ = command(copy, "--sigma_rel=0.05")
+  code, out, _ = command(sparse, "--sigma_rel=0.05")
   assert code == 0 and "was there already" in out
-  assert average(copy, "posthoc_0.05")[1] == 12
-  got, step = average(copy, "posthoc_0.050_step8")
+  assert average(sparse, "posthoc_0.05")[1] == 12
+  got, step = average(sparse, "posthoc_0.050_step8")
   assert step == 8
-  half = snapshot(copy, 8)["power_05/fc_out/kernel"]
+  half = snapshot(sparse, 8)["power_05/fc_out/kernel"]
   np.testing.assert_allclose(got["fc_out/kernel"], half.astype(np.float32), rtol=1e-6)
-  shutil.rmtree(copy / "snapshots" / "4")
-  code, _, err = command(copy, "--sigma_rel=0.05")
-  assert code == 1 and "made of 12 other copies than the 10 that are there now. Move" in err
+  shutil.rmtree(sparse / "snapshots" / "4")
+  code, _, err = command(sparse, "--sigma_rel=0.05")
+  assert code == 1 and "made of 6 other copies than the 4 that are there now. Move" in err
 
 
-def test_two_that_make_the_same_average_at_once_lose_nothing(copy, average, monkeypatch):
-  shutil.rmtree(copy / "posthoc", ignore_errors=True)
+def test_two_that_make_the_same_average_at_once_lose_nothing(sparse, average, monkeypatch):
   mesh, reconstruct = sharding.make_mesh(), averages.reconstruct
 
   def interrupted(*args):
     with monkeypatch.context() as patch:  # the other begins later and ends first
       patch.setattr(averages, "reconstruct", reconstruct)
-      averages.write(copy, [0.05, 0.1], mesh)
+      averages.write(sparse, [0.05, 0.1], mesh)
     yield from reconstruct(*args)
 
   monkeypatch.setattr(averages, "reconstruct", interrupted)
-  said = averages.write(copy, [0.05, 0.15], mesh)
+  said = averages.write(sparse, [0.05, 0.15], mesh)
   assert "posthoc_0.050" in said and "posthoc_0.150" in said
   for name in ("posthoc_0.050", "posthoc_0.100", "posthoc_0.150"):
-    assert average(copy, name)[1] == 12
+    assert average(sparse, name)[1] == 12
 
 
-def test_whoever_writes_averages_waits_for_another_that_does(copy, monkeypatch, caplog):
+def test_whoever_writes_averages_waits_for_another_that_does(sparse, monkeypatch, caplog):
   caplog.set_level(logging.INFO, "cmjax")
-  shutil.rmtree(copy / "posthoc", ignore_errors=True)
   threads = [
-    threading.Thread(target=averages.write, args=(copy, [0.05], sharding.make_mesh()))
+    threading.Thread(target=averages.write, args=(sparse, [0.05], sharding.make_mesh()))
     for _ in range(2)
   ]
-  with lock.hold(copy, "average"):
+  with lock.hold(sparse, "average"):
     for thread in threads:
       thread.start()
     while caplog.text.count("This one waits for it") < 2:
       time.sleep(0.01)
-    assert not (copy / "posthoc").exists()
+    assert not (sparse / "posthoc").exists()
   for thread in threads:
     thread.join()
-  assert steps(copy / "posthoc" / "sigma_rel_0.050", "checkpoints") == [12]
+  assert steps(sparse / "posthoc" / "sigma_rel_0.050", "checkpoints") == [12]
 
 
 def test_an_evaluation_whose_workdir_is_renamed_says_so_and_makes_none_anew(copy, monkeypatch):
@@ -591,7 +597,7 @@ def test_a_run_starts_from_it_and_distils_it(written, average):
     tiny.assert_same(tiny.leaves(params), average(written, "posthoc_0.150")[0])
 
 
-def test_a_sweep_scores_each_length_once_names_the_best_and_draws(copy, command, monkeypatch):
+def test_a_sweep_scores_each_length_once_names_the_best_and_draws(sparse, command, monkeypatch):
   scored = []
   original = experiment.frechet_scores
 
@@ -600,17 +606,17 @@ def test_a_sweep_scores_each_length_once_names_the_best_and_draws(copy, command,
     return label, lambda params, key: scored.append(1) or score(params, key)
 
   monkeypatch.setattr(experiment, "frechet_scores", frechet_scores)
-  code, out, _ = command(copy, "--sweep=0.05,0.1")
+  code, out, _ = command(sparse, "--sweep=0.05,0.1")
   assert code == 0 and len(scored) == 2
-  code, out, _ = command(copy, "--sweep=0.05:0.15:0.05")
+  code, out, _ = command(sparse, "--sweep=0.05:0.15:0.05")
   assert code == 0 and len(scored) == 3
-  path = copy / "posthoc" / "sweep_fd_step12.json"
+  path = sparse / "posthoc" / "sweep_fd_step12.json"
   scores = json.loads(path.read_text())["scores"]
   assert list(scores) == ["0.050", "0.100", "0.150"]
   # The same as the evaluators of the run give for the average that it tracked.
   config = tiny.config("snapshots", **{"evals.fd.emas": ("power_10",)})
   lines = dict(
-    line.split(": ") for line in sample.evaluate(experiment.parse(config), copy).splitlines()[1:]
+    line.split(": ") for line in sample.evaluate(experiment.parse(config), sparse).splitlines()[1:]
   )
   for sampler in ("one_step", "two_steps"):
     np.testing.assert_allclose(
@@ -622,10 +628,10 @@ def test_a_sweep_scores_each_length_once_names_the_best_and_draws(copy, command,
   assert page.count("<polyline") + page.count('<path style="fill:none') == 2
   assert "sigma_rel</text>" in page and "one_step" in page
 
-  config = json.loads((copy / "config.json").read_text())
+  config = json.loads((sparse / "config.json").read_text())
   config["evals"]["fd"]["num_samples"] = 32
-  (copy / "config.json").write_text(json.dumps(config))
-  code, _, err = command(copy, "--sweep=0.05")
+  (sparse / "config.json").write_text(json.dumps(config))
+  code, _, err = command(sparse, "--sweep=0.05")
   assert code == 1 and "cannot be compared with new ones: evaluator differ. Move the" in err
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.experiment import methods, models, optimizers
-from cmjax.program import stored_runs, train
+from cmjax.program import compiled_step, stored_runs, train
 from cmjax.run import checkpoint
 from helpers import tiny
 
@@ -34,6 +35,21 @@ def student(teacher, **values):
   )  # fmt: skip
   config.teacher.workdir = config.init_from.workdir = str(teacher)
   return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once():
+  """Steps of equal arguments are compiled once: the runs here that have them train alike."""
+  programs, original = {}, compiled_step.compile_step
+
+  def compile_step(step_fn, mesh, arguments):
+    key = str(jax.tree.map(jnp.shape, arguments))
+    if key not in programs:
+      programs[key] = original(step_fn, mesh, arguments)
+    return programs[key]
+
+  with mock.patch.object(compiled_step, "compile_step", compile_step):
+    yield
 
 
 @pytest.fixture(name="made")

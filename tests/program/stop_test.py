@@ -13,34 +13,42 @@ from cmjax.program import doctor, sitting, train
 from helpers import tiny
 
 
+@contextlib.contextmanager
+def handled(number, handler):
+  """A signal with that handler from the start."""
+  before = signal.signal(number, handler)
+  try:
+    yield
+  finally:
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", sitting.ASKING, ids=lambda number: number.name)
 def test_every_signal_that_asks_to_go_is_heard_and_its_handler_put_back(number):
-  before = signal.getsignal(number)
-  with sitting.interruption() as why:
-    assert why(0) is None
-    signal.raise_signal(number)
-    assert why(1) == number.name
-  assert signal.getsignal(number) is before
+  # Of a process that a shell starts in the background SIGINT and SIGQUIT are ignored.
+  with handled(number, signal.SIG_DFL):
+    with sitting.interruption() as why:
+      assert why(0) is None
+      signal.raise_signal(number)
+      assert why(1) == number.name
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_second_interrupt_of_the_keyboard_ends_it_at_once():
-  with sitting.interruption() as why, contextlib.suppress(KeyboardInterrupt):
-    signal.raise_signal(signal.SIGHUP)
-    signal.raise_signal(signal.SIGINT)
-    pytest.fail("it went on")
-  assert why(0) == "SIGHUP"
+  with handled(signal.SIGHUP, signal.SIG_DFL):
+    with sitting.interruption() as why, contextlib.suppress(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGHUP)
+      signal.raise_signal(signal.SIGINT)
+      pytest.fail("it went on")
+    assert why(0) == "SIGHUP"
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT])
 @pytest.mark.parametrize("own", [signal.SIG_IGN, lambda number, frame: None])
 def test_what_is_ignored_or_heard_by_somebody_else_stays_so(number, own):
-  before = signal.signal(number, own)
-  try:
-    with sitting.interruption() as why:
-      signal.raise_signal(number)
-      assert why(0) is None and signal.getsignal(number) is own
-  finally:
-    signal.signal(number, before)
+  with handled(number, own), sitting.interruption() as why:
+    signal.raise_signal(number)
+    assert why(0) is None and signal.getsignal(number) is own
 
 
 def in_thread(work):
@@ -71,7 +79,9 @@ def test_outside_the_main_thread_there_are_no_handlers_but_the_function():
   assert in_thread(listen) == (True, None, "Asked to stop")
 
 
-def test_a_run_stops_when_told_in_a_thread_and_saves_when_its_terminal_is_closed(tmp_path):
+def test_a_run_stops_when_told_in_a_thread_and_saves_when_its_terminal_is_closed(
+  tmp_path, shared_programs
+):
   calls = []
   made = tiny.experiment_of(evals={})
   stop = lambda: calls.append(0) or len(calls) == 4
@@ -85,7 +95,7 @@ def test_a_run_stops_when_told_in_a_thread_and_saves_when_its_terminal_is_closed
       os.kill(os.getpid(), signal.SIGHUP)
     return False
 
-  with pytest.raises(train.Interrupted) as hung_up:
+  with handled(signal.SIGHUP, signal.SIG_DFL), pytest.raises(train.Interrupted) as hung_up:
     train.train(made, tmp_path, stop=hang_up)
   assert (tmp_path / "checkpoints" / str(hung_up.value.step)).is_dir()
   assert hung_up.value.step in (5, 6) and len(calls) in (7, 8)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -30,22 +31,27 @@ CONFIG = {"seed": 3, "net": {"name": "mlp", "sizes": [1, 2]}, "clip": None}
 STEPS = (10, 20)
 
 
+@functools.cache
+def numbers(step, size=64):
+  x = np.random.default_rng(step).standard_normal((size, 8), np.float32)
+  return {"step": np.asarray(step, np.int32), "x": x, "none": {}, "y": {"z": x[:3] * 0.1}}
+
+
 def state(step, size=64):
-  x = jax.random.normal(jax.random.key(step), (size, 8))
-  return {"step": jnp.asarray(step, jnp.int32), "x": x, "none": {}, "y": {"z": x[:3] * 0.1}}
+  return jax.tree.map(jnp.asarray, numbers(step, size))
 
 
 def layout(meta):
   assert meta["config"] == CONFIG
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(state, 0)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), numbers(0)
   )
 
 
 def assert_is_state_of(restored, step):
   assert restored.step == step
-  jax.tree.map(np.testing.assert_array_equal, restored.state, state(step))
+  jax.tree.map(np.testing.assert_array_equal, restored.state, numbers(step))
 
 
 def save(directory, *steps, keep=2):
@@ -55,17 +61,23 @@ def save(directory, *steps, keep=2):
   checkpoints.close()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _collected():
   """What is left behind is found here, not in a test of something else."""
   yield
   gc.collect()
 
 
+@pytest.fixture(name="saved", scope="module")
+def _saved(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("saved")
+  save(workdir, *STEPS)
+  return workdir
+
+
 @pytest.fixture(name="workdir")
-def _workdir(tmp_path):
-  save(tmp_path, *STEPS)
-  return tmp_path
+def _workdir(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(name="opened")
@@ -128,7 +140,7 @@ def test_saving_copies_the_state_before_it_is_donated(tmp_path):
   )
   restored = checkpoints.restore(lambda meta: shapes)
   checkpoints.close()
-  jax.tree.map(np.testing.assert_array_equal, restored.state, state(5, size=1 << 16))
+  jax.tree.map(np.testing.assert_array_equal, restored.state, numbers(5, size=1 << 16))
 
 
 def test_a_directory_that_never_had_one_gives_none(tmp_path):
