@@ -1,11 +1,13 @@
 """What a loss reports beside its value: means that merge, whole and by time bin.
 
 A mean is kept as (total, count), so that steps, devices and hosts merge by adding and a bin that a
-batch leaves empty stays empty, rather than becoming a NaN or a zero.
+batch leaves empty stays empty, rather than becoming a NaN or a zero. No gradient goes through a
+mean, so that differentiating a loss does no work for what it reports.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +27,7 @@ class Mean(NamedTuple):
 
 def mean(values: Array) -> Mean:
   """The mean over all entries of an array."""
-  return Mean(jnp.sum(values), jnp.asarray(values.size, jnp.float32))
+  return Mean(jnp.sum(jax.lax.stop_gradient(values)), jnp.asarray(values.size, jnp.float32))
 
 
 def by_time(name: str, values: Time, t: Time) -> dict[str, Mean]:
@@ -34,10 +36,12 @@ def by_time(name: str, values: Time, t: Time) -> dict[str, Mean]:
   Returns:
     `{name: ..., name/t0.00-0.26: ..., ...}`.
   """
+  values = jax.lax.stop_gradient(values)
   bins = jnp.clip(jnp.floor(t / EDGES[1]).astype(jnp.int32), 0, NUM_BINS - 1)
   members = (bins[None] == jnp.arange(NUM_BINS)[:, None]).astype(values.dtype)
   totals, counts = jnp.sum(members * values[None], -1), jnp.sum(members, -1)
-  rows = {f"{name}/{label}": Mean(totals[i], counts[i]) for i, label in enumerate(BINS)}
+  parts = zip(BINS, jnp.unstack(totals), jnp.unstack(counts), strict=True)
+  rows = {f"{name}/{label}": Mean(total, count) for label, total, count in parts}
   return {name: mean(values), **rows}
 
 

@@ -35,6 +35,7 @@ from cmjax.verify.truths import (
   plain,
   points,
   sums,
+  value_alone,
   value_and_slope,
   wave,
 )
@@ -177,7 +178,7 @@ def _continuous_parts() -> Iterator[Row]:
     warmup_steps=0,
     estimator=tangent.discrete(lambda t: 0.9 * t),
   )
-  value, _, _ = value_and_slope(loss_fn, params_of(), batch_of())
+  value, _, _ = value_alone(loss_fn, params_of(), batch_of())
   x, t, turn = seen["x_t"], seen["t"], along(0.1 * seen["t"], seen["x_t"])
   x_lower = np.cos(turn) * x - np.sin(turn) * seen["dxdt"]
   g = along(np.cos(t), x) * (f64(F64, x, t, SD) - f64(F64, x_lower, 0.9 * t, SD)) / np.sin(turn)
@@ -309,8 +310,11 @@ def _fixed_pairs(key, shape, step):
   return sigma, sigma * jnp.linspace(0.5, 0.9, shape[0])
 
 
-def _discrete_case(distance, params=None, pairs=_fixed_pairs, **kwargs):
-  """What a discrete loss and its gradient are, and what its target step was given, in float64."""
+def _discrete_case(distance, params=None, pairs=_fixed_pairs, *, gradient=False, **kwargs):
+  """What a discrete loss is and what its target step was given, in float64; its gradient if asked.
+
+  Without jit a gradient takes several times as long as the loss alone.
+  """
   seen: dict[str, Any] = {}
 
   def spying(x0, z, x_t, t, s, cond):
@@ -320,7 +324,8 @@ def _discrete_case(distance, params=None, pairs=_fixed_pairs, **kwargs):
     return x_s
 
   loss_fn = discrete.loss(net_of(), spying, pairs, distance, sigma_data=SD, **kwargs)
-  value, slope, _ = value_and_slope(loss_fn, params or params_of(), batch_of())
+  evaluate = value_and_slope if gradient else value_alone
+  value, slope, _ = evaluate(loss_fn, params or params_of(), batch_of())
   return value, slope, seen
 
 
@@ -338,7 +343,9 @@ def _discrete_truth(seen, distance, weight, sigma_min=0.0, target: Any = WAVE["a
 def _discrete() -> Iterator[Row]:
   squared = lambda a, b: sums((a - b) ** 2)
   for weight, truth in WEIGHTS.items():
-    value, slope, seen = _discrete_case(distances.squared_l2(), weight=weight, sigma_min=0.002)
+    value, slope, seen = _discrete_case(
+      distances.squared_l2(), weight=weight, sigma_min=0.002, gradient=weight == "inverse_gap"
+    )
     value_, slope_ = _discrete_truth(seen, squared, truth, 0.002)
     yield row(f"CT, weight {weight}", value, value_, 2e-4, unit=0.0)
     if weight == "inverse_gap":
@@ -350,7 +357,9 @@ def _discrete() -> Iterator[Row]:
   value_, _ = _discrete_truth(seen, lambda a, b: sums(np.abs(a - b)), of_larger)
   yield row("ECT, ImageNet: weight karras of the larger level", value, value_, 2e-4, unit=0.0)
   huber = lambda a, b: np.sqrt(squared(a, b) + 0.03**2) - 0.03
-  value, slope, seen = _discrete_case(distances.pseudo_huber(0.03), weight="inverse_gap")
+  value, slope, seen = _discrete_case(
+    distances.pseudo_huber(0.03), weight="inverse_gap", gradient=True
+  )
   value_, slope_ = _discrete_truth(seen, huber, WEIGHTS["inverse_gap"])
   yield row("iCT: pseudo-Huber over the gap", value, value_, 2e-4, unit=0.0)
   yield row("iCT: its gradient", slope, slope_, 1e-3, unit=0.0)
@@ -366,7 +375,9 @@ def _interpolated(seen, name):
 def _discrete_targets() -> Iterator[Row]:
   squared = lambda a, b: sums((a - b) ** 2)
   params = params_of(target={"a": jnp.float32(0.3)})
-  value, slope, seen = _discrete_case(distances.squared_l2(), params, target="average")
+  value, slope, seen = _discrete_case(
+    distances.squared_l2(), params, target="average", gradient=True
+  )
   value_, slope_ = _discrete_truth(seen, squared, WEIGHTS["uniform"], target=0.3)
   yield row("target average: params['target']", value, value_, 2e-4, unit=0.0)
   yield row("target average: its gradient", slope, slope_, 1e-3, unit=0.0)

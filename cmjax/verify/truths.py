@@ -143,3 +143,9 @@ def value_and_slope(loss_fn, params, batch, step: float = 0.0):
     params, batch, jax.random.key(3), jnp.asarray(step)
   )
   return value, grads["net"]["a"], metrics
+
+
+def value_alone(loss_fn, params, batch, step: float = 0.0):
+  """loss, None, metrics: `value_and_slope` without the slope."""
+  value, metrics = loss_fn(params, batch, jax.random.key(3), jnp.asarray(step))
+  return value, None, metrics

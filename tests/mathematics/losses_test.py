@@ -231,6 +231,13 @@ def test_labels_reach_student_and_teacher_and_the_teacher_has_no_dropout():
   assert seen["student"][0] == [2, 0, 1] and seen["student"][1] is not None
 
 
+def test_no_gradient_goes_through_what_a_loss_reports():
+  t = jnp.array([0.1, 1.2])
+  total = lambda values: sum(mean.total for mean in means.by_time("a", values, t).values())
+  value, slope = jax.value_and_grad(total)(jnp.array([2.0, 3.0]))
+  assert value == 2 * 5 and not np.any(slope)  # over all, and in the bins
+
+
 def test_an_unknown_norm_is_refused():
   with pytest.raises(ValueError, match="Unknown tangent norm 'L2'. Choose from: l2, rms"):
     continuous.loss(

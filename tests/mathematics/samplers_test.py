@@ -148,7 +148,7 @@ def test_ode_samplers_converge_at_their_order_to_the_exact_flow(sampler, order):
     key, shape = jax.random.key(0), (3, 2)
     x = SIGMA_DATA * jax.random.normal(key, shape, jnp.float64)
     errors = []
-    for n in (40, 80, 160):
+    for n in (80, 160):
       # Uniform angles, whose first is pi/2 less a little: cos(t) stands in a denominator.
       grid = np.append(np.linspace(1.5, 0.02, n), 0.0)
       last = jnp.full(3, 0.02)
@@ -156,8 +156,7 @@ def test_ode_samplers_converge_at_their_order_to_the_exact_flow(sampler, order):
       truth = exact.posterior_mean(exact.flow(x, jnp.full(3, 1.5), last), last)
       got = sampler(DIFFUSION, {}, key, shape, grid, sigma_data=SIGMA_DATA)
       errors.append(float(jnp.max(jnp.abs(got - truth))))
-    slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    assert slopes[-1] == pytest.approx(order, abs=0.2), (errors, slopes)
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2), errors
 
 
 def test_one_consistency_step_of_the_exact_model_is_the_exact_flow():

@@ -90,6 +90,7 @@ class EquinoxBatchMLP(EquinoxMLP):
     return jax.vmap(self.layers[-1])(h)
 
 
+@functools.cache
 def build(library, rate=0.0, **options):
   if library == "nnx":
     return networks.from_nnx(functools.partial(NnxMLP, rate=rate), shape=(2,), **options)
@@ -300,6 +301,23 @@ def test_init_gives_float32_with_readable_paths(library):
   assert np.any(param_names.by_name(params)[kernel] != other[kernel])
   with jax.enable_x64(True):  # Equinox then draws in float64
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(net.init(jax.random.key(0))))
+
+
+def test_a_module_is_built_once_for_all_that_is_traced_with_its_first_weights():
+  seeds = []
+
+  class Counted(NnxMLP):
+    def __init__(self, *, rngs):
+      seeds.append(rngs)
+      super().__init__(rngs=rngs)
+
+  net = networks.from_nnx(Counted, shape=(2,))
+  before, key = len(seeds), jax.random.key(0)
+  shapes = jax.eval_shape(net.init, key)
+  assert jax.eval_shape(lambda key: net.init(key), key) == shapes
+  first = jax.jit(lambda key: net.at(dtype="bfloat16").init(key))(key)
+  assert len(seeds) == before + 1
+  jax.tree.map(np.testing.assert_array_equal, first, net.init(key))
 
 
 @LIBRARIES

@@ -201,14 +201,13 @@ def test_edm2_has_as_many_parameters_as_published(channels, x4, x3, unconditiona
 @pytest.mark.parametrize(
   ("changes", "expected"),
   [
-    (dict(in_channels=3), 280_209_381),
-    (dict(num_classes=0), 279_444_837),
-    (dict(modulation="pnorm_scale"), 280_212_837 - GAINS),
+    (dict(in_channels=3, modulation="pnorm_scale"), 280_209_381 - GAINS),
+    (dict(num_classes=0, embedding="mp_fourier"), 279_444_837 + 2 * 192),
     (dict(modulation="pnorm_scale_shift"), 293_926_245 - GAINS),
     (dict(embedding="mp_fourier"), 280_212_837 + 2 * 192),
   ],
 )
-def test_edm2_s_with_one_option_changed_has_as_many_parameters_as_published(changes, expected):
+def test_edm2_s_with_options_changed_has_as_many_parameters_as_published(changes, expected):
   assert count(published(192, **changes)) + HEAD == expected
 
 
@@ -253,8 +252,8 @@ def test_state_dict_has_the_names_and_the_number_of_entries_that_nvidia_publishe
     *("unet.emb_fourier.phases", "unet.emb_noise.weight", "unet.enc.64x64_conv.weight"),
     *("unet.dec.8x8_in0.emb_gain", "unet.dec.8x8_in0.attn_qkv.weight"),
   } <= state
-  buffers = {"unet.emb_fourier.freqs", "unet.emb_fourier.phases"}
-  unconditional = set(names.torch_names(published(192, num_classes=0), "edm2")) | buffers
+  shapes = published(192, num_classes=0, embedding="mp_fourier")
+  unconditional = set(names.torch_names(shapes, "edm2"))
   assert len(unconditional) + 3 == 202 and state - unconditional == {"unet.emb_label.weight"}
 
 

@@ -32,19 +32,34 @@ SMALL = dict(
 )
 NUM_BLOCKS = 10  # enc: block0, down, block0; dec: in0, in1, block0-1, up, block0-1
 unet = functools.partial(DDPMpp, **SMALL)
-# One level, two blocks with attention: where a gradient is compiled, half the time.
+# One level, its blocks with attention: traced and compiled in half the time.
 flat = functools.partial(DDPMpp, **SMALL | dict(channel_mult=(2,), attn_resolutions=(8,)))
 mlp = functools.partial(MLP, dim=2, width=16, depth=2, embed_channels=8, num_classes=3, dropout=0.2)
-MODULES = pytest.mark.parametrize("make", [mlp, unet], ids=["mlp", "ddpmpp"])
-FLAT_MODULES = pytest.mark.parametrize("make", [mlp, flat], ids=["mlp", "ddpmpp"])
+MODULES = pytest.mark.parametrize("make", [mlp, flat], ids=["mlp", "ddpmpp"])
+# With levels above each other, and so with what halves and doubles the resolution.
+ALL_LEVELS = pytest.mark.parametrize("make", [mlp, unet], ids=["mlp", "ddpmpp"])
+
+network = functools.cache(from_nnx)
 
 
+@functools.cache
+def shapes_of(make):
+  return jax.eval_shape(network(make).init, jax.random.key(0))
+
+
+@functools.cache
+def fresh(make, seed=0):
+  """Its first weights."""
+  return network(make).init(jax.random.key(seed))
+
+
+@functools.cache
 def shaken(make, scale=0.2):
   """Parameters that are all different from 0, as after some training."""
-  shapes = jax.eval_shape(from_nnx(make).init, jax.random.key(0))
   rng = np.random.default_rng(0)
   draw = lambda path, a: (path[-1].key == "scale") + scale * rng.normal(size=a.shape)
-  return jax.tree_util.tree_map_with_path(lambda *a: jnp.asarray(draw(*a), jnp.float32), shapes)
+  leaf = lambda *a: jnp.asarray(draw(*a), jnp.float32)
+  return jax.tree_util.tree_map_with_path(leaf, shapes_of(make))
 
 
 def inputs(make, b=3, dtype=np.float32):
@@ -57,14 +72,14 @@ def inputs(make, b=3, dtype=np.float32):
 @functools.cache
 def built(make):
   """The network in float32 with its apply compiled, and shaken parameters."""
-  net = from_nnx(make)
+  net = network(make)
   return net._replace(apply=jax.jit(net.apply)), shaken(make)
 
 
 def count(**kwargs):
-  net = from_nnx(functools.partial(DDPMpp, **kwargs))
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
-  return sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)), len(jax.tree.leaves(shapes))
+  module = nnx.eval_shape(lambda: DDPMpp(**kwargs, rngs=nnx.Rngs(0)))
+  shapes = jax.tree.leaves(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+  return sum(math.prod(a.shape) for a in shapes), len(shapes)
 
 
 # --- the published networks ---------------------------------------------------------------------
@@ -73,7 +88,7 @@ def count(**kwargs):
 # The networks of EDM: published_networks_test.py.
 def test_ddpmpp_with_the_double_normalisation_has_as_many_parameters_as_derived():
   assert count(modulation="pnorm_scale_shift") == (60_067_715, 417)
-  assert count(modulation="pnorm_scale") == count(modulation="additive")
+  assert count(**SMALL, modulation="pnorm_scale") == count(**SMALL, modulation="additive")
 
 
 def test_unet_walks_through_the_channels_of_edm():
@@ -87,9 +102,7 @@ def test_unet_walks_through_the_channels_of_edm():
 
 
 def test_parameter_paths_follow_the_names_of_edm():
-  make = functools.partial(DDPMpp, num_classes=10)
-  shapes = jax.eval_shape(from_nnx(make).init, jax.random.key(0))
-  flat = jax.tree_util.tree_leaves_with_path(shapes)
+  flat = jax.tree_util.tree_leaves_with_path(shapes_of(functools.partial(DDPMpp, num_classes=10)))
   paths = {jax.tree_util.keystr(p, simple=True, separator="/"): a.shape for p, a in flat}
   assert all(type(k.key) is str for p, _ in flat for k in p)
   assert paths["map_label/kernel"] == (10, 128) and paths["map_augment/kernel"] == (9, 128)
@@ -107,12 +120,11 @@ def test_parameter_paths_follow_the_names_of_edm():
 def test_ddpmpp_keeps_the_shape_of_the_image(size):
   resolution, in_channels = size
   make = functools.partial(
-    DDPMpp, resolution, in_channels, 32, (1, 2), num_blocks=2, attn_resolutions=(resolution // 2,)
+    DDPMpp, resolution, in_channels, 32, (1, 2), num_blocks=1, attn_resolutions=(resolution // 2,)
   )
-  net = from_nnx(make)
   x = jnp.zeros((5, resolution, resolution, in_channels))
-  params = jax.eval_shape(net.init, jax.random.key(0))
-  F = jax.eval_shape(net.apply, params, x, jnp.zeros(5), {}, jax.random.key(1))
+  args = shapes_of(make), x, jnp.zeros(5), {}, jax.random.key(1)
+  F = jax.eval_shape(network(make).apply, *args)
   assert F.shape == x.shape and F.dtype == jnp.float32
 
 
@@ -122,8 +134,7 @@ def test_ddpmpp_keeps_the_shape_of_the_image(size):
 @MODULES
 def test_output_is_zero_at_the_start_and_not_later(make):
   net, params = built(make)
-  fresh = jax.jit(net.init)(jax.random.key(0))
-  assert not np.any(net.apply(fresh, *inputs(make), None))
+  assert not np.any(net.apply(fresh(make), *inputs(make), None))
   assert np.std(net.apply(params, *inputs(make), None)) > 0.01
 
 
@@ -156,11 +167,10 @@ def test_samples_of_a_batch_do_not_see_each_other(make):
   np.testing.assert_allclose(moved, F[order], rtol=1e-4, atol=1e-5)
 
 
-@MODULES
+@ALL_LEVELS
 def test_jvp_agrees_with_finite_differences(make):
   with jax.enable_x64(True):
-    net = from_nnx(make, dtype=jnp.float64)
-    params = shaken(make)
+    net, params = network(make).at(dtype="float64"), shaken(make)
     x, t, cond = inputs(make, dtype=np.float64)
     dx, dt = jnp.sin(3 * x), jnp.cos(t)
     # With a key: the finite difference shares one dropout mask, so the tangent has to as well.
@@ -173,9 +183,9 @@ def test_jvp_agrees_with_finite_differences(make):
     np.testing.assert_allclose(dF, expected, rtol=1e-6, atol=1e-7)
 
 
-@FLAT_MODULES
+@MODULES
 def test_gradient_runs_through_the_primal_of_a_jvp(make):
-  net, params = from_nnx(make), shaken(make)
+  net, params = network(make), shaken(make)
   x, t, cond = inputs(make)
   key = jax.random.key(5)
 
@@ -197,9 +207,9 @@ def test_gradient_runs_through_the_primal_of_a_jvp(make):
     assert np.abs(grads["enc"]["8x8_block0"]["qkv"]["kernel"]).max() > 1e-4
 
 
-@FLAT_MODULES
+@MODULES
 def test_tangent_is_finite_on_a_constant_image_and_at_both_ends(make):
-  net, params = from_nnx(make), shaken(make)
+  net, params = network(make), shaken(make)
   x, _, cond = inputs(make)
   t = jnp.array([0.0, math.pi / 2 - 1e-6, math.pi / 2])
   F_fn = lambda x, t: net.apply(params, x, t, cond, None)
@@ -220,9 +230,8 @@ def dot_dtypes(jaxpr):
 
 @pytest.mark.parametrize(("make", "mapping"), [(mlp, 3 + 2), (unet, 3 + NUM_BLOCKS)])
 def test_body_runs_in_bfloat16_and_embeddings_in_float32(make, mapping):
-  net = from_nnx(make, dtype="bfloat16")
-  params = jax.eval_shape(net.init, jax.random.key(0))
-  jaxpr = jax.make_jaxpr(net.apply)(params, *inputs(make), jax.random.key(0))
+  net = network(make).at(dtype="bfloat16")
+  jaxpr = jax.make_jaxpr(net.apply)(shapes_of(make), *inputs(make), jax.random.key(0))
   found = list(dot_dtypes(jaxpr.jaxpr))
   assert all(len(dtypes) == 1 for _, dtypes in found)
   assert sum(dtypes == {"float32"} for _, dtypes in found) == mapping  # map_* and affine
@@ -235,15 +244,14 @@ def test_body_runs_in_bfloat16_and_embeddings_in_float32(make, mapping):
 
 
 def test_init_is_a_function_of_the_key_and_gives_float32():
-  net = from_nnx(mlp)
-  a, b, c = (net.init(jax.random.key(i)) for i in (0, 0, 1))
+  a, b, c = (network(mlp).init(jax.random.key(i)) for i in (0, 0, 1))
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(a))
   jax.tree.map(np.testing.assert_array_equal, a, b)
   assert np.any(a["fc_in"]["kernel"] != c["fc_in"]["kernel"])
   assert np.any(a["blocks"]["block0"]["fc0"]["kernel"] != a["blocks"]["block1"]["fc0"]["kernel"])
 
 
-@pytest.mark.parametrize("make", [mlp, unet])
+@pytest.mark.parametrize("make", [mlp, flat])
 def test_products_have_their_precision_in_every_derivative(make):
   """Of the jvp, and of the gradient of its primal: the network's own, whatever the context says."""
 
@@ -265,10 +273,9 @@ def test_products_have_their_precision_in_every_derivative(make):
 
   found = {}
   for name in ("highest", "default"):
-    net = from_nnx(make, matmul_precision=name)
-    params = jax.eval_shape(net.init, jax.random.key(0))
+    net = network(make).at(matmul_precision=name)
     with jax.default_matmul_precision("high"):
-      jaxpr = jax.make_jaxpr(functools.partial(step, net))(params, *inputs(make))
+      jaxpr = jax.make_jaxpr(functools.partial(step, net))(shapes_of(make), *inputs(make))
     found[name] = list(precisions(jaxpr.jaxpr))
   highest = (jax.lax.Precision.HIGHEST,) * 2
   assert len(found["highest"]) == len(found["default"]) > 12
@@ -469,6 +476,8 @@ def test_block_modulates_as_its_formula_says(modulation):
 TOLD = dict(guidance=True, segment=True)
 told_mlp = functools.partial(mlp, **TOLD)
 told_flat = functools.partial(flat, **TOLD, embedding="fourier", fourier_scale=0.5)
+# With the same embedding of time: only guidance and segment may be added.
+student_flat = functools.partial(flat, **TOLD)
 TOLD_MODULES = pytest.mark.parametrize(
   ("make", "plain"), [(told_mlp, mlp), (told_flat, flat)], ids=["mlp", "ddpmpp"]
 )
@@ -486,10 +495,10 @@ def leaves(params):
 
 @TOLD_MODULES
 def test_new_layers_start_at_zero_and_leave_the_other_initial_weights_alone(make, plain):
-  told, fresh = (leaves(from_nnx(m).init(jax.random.key(0))) for m in (make, plain))
-  for path, a in fresh.items():
+  told, untold = leaves(fresh(make)), leaves(fresh(plain))
+  for path, a in untold.items():
     np.testing.assert_array_equal(told[path], a)
-  new = {path: a for path, a in told.items() if path not in fresh}
+  new = {path: a for path, a in told.items() if path not in untold}
   width = 8
   assert {path: a.shape for path, a in new.items() if path != "map_noise/freqs"} == {
     "map_guidance/kernel": (width, width),
@@ -520,14 +529,14 @@ def test_guidance_and_segment_are_added_to_the_embedding_as_their_formula_says(m
     )
 
 
-@TOLD_MODULES
-def test_a_student_that_is_told_more_starts_as_its_teacher(make, plain):
-  # With the same embedding of time: only guidance and segment may be added.
-  student = functools.partial(make, embedding="positional") if plain is flat else make
+@pytest.mark.parametrize(
+  ("student", "plain"), [(told_mlp, mlp), (student_flat, flat)], ids=["mlp", "ddpmpp"]
+)
+def test_a_student_that_is_told_more_starts_as_its_teacher(student, plain):
   net, teacher = built(plain)
-  fresh = from_nnx(student).init(jax.random.key(7))
-  params = grow(teacher, fresh)
-  assert jax.tree.structure(params) == jax.tree.structure(fresh)
+  first = fresh(student, seed=7)
+  params = grow(teacher, first)
+  assert jax.tree.structure(params) == jax.tree.structure(first)
   x, t, cond = told_inputs(plain)
   expected = net.apply(teacher, x, t, cond, None)
   np.testing.assert_array_equal(built(student)[0].apply(params, x, t, cond, None), expected)
@@ -541,16 +550,15 @@ def test_a_student_that_is_told_more_starts_as_its_teacher(make, plain):
 
 
 def test_grow_names_every_weight_that_does_not_fit():
-  fresh = from_nnx(told_mlp).init(jax.random.key(0))
-  teacher = from_nnx(mlp).init(jax.random.key(1))
+  student, teacher = fresh(told_mlp), fresh(mlp, seed=1)
   narrow = teacher | {"fc_in": teacher["fc_in"] | {"kernel": jnp.zeros((9, 16))}}
   with pytest.raises(ValueError, match=r"fc_in/kernel is \(9, 16\), this network's \(14, 16\)"):
-    grow(narrow, fresh)
+    grow(narrow, student)
   headless = {key: a for key, a in teacher.items() if key != "map_label"}
   with pytest.raises(ValueError, match="map_label/bias is missing; map_label/kernel is missing"):
-    grow(headless, fresh)
+    grow(headless, student)
   with pytest.raises(ValueError, match="map_guidance/bias is not in this network"):
-    grow(fresh, teacher)
+    grow(student, teacher)
   with pytest.raises(ValueError, match=r"blocks/.* and 14 more\. Give both networks"):
     grow({}, teacher)
 
@@ -603,8 +611,7 @@ def test_fourier_embedding_is_cosines_then_sines_of_full_turns():
 
 
 def test_fourier_embedding_stays_in_float32_in_a_bfloat16_network():
-  net = from_nnx(told_flat, dtype="bfloat16")
-  params = jax.eval_shape(net.init, jax.random.key(0))
+  net, params = network(told_flat).at(dtype="bfloat16"), shapes_of(told_flat)
   jaxpr = jax.make_jaxpr(net.apply)(params, *told_inputs(flat), None)
   found = [dtypes for _, dtypes in dot_dtypes(jaxpr.jaxpr)]
   affine = sum(path.endswith("affine/kernel") for path in leaves(params))
@@ -643,7 +650,7 @@ def test_networks_take_times_of_both_signs(make):
     (dict(encoder="skip"), "encoder 'skip'. Choose from: standard, residual"),
     (dict(qk_norm="layer"), "qk_norm 'layer'. Choose from: none, rms"),
     (dict(fir=(1, 2, 1)), r"fir=\(1, 2, 1\) must be an even number of taps"),
-    (dict(embedding="fourier", fourier_scale=0.0), "fourier_scale=0.0 must be positive"),
+    (SMALL | dict(embedding="fourier", fourier_scale=0.0), "fourier_scale=0.0 must be positive"),
   ],
 )
 def test_ddpmpp_explains_bad_options(kwargs, message):
@@ -665,8 +672,8 @@ def test_bad_inputs_are_explained_while_tracing(make):
 
 
 def test_augmentation_is_told_to_the_network_or_refused():
-  net, params = built(unet)
-  x, t, cond = inputs(unet)
+  net, params = built(flat)
+  x, t, cond = inputs(flat)
   told = cond | {"augment": jnp.ones((3, 2))}
   assert (
     np.abs(net.apply(params, x, t, told, None) - net.apply(params, x, t, cond, None)).max() > 1e-3
@@ -708,8 +715,8 @@ def test_dropout_can_be_kept_to_small_resolutions():
 
 def test_float64_input_means_float64_inside_whatever_the_network_trains_in():
   with jax.enable_x64(True):
-    net = from_nnx(functools.partial(MLP, 2, 8, 1, 16), dtype="bfloat16")
-    exact = from_nnx(functools.partial(MLP, 2, 8, 1, 16), dtype="float64")
+    make = functools.partial(MLP, 2, 8, 1, 16)
+    net, exact = from_nnx(make, dtype="bfloat16"), network(make).at(dtype="float64")
     params = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(0)))
     x, t = jnp.ones((3, 2), jnp.float64), jnp.full(3, 0.7, jnp.float64)
     F = net.apply(params, x, t, {}, None)

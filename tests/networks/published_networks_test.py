@@ -24,6 +24,8 @@ from cmjax.networks.unet import (
 NCSNPP = dict(embedding="fourier", noise_mult=2, fir=(1, 3, 3, 1), encoder="residual")
 FFHQ = dict(resolution=64, channel_mult=(1, 2, 2, 2))
 ddpmpp = functools.partial(DDPMpp, modulation="additive")
+conditional_vp = functools.partial(ddpmpp, num_classes=10)
+conditional_ve = functools.partial(ddpmpp, **NCSNPP, num_classes=10)
 
 TINY = dict(
   resolution=8, in_channels=1, channels=8, channel_mult=(1, 2, 1), num_blocks=1,
@@ -68,37 +70,46 @@ def inputs(b=3):
 
 
 @pytest.mark.parametrize(
-  ("make", "fir", "params", "buffers", "entries"),
+  ("make", "labels", "fir", "params", "buffers", "entries"),
   [
-    (ddpmpp, (1, 1), 55_733_891, 32, 425),
-    (functools.partial(ddpmpp, num_classes=10), (1, 1), 55_735_299, 32, 427),
-    (functools.partial(ddpmpp, **NCSNPP), (1, 3, 3, 1), 56_397_827, 288, 432),
-    (functools.partial(ddpmpp, **NCSNPP, num_classes=10), (1, 3, 3, 1), 56_400_643, 288, 434),
+    (conditional_vp, False, (1, 1), 55_733_891, 32, 425),
+    (conditional_vp, True, (1, 1), 55_735_299, 32, 427),
+    (conditional_ve, False, (1, 3, 3, 1), 56_397_827, 288, 432),
+    (conditional_ve, True, (1, 3, 3, 1), 56_400_643, 288, 434),
     pytest.param(
-      functools.partial(ddpmpp, **FFHQ), (1, 1), 61_805_571, 48, 553, marks=pytest.mark.slow
+      *(functools.partial(ddpmpp, **FFHQ), False, (1, 1), 61_805_571, 48, 553),
+      marks=pytest.mark.slow,
     ),
     pytest.param(
       functools.partial(ddpmpp, **FFHQ, **NCSNPP),
+      False,
       (1, 3, 3, 1),
       62_761_091,
       368,
       563,
       marks=pytest.mark.slow,
     ),
-    pytest.param(ADM, (1, 1), 295_899_267, 48, 553, marks=pytest.mark.slow),
+    pytest.param(ADM, True, (1, 1), 295_899_267, 48, 553, marks=pytest.mark.slow),
   ],
   ids=["cifar_vp", "cifar_vp_cond", "cifar_ve", "cifar_ve_cond", "ffhq_vp", "ffhq_ve", "imagenet"],
 )
 def test_network_is_as_large_as_published_and_so_is_its_state_dict(
-  make, fir, params, buffers, entries
+  make, labels, fir, params, buffers, entries
 ):
-  shapes = shapes_of(make)
+  # Without classes a network has no layer for labels, and is the same otherwise: the next test.
+  shapes = {name: a for name, a in shapes_of(make).items() if labels or name != "map_label"}
   # There the frequencies of the Fourier embedding count as a buffer.
   freqs = sum(a.size for a in jax.tree.leaves(shapes.get("map_noise", {})))
   constants = names.constants(shapes, "edm", fir=fir)
   assert sum(a.size for a in jax.tree.leaves(shapes)) - freqs == params
   assert sum(a.size for a in constants.values()) + freqs == buffers
   assert len(names.torch_names(shapes, "edm")) + len(constants) == entries
+
+
+def test_without_classes_a_network_lacks_the_layer_for_labels_alone():
+  shapes = shapes_of(tiny_ncsnpp)
+  plain = shapes_of(functools.partial(tiny_ncsnpp, num_classes=0))
+  assert plain == {name: a for name, a in shapes.items() if name != "map_label"} != shapes
 
 
 def test_adm_attends_in_every_block_of_its_attention_resolutions():

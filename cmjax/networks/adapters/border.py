@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from cmjax.base import param_names
 from cmjax.networks.layers import along_batch
@@ -67,9 +68,13 @@ def network(body: Body, *, dtype: Any, matmul_precision: str | None) -> Network:
       f"Unknown matmul_precision {matmul_precision!r}. Choose from: {', '.join(PRECISIONS)}."
     )
   _check_parameters(body)
+  # To build a module takes up to a second, and one program after the other has it built: its first
+  # weights are traced once. Outside of a program each operation runs as it comes, as ever.
+  first_weights = jax.jit(body.init, inline=True)
 
   def init(key):
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), body.init(key))
+    weights = (first_weights if isinstance(key, Tracer) else body.init)(key)
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), weights)
 
   def apply(params, x, t, cond, key):
     # Who has float64 asks for it: finite differences of a network that trains in another dtype.
