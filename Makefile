@@ -5,12 +5,13 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test slow peers doctest lint format types notebooks clean
+.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
 	@echo "make test        run the tests (not the slow ones)"
 	@echo "make slow        run the slow tests: several processes, faults, long compilations"
+	@echo "make soak        run the storms: minutes each, before a release"
 	@echo "make peers       compare with other implementations (installs PyTorch: 5 GB)"
 	@echo "make doctest     run the examples in docstrings"
 	@echo "make lint        check format and style"
@@ -36,6 +37,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow -n auto --dist loadfile
+
+soak: $(STAMP)
+	$(VENV)/bin/python -m pytest -m soak -n auto --dist loadfile
 
 # Without a single test pytest fails (5), so a peer that does not import is noticed here.
 peers: $(STAMP)

@@ -48,6 +48,15 @@ def pytest_sessionstart(session):
     _remove_old(pathlib.Path(folder))
 
 
+def pytest_collection_modifyitems(config, items):
+  """Storms run where they are asked for, `-m soak`, and not with those that are merely slow."""
+  if "soak" in config.option.markexpr:
+    return
+  storms = [item for item in items if item.get_closest_marker("soak")]
+  items[:] = [item for item in items if item not in storms]
+  config.hook.pytest_deselected(items=storms)
+
+
 def pytest_collection_finish():
   # What is there by now stays. Collections need not look at it again, and they are many: tracing
   # makes millions of objects, and few of them are in circles.
@@ -66,8 +75,8 @@ def _remove_old(folder):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
   marked = lambda name: item.get_closest_marker(name) is not None
-  # Slow tests train in earnest, and peers are networks of full size: they run longer than compile.
-  optimised = marked("heavy") or marked("slow") or "peers" in item.path.parts
+  # Peers are networks of full size: they run longer than they compile.
+  optimised = marked("heavy") or "peers" in item.path.parts
   jax.config.update("jax_disable_most_optimizations", not optimised)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(not optimised)
   every = marked("devices")

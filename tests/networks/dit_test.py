@@ -201,7 +201,7 @@ def derivatives(remat, scan, consistency):
 @pytest.mark.parametrize(
   ("remat", "scan", "consistency"),
   [
-    (True, True, False),
+    pytest.param(True, True, False, marks=pytest.mark.soak),
     (True, True, True),
     (True, False, True),
     (False, True, True),

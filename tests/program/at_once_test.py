@@ -84,7 +84,7 @@ REFUSED = "Another (run|process) |A checkpoint is being |exists: choose another|
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [50])
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, times):
   """In threads: locks are of open files, so that they keep threads apart as they do processes."""
   quiet = lambda: contextlib.nullcontext(lambda step: None)
@@ -97,7 +97,7 @@ def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, 
   given = experiment.parse(config(12))
   searched = dict(name="two_steps", num_samples=32, num_probes=5, seed=0)
   for i in range(times):
-    steps = 14 + 2 * (i // 10)  # in the other rounds of ten the run is at its end
+    steps = 14 + 2 * (i // max(2, times // 5))  # else the run is at its end
     modes = {
       "train": lambda steps=steps: tiny.train(config(steps), workdir),
       "evaluate": lambda: sample.evaluate(given, workdir),

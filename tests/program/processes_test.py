@@ -100,7 +100,7 @@ def all_rows(files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path, monkeypatch, count):
   """One gets SIGTERM, all save the same step; as many go on, or one does: one run, row by row."""
   workdir = tmp_path / "many"

@@ -382,7 +382,7 @@ def bit_flips(number, files, seed=0):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("number", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [60, pytest.param(500, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("version", ["this", "before"])
 def test_no_flipped_bit_is_read_in_silence(workdir, number, version):
   if version == "before":
@@ -400,8 +400,11 @@ def test_no_flipped_bit_is_read_in_silence(workdir, number, version):
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_is_gone_round_by_a_run_that_goes_on(workdir, tmp_path_factory, caplog):
-  for i, _ in enumerate(bit_flips(60, (workdir / "checkpoints" / "20").rglob("*"), seed=1)):
+@pytest.mark.parametrize("number", [6, pytest.param(60, marks=pytest.mark.soak)])
+def test_every_flipped_bit_is_gone_round_by_a_run_that_goes_on(
+  workdir, tmp_path_factory, caplog, number
+):
+  for i, _ in enumerate(bit_flips(number, (workdir / "checkpoints" / "20").rglob("*"), seed=1)):
     copy = shutil.copytree(workdir, tmp_path_factory.mktemp("flip") / "run")
     caplog.clear()
     checkpoints = checkpoint.Checkpoints(copy)
