@@ -80,7 +80,8 @@ def same(a, b):
   return np.array_equal(a, b, equal_nan=isinstance(a, (float, np.ndarray)))
 
 
-@pytest.mark.parametrize("each", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("each", [3, pytest.param(60, marks=pytest.mark.soak)])
 def test_a_flipped_bit_of_any_file_is_seen_or_changes_nothing(made, tmp_path, each, caplog):
   files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
   files = sorted(f for f in files if (made / f).stat().st_size and not str(f).startswith(SHOWN))

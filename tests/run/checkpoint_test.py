@@ -399,6 +399,15 @@ def test_no_flipped_bit_is_read_in_silence(workdir, number, version):
   read.close()
 
 
+@pytest.mark.parametrize("content", ["[1]", "3", "[" * 10**5, '{"a": "b", "a": "c"}'])
+def test_digests_that_are_no_table_are_named(workdir, content):
+  (workdir / "checkpoints" / "20" / "digests.json").write_text(content)
+  read = checkpoint.Checkpoints(workdir, read_only=True)
+  with pytest.raises(ValueError, match="step 20 in .* cannot be read: digests.json cannot be read"):
+    read.load(20, layout)
+  read.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [6, pytest.param(60, marks=pytest.mark.soak)])
 def test_every_flipped_bit_is_gone_round_by_a_run_that_goes_on(
