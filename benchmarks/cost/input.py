@@ -63,6 +63,10 @@ def step(args):
   """Parameters; images/s and images per CPU second of the train step, the best of some steps."""
   config = pages.load("cifar10_sct").unlock()
   config.net.update(channels=args.channels, num_blocks=args.num_blocks)
+  levels = config.net.channel_mult[: args.num_levels]
+  sides = [config.net.resolution >> i for i in range(len(levels))]
+  attended = tuple(side for side in config.net.attn_resolutions if side in sides)
+  config.net.update(channel_mult=levels, attn_resolutions=attended)
   config.batch_size = args.step_batch_size
   given, key = experiment.parse(config), jax.random.key(0)
   mesh, tx = sharding.make_mesh(devices=jax.devices()[:1]), experiment.transformation(given)
@@ -92,6 +96,7 @@ def main():
   parser.add_argument("--processes", type=int, nargs="+", default=[2, 8])
   parser.add_argument("--channels", type=int, default=16)
   parser.add_argument("--num_blocks", type=int, default=1)
+  parser.add_argument("--num_levels", type=int, default=3, help="of the page's, from the finest on")
   parser.add_argument("--step_batch_size", type=int, default=32)
   parser.add_argument("--steps", type=int, default=10)
   args = parser.parse_args()

@@ -3,7 +3,7 @@ r"""What training costs beside its steps: the loop's own time, and what a checkp
   python benchmarks/cost/overhead.py                 # both; the checkpoint is of 60 M parameters
   python benchmarks/cost/overhead.py --parts loop --step_ms=20
 
-loop: `train` itself, with all that it does between steps: batches of 512 images of 32x32x3, their
+loop: `train` itself, with all that it does between steps: --batch_size images of 32x32x3, their
 copy to the device, metrics, records, live line, polls. The step runs on a device that is not there:
 a thread that does what it is given one after the other, --step_ms each, and takes no core from the
 rest, as a GPU takes none. Its metrics are those of configs/cifar10_sct.py. Time outside of the step
@@ -138,8 +138,9 @@ def run_loop(args, config, workdir):
 
 
 def loop(args):
-  config = configure(args, channels=16, num_blocks=1, attn_resolutions=())
+  config = configure(args, channels=16, channel_mult=(1,), num_blocks=1, attn_resolutions=())
   config.total_steps, config.checkpoint.every_steps = args.steps, 10 * args.steps
+  config.batch_size = args.batch_size
   spans, seconds = run_loop(args, config, args.workdir / "loop")
   begin, end = spans[10:].T  # the first ones start threads
   gaps, steps = (begin[1:] - end[:-1]) * 1e3, (end - begin) * 1e3
@@ -227,6 +228,8 @@ def main():
   parser.add_argument("--parts", nargs="+", default=["loop", "checkpoint"])
   parser.add_argument("--step_ms", type=float, default=50.0)
   parser.add_argument("--steps", type=int, default=600, help="of the loop")
+  parser.add_argument("--num_images", type=int, default=50_000, help="to train on")
+  parser.add_argument("--batch_size", type=int, default=512, help="of the loop")
   parser.add_argument("--channels", type=int, default=128, help="of the state that is saved")
   parser.add_argument("--num_blocks", type=int, default=4)
   parser.add_argument("--saves", type=int, default=4)
@@ -236,7 +239,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     args.workdir = Path(folder)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+    images = rng.integers(0, 256, (args.num_images, 32, 32, 3), np.uint8)
     np.savez(args.workdir / "random.npz", train_images=images)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
     for part in args.parts:

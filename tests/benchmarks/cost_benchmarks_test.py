@@ -20,7 +20,8 @@ def printed(name, monkeypatch, capsys, *flags):
 
 @pytest.mark.slow
 def test_the_time_outside_of_steps_is_what_their_length_leaves(monkeypatch, capsys):
-  out = printed("cost/overhead", monkeypatch, capsys, "--parts=loop", "--steps=120", "--step_ms=20")
+  small = ("--num_images=600", "--batch_size=16", "--steps=40", "--step_ms=20")
+  out = printed("cost/overhead", monkeypatch, capsys, "--parts=loop", *small)
   number = lambda name: float(re.search(rf"{name} +([\d.]+)", out)[1])
   steps, gaps = number("a step is running"), number("none is running")
   assert 20 <= steps < 40 and 0 <= gaps < 20  # milliseconds
@@ -33,7 +34,7 @@ def test_the_input_is_compared_with_the_step_that_eats_it(monkeypatch, capsys, t
   images = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), np.uint8)
   np.savez(path, train_images=images)
   flags = ("--batch_size=64", "--seconds=0.1", "--windows=2", "--processes", "2")
-  step = ("--channels=8", "--step_batch_size=4", "--steps=2")
+  step = ("--channels=8", "--num_levels=1", "--step_batch_size=4", "--steps=2")
   out = printed("cost/input", monkeypatch, capsys, f"--npz={path}", *flags, *step)
   rate = lambda name: float(re.search(rf"{name} +([\d,]+)", out)[1].replace(",", ""))
   ratio = rate("all, 2 threads") / rate("step of [\\d.]+ M, batch 4")

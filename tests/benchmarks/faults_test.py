@@ -15,6 +15,9 @@ BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "robustness" / "faults.py")
 WHOLE = {"step": 120, "arrays": {"w": "1", "b": "2"}}
 NEED_ROOT = {"disk_full", "permission", "read_only"}
 LONG = {"kill_one_of_two"}  # tests/program/processes_test.py does it
+EVERY = [kind for kind in BENCHMARK["KINDS"] if kind not in NEED_ROOT | LONG]
+# A kill, SIGTERM with a damaged file, an error of the run itself, and a run beside it.
+FEW = ["kill_saving", "truncated", "nan_batch", "second_run"]
 
 
 def went_on_from(step):
@@ -51,8 +54,10 @@ def test_a_trial_is_judged_by_the_steps_lost_and_the_bits_in_the_end(
 
 
 @pytest.mark.slow
-def test_every_fault_once(tmp_path):
-  kinds = [kind for kind in BENCHMARK["KINDS"] if kind not in NEED_ROOT | LONG]
+@pytest.mark.parametrize(
+  "kinds", [FEW, pytest.param(EVERY, marks=pytest.mark.soak)], ids=["few", "every"]
+)
+def test_faults_are_survived(tmp_path, kinds):
   command = [
     sys.executable,
     "benchmarks/robustness/faults.py",

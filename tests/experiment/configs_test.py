@@ -59,6 +59,11 @@ def kinds():
 KINDS = kinds()
 
 
+def first_of_each_network():
+  """Of KINDS those that are traced with every level of their network, the others with one."""
+  return {pages.load(name).net.name: name for name in reversed(KINDS)}.values()
+
+
 @pytest.fixture
 def images():
   with tfds.testing.mock_data(num_examples=16):
@@ -146,8 +151,10 @@ def test_every_kind_of_network_and_method_builds_small(spec):
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [*KINDS, "imagenet512_scd:xxl"])  # the last with remat and scan
 def test_every_kind_of_network_and_method_has_a_small_step(spec):
-  exp = experiment.parse(pages.smoke(load(spec)))
-  plan.trace_step(exp, sharding.make_mesh())
+  config = pages.smoke(load(spec))
+  if spec in KINDS and spec not in first_of_each_network():
+    config.net.update(channel_mult=(1,), attn_resolutions=(config.net.resolution,))
+  plan.trace_step(experiment.parse(config), sharding.make_mesh())
 
 
 def test_the_cifar10_networks_are_the_published_ones():

@@ -83,7 +83,8 @@ def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
 @pytest.mark.slow  # a sampler and a detector to compile, twice
 def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
   e = given(data, vae)
-  params = jax.tree.map(lambda a: a + 0.1, e.network.init(jax.random.key(0)))
+  start = jax.device_get(jax.jit(e.network.init)(jax.random.key(0)))
+  params = jax.tree.map(lambda a: a + np.float32(0.1), start)
   key, made = jax.random.key(3), experiment.open_evaluators(e, ONE)
   assert set(made) == {"grid", "fd"}
   z = experiment.compiled_sampler(e, "one_step", ONE)(params, key, np.arange(250))[1]
@@ -107,7 +108,7 @@ def test_samples_that_are_latents_are_drawn_and_scored_as_images(data, vae):
 @pytest.mark.slow
 def test_mode_sample_has_images_beside_the_latents(data, vae, tmp_path, monkeypatch):
   e = given(data, vae)
-  params = e.network.init(jax.random.key(0))
+  params = jax.jit(e.network.init)(jax.random.key(0))
   trained = stored_runs.Trained(experiment.describe(e.record), {"main": params}, 7)
   monkeypatch.setattr(stored_runs, "load_network", lambda *_, **__: trained)
   draw = lambda e: sample.sample(e, tmp_path, num_samples=5, name=None, seed=0, ema="main")

@@ -30,10 +30,8 @@ def main(path, *settings):
   arguments = plan.abstract_arguments(given, mesh)
   traced = plan.trace_step(given, mesh)
   compiled = compiled_step.compile_traced(traced, mesh)
-  init = experiment.state_init(given)
-  state = sharding.create(init, mesh, jax.random.key(0))[0]
   zeros = lambda x: jax.device_put(jax.numpy.zeros(x.shape, x.dtype), x.sharding)
-  batch = jax.tree.map(zeros, arguments[1])
+  state, batch = jax.tree.map(zeros, arguments[:2])
   key = jax.device_put(jax.random.key(0), arguments[2].sharding)
   jax.block_until_ready((state, batch, key))
   pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten

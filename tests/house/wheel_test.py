@@ -133,6 +133,8 @@ def _working(tmp_path_factory):
 def test_a_clone_installed_to_work_on_is_found_from(start, working):
   # From the folder above, the clone itself looks like a package cmjax: a folder of that name.
   folder, python = working
-  program = "from cmjax.program import stored_runs; print(stored_runs.__file__)"
+  program = (
+    "from importlib.util import find_spec as f; print(f('cmjax.program.stored_runs').origin)"
+  )
   path = run(python, "-c", program, cwd=folder / start).strip()
   assert pathlib.Path(path) == folder / "cmjax" / "cmjax" / "program" / "stored_runs.py"

@@ -20,6 +20,7 @@ def path(made, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_minute_of_training_tells_digits_apart(made):
   assert made.accuracy > 0.9
   logits = np.asarray(classifier.logits(made.weights, SCALED[1]))

@@ -56,9 +56,18 @@ def derivatives(name, *, gradient, **options):
 @pytest.mark.parametrize(
   ("name", "remat", "gradient"),
   [
-    ("ddpmpp", True, False),
-    *((name, True, True) for name in MAKES),
-    ("ncsnpp", False, True),
+    ("ddpmpp", True, True),
+    ("ncsnpp", False, False),
+    ("adm", True, False),
+    ("edm2", True, False),
+    *(
+      pytest.param(*case, marks=pytest.mark.soak)
+      for case in (
+        *((name, True, True) for name in ("ncsnpp", "adm", "edm2")),
+        ("ddpmpp", True, False),
+        ("ncsnpp", False, True),
+      )
+    ),
   ],
 )
 def test_scan_changes_no_value_tangent_gradient_or_dropout_mask(name, remat, gradient):

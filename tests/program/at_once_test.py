@@ -1,6 +1,5 @@
 """Two commands at once on one workdir: what both write is whole, and of one of them."""
 
-import contextlib
 import json
 import re
 import threading
@@ -12,7 +11,7 @@ from PIL import Image
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.metrics import cards, references
-from cmjax.program import averages, convert, sample, searched_times, sitting, stored_runs, sweep
+from cmjax.program import averages, convert, sample, searched_times, stored_runs, sweep
 from cmjax.run import writer
 from helpers import tiny
 
@@ -84,11 +83,10 @@ REFUSED = "Another (run|process) |A checkpoint is being |exists: choose another|
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.soak)])
-def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, monkeypatch, times):
+@pytest.mark.usefixtures("shared_programs")
+@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.soak)])
+def test_two_of_every_mode_at_once_lose_and_tear_nothing(tmp_path, times):
   """In threads: locks are of open files, so that they keep threads apart as they do processes."""
-  quiet = lambda: contextlib.nullcontext(lambda step: None)
-  monkeypatch.setattr(sitting, "interruption", quiet)  # threads get no signals
   workdir, foreign, mesh = tmp_path / "run", tmp_path / "foreign.safetensors", sharding.make_mesh()
   config = lambda steps: tiny.config("snapshots", total_steps=steps)
   tiny.train(config(12), workdir)

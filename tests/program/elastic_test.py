@@ -12,15 +12,15 @@ from cmjax.base import sharding
 from cmjax.program import train
 from helpers import tiny, watched
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.usefixtures("shared_programs")]
 TINY = {"net.width": 128, "batch_size": 64, "optim.lr": 1e-3, "evals": {}}
 
 
 def digits():
   """The page's network, made small, without scores."""
   config = pages.load("digits_sct").unlock()
-  config.net.update(channels=32, channel_mult=(1,), num_blocks=1, attn_resolutions=())
-  config.update(batch_size=32, evals={}, total_steps=24, log_every_steps=6)
+  config.net.update(channels=32, channel_mult=(1,), num_blocks=0, attn_resolutions=())
+  config.update(batch_size=16, evals={}, total_steps=12, log_every_steps=6)
   config.init_from.workdir = ""
   return config
 

@@ -214,7 +214,12 @@ def used_memory(*args):
   "args",
   [
     ("tests/helpers/tiny.py", "batch_size=65536", "net.width=64"),
-    ("configs/digits_sct.py", "batch_size=2048"),
+    (
+      "configs/digits_sct.py",
+      "batch_size=2048",
+      "net.channel_mult=(1,)",
+      "net.attn_resolutions=()",
+    ),
   ],
 )
 def test_a_step_takes_the_memory_that_was_predicted_within_a_tenth(args):

@@ -137,8 +137,9 @@ def gradient(loss, mesh, parts):
     config.teacher.workdir = "teacher"
   given = experiment.parse(config)
   teacher = given.network.at(guidance=False)
-  weights = shaken(teacher.init(jax.random.key(1)), 1)
-  params = shaken(jax.jit(experiment.state_init(given))(jax.random.key(0)).params, 2)
+  weights = shaken(jax.device_get(jax.jit(teacher.init)(jax.random.key(1))), 1)
+  state = jax.jit(experiment.state_init(given))(jax.random.key(0))
+  params = shaken(jax.device_get(state.params), 2)
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.normal(size=(16, 2)).astype(np.float32),
@@ -161,7 +162,7 @@ def gradient(loss, mesh, parts):
 
 def shaken(params, seed):
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda a: a + jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype), params)
+  return jax.tree.map(lambda a: a + (0.1 * rng.normal(size=a.shape)).astype(a.dtype), params)
 
 
 SLOW = ("diffusion", "scd with VSD and guidance", "ct", "cd_continuous")

@@ -172,13 +172,13 @@ def test_edm2_trains_and_is_distilled_with_all_its_weights_at_their_norm(tmp_pat
   c = config(name="diffusion", P_mean=-0.8, P_std=1.6, weighting="edm2", label_dropout=0.1)
   c.net = dict(NET) | dict(resolution=8, num_classes=10, dtype="bfloat16", remat=True)
   c.data, c.optim.lr = dict(name="digits", flip=False), 1e-2
-  c.samplers, c.evals = dict(heun=dict(name="heun", num_steps=3)), {}
+  c.samplers, c.evals, c.total_steps = dict(heun=dict(name="heun", num_steps=3)), {}, 3
   tiny.train(c, tmp_path / "teacher")
   student = config(
     name="scd", guidance=(1.0, 2.0), vsd=dict(P_mean=0.4, P_std=2.0, fake=FAKE), **SCM
   )
   student.net, student.data, student.evals = dict(c.net) | dict(guidance=True), c.data, {}
-  student.samplers = dict(one_step=dict(name="consistency"))
+  student.samplers, student.total_steps = dict(one_step=dict(name="consistency")), 3
   student.teacher.workdir = student.init_from.workdir = str(tmp_path / "teacher")
   tiny.train(student, tmp_path / "student")
   for workdir, parts in (("teacher", ["net"]), ("student", ["net", "fake"])):
