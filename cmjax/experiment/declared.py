@@ -137,10 +137,14 @@ def _sections(config: Section) -> Iterator[tuple[str, Section, tuple[Taker, ...]
     yield f"evals.{key}.", section, (*own, evaluation.ABOUT_EVALUATOR)
 
 
+def _nothing() -> None:
+  """Takes no arguments: the target network that is the student itself."""
+
+
 def _loss(loss: Section) -> Iterator[tuple[str, Section, tuple[Taker, ...]]]:
   row = methods.METHODS.get(_name(loss))
   yield "loss.", loss, (NAMED, *(row.takes if row else _named({}, loss)))
-  targets = {"constant": ema.constant, "curriculum": ema.curriculum}
+  targets = {"current": _nothing, "constant": ema.constant, "curriculum": ema.curriculum}
   kinds = {
     "tangent": methods.TANGENTS,
     "curriculum": methods.CURRICULA,
