@@ -81,7 +81,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   number("max_pixels", image_files.DEFAULT.max_pixels, "of one")
   number("max_bytes", image_files.DEFAULT.max_bytes, "of a file")
   add("--latents", metavar="VAE.safetensors", help="keep mean and std of the SD-VAE's latents")
-  add("--convention", default="scm", help="of latents: scm or edm2 (scm)")
+  add("--convention", help="of latents: scm or edm2 (scm)")
+  moments = "the source is .npy files of EDM2's dataset tool: mean and std of latents"
+  add("--moments", action="store_true", help=moments)
   number("batch_size", 8, "of the autoencoder")
   add("--licence", default="", help="a note on the images, for the manifest")
   value("workers", CountOrNone, "processes; by default one for each core, 0: none beside this")
@@ -91,6 +93,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.error("give a SOURCE and --out DIR, or --validate DIR")
   if args.validate is not None and (args.source or args.out):
     parser.error("--validate DIR stands alone")
+  others = ("latents", "resolution", "filter", "channels", "convert")
+  given = [f"--{name}" for name in others if getattr(args, name)]
+  given += ["--transform"] * (args.transform != "none")
+  given += ["--convention"] * (args.convention not in (None, "edm2"))
+  if args.moments and given:
+    parser.error(f"--moments are latents of the convention edm2 already: leave out {given[0]}")
   return args
 
 
@@ -105,15 +113,18 @@ def _prepare(args: argparse.Namespace) -> int:
     labels=args.labels,
     num_classes=args.num_classes,
     image_column=args.image_column,
+    moments=args.moments,
   )
   rules = image_files.Rules(max_pixels=args.max_pixels, max_bytes=args.max_bytes)
   pictures.rules = rules.checked()
   logging.getLogger("cmjax").info("%s", pictures.line(args.source))
   encoder = None
-  if args.latents:
+  if args.latents or args.moments:
     from cmjax.data.prepare import encoding  # here, as JAX takes seconds to start
 
-    encoder = encoding.encoder(args.latents, args.convention, batch_size=args.batch_size)
+    convention = args.convention or "scm"
+    make = lambda: encoding.encoder(args.latents, convention, batch_size=args.batch_size)
+    encoder = encoding.of_moments() if args.moments else make()
   out = Path(args.out)
   with lock.hold(out, "prepare"):
     for split, chosen in _splits(args, len(pictures)):

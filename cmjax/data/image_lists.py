@@ -29,6 +29,8 @@ from cmjax.data import image_headers
 logger = logging.getLogger("cmjax")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MOMENTS = (".npy",)  # of EDM2's data sets: mean and std of latents
+MOMENTS_HINT = " If the .npy are latents of EDM2's dataset tool: cmjax prepare --moments."
 UNREAD_SUFFIXES = tuple(
   ".avif .avifs .heic .heif .jxl .jp2 .j2k .jpx .ppm .pgm .pbm .pnm .pfm .tga .pcx .exr .hdr .dds "
   ".qoi .psd .svg .eps .apng .dib .dcm .fits .raw .dng .cr2 .cr3 .nef .arw .orf .rw2".split()
@@ -100,7 +102,7 @@ def scan(root: Path) -> Files:
   return Files(names, folders)
 
 
-def of_folder(path: Path, labels: str | None) -> Listing:
+def of_folder(path: Path, labels: str | None, suffixes: Sequence[str] = SUFFIXES) -> Listing:
   """The pictures of a folder; see `find`."""
 
   def head(name: str) -> bytes:
@@ -110,7 +112,7 @@ def of_folder(path: Path, labels: str | None) -> Listing:
       return file.read(image_headers.HEAD_BYTES)
 
   table = lambda: json_files.read(path / LABELS_FILE)
-  return find(scan(path), str(path), labels=labels, head=head, table=table)
+  return find(scan(path), str(path), labels=labels, head=head, table=table, suffixes=suffixes)
 
 
 def num_pictures(path: Path) -> int:
@@ -125,6 +127,7 @@ def find(
   labels: str | None,
   head: Callable[[str], bytes],
   table: Callable[[], Any],
+  suffixes: Sequence[str] = SUFFIXES,
 ) -> Listing:
   """The pictures among files, and their labels.
 
@@ -134,16 +137,19 @@ def find(
     labels: None: as the set has them; "none": no classes; or the path of a JSON file.
     head: the first bytes of one of the files, `image_headers.HEAD_BYTES` or more.
     table: what LABELS_FILE holds, where it is one of the files.
+    suffixes: of what is looked for; others than of pictures: `MOMENTS`.
 
   Raises:
     ValueError: there are no pictures, some would be lost, or the classes cannot be told.
   """
-  names, others, passed_over = _sort_out(files.names)
+  names, others, passed_over = _sort_out(files.names, suffixes)
   _check_unread(others, where, len(names), head)
   passed_over |= _by_suffix(name for name in others if name != LABELS_FILE)
   if not names:
     also = f" Passed over: {told(passed_over)}." if passed_over else ""
-    raise ValueError(f"There are no pictures ({image_headers.READ}) in {where}.{also}")
+    read = image_headers.READ if suffixes == SUFFIXES else ", ".join(suffixes)
+    also += MOMENTS_HINT * (".npy" in passed_over)
+    raise ValueError(f"There are no pictures ({read}) in {where}.{also}")
   if odd := [name for name in names if not name.isascii() and _is_odd(name)]:
     raise ValueError(f"The name of a picture in {where} is no UTF-8: {odd[0]!a}. Rename it.")
   listing = Listing(names, None, passed_over)
@@ -171,7 +177,9 @@ def told(passed_over: dict[str, int]) -> str:
   return ", ".join(f"{n:,} {reason}" for reason, n in sorted(passed_over.items()))
 
 
-def _sort_out(names: Iterable[str]) -> tuple[list[str], list[str], dict[str, int]]:
+def _sort_out(
+  names: Iterable[str], suffixes: Sequence[str] = SUFFIXES
+) -> tuple[list[str], list[str], dict[str, int]]:
   """Pictures by their names, other files, and how many are hidden or a system's."""
   pictures, others, counts = [], [], collections.Counter()
   for name in names:
@@ -183,7 +191,7 @@ def _sort_out(names: Iterable[str]) -> tuple[list[str], list[str], dict[str, int
     elif any(part.startswith(".") for part in parts):
       counts["hidden"] += 1
     else:
-      (pictures if _suffix(name) in SUFFIXES else others).append(name)
+      (pictures if _suffix(name) in suffixes else others).append(name)
   by_parts = lambda name: name.split("/")
   return sorted(pictures, key=by_parts), sorted(others, key=by_parts), dict(counts)
 

@@ -11,6 +11,8 @@ from cmjax.base.batching import in_batches
 from cmjax.convert import autoencoder, files
 from cmjax.data.prepare.writing import Encoder
 
+STORED = "mean and std of (z - mean) 0.5 / std, float32"
+
 
 def encoder(path: str | Path, convention: str = "scm", *, batch_size: int = 8) -> Encoder:
   """What makes latents of images, on all devices of this machine.
@@ -54,7 +56,35 @@ def encoder(path: str | Path, convention: str = "scm", *, batch_size: int = 8) -
 
   record = latents.record(chosen) | {
     "vae_sha256": files.digest(path),
-    "stored": "mean and std of (z - mean) 0.5 / std, float32",
+    "stored": STORED,
     "batch_size": batch_size,
   }
   return Encoder(encode, shape, record, batch_size)
+
+
+def of_moments() -> Encoder:
+  """What makes latents of EDM2's own: mean and std of its autoencoder, float32 [n, h, w, 8].
+
+  Its dataset tool gives the autoencoder images in [0, 1], so that they are of the convention edm2.
+  """
+  chosen = latents.EDM2
+
+  @jax.jit
+  def compute(raw):
+    count = raw.shape[-1] // 2
+    return latents.moments(lambda _: (raw[..., :count], raw[..., count:]), raw, chosen)
+
+  def encode(raw: np.ndarray) -> dict[str, np.ndarray]:
+    mean, std = map(np.asarray, compute(raw))
+    return {"image": mean, "image_std": std}
+
+  def shape(of):
+    if of[-1] != 2 * len(chosen.mean):
+      raise ValueError(
+        f"The files have {of[-1]} channels, but EDM2's latents have {2 * len(chosen.mean)}: mean "
+        "and std of 4. Other floats can be trained on as an .npz (data.npz)."
+      )
+    return (*of[:-1], len(chosen.mean))
+
+  record = latents.record(chosen) | {"stored": STORED, "batch_size": 64}
+  return Encoder(encode, shape, record, 64)

@@ -105,7 +105,12 @@ def first_shape(
 
 
 def _pixels(originals: Originals, i: int, recipe: Recipe) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Picture i as uint8 [h, w, c] under the recipe, and which conversions that took."""
+  """Picture i as uint8 [h, w, c] under the recipe, and which conversions that took.
+
+  EDM2's latents are float32 [h, w, 2 c] as they are.
+  """
+  if originals.moments:
+    return originals.array(i), ()
   image, kinds = originals.picture(i, recipe.convert)
   if recipe.channels == 1 and image.mode == "RGB":
     raise image_files.Refused(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cmjax.base import json_files, paths, safe_names, zip_files
+from cmjax.base import json_files, limits, npz, paths, safe_names, zip_files
 from cmjax.base.printable import printable
 from cmjax.data import image_files, image_headers, image_lists, sources, summary
 from cmjax.data.prepare import parquet_files
@@ -38,9 +38,11 @@ class Originals:
     class_names: as many as there are classes.
     passed_over: reason -> number of files beside the pictures.
     rules: by which pictures are opened; `picture` makes the conversions of its recipe instead.
+    moments: whether they are no pictures but EDM2's latents, which `array` reads.
   """
 
   rules = image_files.DEFAULT
+  moments = False
 
   def __init__(
     self,
@@ -87,6 +89,27 @@ class Originals:
     """What changes when the file of picture i does, as far as that can be seen without reading."""
     return ""
 
+  def array(self, i: int) -> np.ndarray:
+    """File i of EDM2's latents: mean and then std of each channel, float32 [h, w, 2 c].
+
+    Raises:
+      image_files.Damaged: it cannot be read, or has no such numbers.
+    """
+    file = self.open(i)
+    try:
+      if isinstance(file, Path):
+        limits.check("record_bytes", file.stat().st_size, "it has too many bytes")
+      found = npz.array(file.read_bytes() if isinstance(file, Path) else file.getvalue())
+      channels = found.shape[0] if found.ndim == 3 else 0
+      if not channels or channels % 2 or found.dtype.kind != "f":
+        raise ValueError(f"it is {found.dtype} {list(found.shape)}, not floats [2 c, h, w]")
+      if not np.isfinite(found).all() or (found[channels // 2 :] < 0).any():
+        raise ValueError("it has numbers that are not finite, or a std below 0")
+    except (ValueError, OSError) as error:
+      reason = printable(str(error))[:500]
+      raise image_files.Damaged(f"Cannot read {self.names[i]}: {reason}.") from error
+    return np.ascontiguousarray(found.astype(np.float32).transpose(1, 2, 0))
+
   def picture(self, i: int, convert: Sequence[str]) -> tuple[Image.Image, tuple[str, ...]]:
     """Picture i in mode L or RGB, and which conversions that took."""
     rules = self.rules._replace(convert=tuple(convert))
@@ -100,6 +123,7 @@ def find(
   labels: str | None = None,
   num_classes: int | None = None,
   image_column: str = "image",
+  moments: bool = False,
 ) -> Originals:
   """The pictures of a source, by what it is.
 
@@ -109,6 +133,7 @@ def find(
     labels: None: as the source has them; "none": no classes; a JSON file, or a column of parquet.
     num_classes: where it is more than the labels show; all must be below it.
     image_column: of parquet files.
+    moments: whether the files of a folder or .zip are EDM2's latents, not pictures.
 
   Raises:
     ValueError: there is no such source, no picture in it, or a picture without a label.
@@ -120,6 +145,13 @@ def find(
   if text.startswith("tfds:"):
     return Tfds(text.removeprefix("tfds:"), split, **options)
   path = paths.local(text)
+  if moments:
+    kinds = {True: Folder, False: Zip}
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+      raise ValueError(f"{path} is no folder and no .zip of EDM2's latents.")
+    found = kinds[path.is_dir()](path, suffixes=image_lists.MOMENTS, **options)
+    found.kind, found.moments = f"{found.kind} of moments", True
+    return found
   if path.is_dir():
     tables = sorted(path.rglob("*.parquet"))
     if tables:
@@ -144,9 +176,16 @@ def find(
 class Folder(Originals):
   """Files right in a folder, or in its subfolders; with a dataset.json, at any depth."""
 
-  def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
+  def __init__(
+    self,
+    path: Path,
+    *,
+    labels: str | None,
+    num_classes: int | None,
+    suffixes: Sequence[str] = image_lists.SUFFIXES,
+  ):
     self._path = path
-    listing = image_lists.of_folder(path, labels)
+    listing = image_lists.of_folder(path, labels, suffixes)
     self._files = listing.names
     super().__init__(
       "folder",
@@ -170,7 +209,14 @@ class Folder(Originals):
 class Zip(Originals):
   """The same in a .zip, EDM's among them; a folder that all files share does not count."""
 
-  def __init__(self, path: Path, *, labels: str | None, num_classes: int | None):
+  def __init__(
+    self,
+    path: Path,
+    *,
+    labels: str | None,
+    num_classes: int | None,
+    suffixes: Sequence[str] = image_lists.SUFFIXES,
+  ):
     self._path, self._file = path, None
     try:
       members = zip_files.members(self._zip(), windows=True)
@@ -188,6 +234,7 @@ class Zip(Originals):
       labels=labels,
       head=lambda name: self._read(members[root + name], image_headers.HEAD_BYTES),
       table=lambda: json_files.parse(self._read(members[root + image_lists.LABELS_FILE])),
+      suffixes=suffixes,
     )
     infos = [members[root + name] for name in listing.names]
     self._entries = [info.filename for info in infos]
