@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -73,7 +74,7 @@ def test_they_are_what_the_autoencoder_makes_of_the_images(tmp_path):
       "--out", tmp_path / "set")  # fmt: skip
   found = records.records(tmp_path / "set").take(np.arange(2))
   encode = lambda x: vae.encode(params, x)
-  wanted = latents.moments(encode, images / 127.5 - 1, latents.EDM2)
+  wanted = latents.moments(encode, jnp.asarray(images / 127.5 - 1), latents.EDM2)
   for name, array in zip(("image", "image_std"), wanted, strict=True):
     np.testing.assert_allclose(found[name], array, atol=2e-5)
 
