@@ -162,7 +162,8 @@ def gradient(loss, mesh, parts):
 
 def shaken(params, seed):
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda a: a + (0.1 * rng.normal(size=a.shape)).astype(a.dtype), params)
+  moved = jax.tree.map(lambda a: a + (0.1 * rng.normal(size=a.shape)).astype(a.dtype), params)
+  return jax.device_put(moved)
 
 
 SLOW = ("diffusion", "scd with VSD and guidance", "ct", "cd_continuous")
