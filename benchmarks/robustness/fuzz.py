@@ -14,6 +14,7 @@ was mended stays in tests/corpus, whose files tests/benchmarks/corpus_test.py re
 
 import argparse
 import contextlib
+import functools
 import inspect
 import io
 import os
@@ -75,14 +76,10 @@ def _times(path: Path) -> None:
   searched_times.use(_trained(), path.parent, None)
 
 
-_made: list[Any] = []
-
-
+@functools.cache
 def _trained() -> Any:
-  """An experiment that has the samplers of the seeds; made once."""
-  if not _made:
-    _made.append(experiment.parse(pages.smoke(pages.load("toy2d_sct"))))
-  return _made[0]
+  """An experiment that has the samplers of the seeds."""
+  return experiment.parse(pages.smoke(pages.load("toy2d_sct")))
 
 
 # reader -> (the file's path in its folder, what reads it).
@@ -133,7 +130,7 @@ def read(reader: str, data: bytes, folder: Path) -> str:
 @contextlib.contextmanager
 def watched(folder: Path) -> Iterator[None]:
   """Raises where a program is started, or something is written outside a folder."""
-  inside, active = os.path.realpath(folder), True
+  inside, active = os.path.join(os.path.realpath(folder), ""), True
 
   def hook(event: str, args: tuple[Any, ...]) -> None:
     if not active:
@@ -190,6 +187,7 @@ def main() -> None:
     atheris.instrument_func(function)
   kept, found = args.found / args.reader / "corpus", args.found / args.reader
   kept.mkdir(parents=True, exist_ok=True)
+  # libFuzzer ends the process: whatever system has temporary folders clears this one away.
   folder = Path(tempfile.mkdtemp())
   beside(args.reader, folder)
   _trained()

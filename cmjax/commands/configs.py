@@ -1,8 +1,7 @@
 """The config of a command line: a page or a run's own, with the values that are set by flags."""
 
 import re
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,8 +9,6 @@ from ml_collections import ConfigDict
 from cmjax import pages
 from cmjax.base import parts, paths, ranges
 from cmjax.commands.common import ConfigFrom
-
-NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -114,7 +111,7 @@ def override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
     _check_key(config, key)
     _set(config, key, text, None)
   for key, _ in rest:
-    _check_key(config, key, {key: Any})
+    _check_key(config, key, (key,))  # its sections: the key itself may be an optional one
   if rest:
     from cmjax.experiment import declared  # here, as JAX takes seconds to start
 
@@ -172,7 +169,7 @@ def _set(config: ConfigDict, path: str, text: str, hint: Any) -> None:
     section[key] = value
 
 
-def _check_key(config: ConfigDict, path: str, optional: Mapping[str, Any] = NONE) -> None:
+def _check_key(config: ConfigDict, path: str, optional: Collection[str] = ()) -> None:
   """Raises for a key that the config does not have, and that is not left at its default there."""
   section, above = config, []
   for key in path.split("."):
@@ -183,8 +180,8 @@ def _check_key(config: ConfigDict, path: str, optional: Mapping[str, Any] = NONE
       if path in optional and len(above) == path.count("."):
         return
       where = ".".join(["config", *above])
-      others = [o.rpartition(".")[::2] for o in sorted(optional)]
-      others = [name for of, name in others if of == ".".join(above)]
+      split = (other.rpartition(".") for other in sorted(optional))
+      others = [name for section_of, _, name in split if section_of == ".".join(above)]
       raise ValueError(
         f"--config.{path}: {where} has no {key!r}. It has: {', '.join(sorted(section))}."
         + f" It can have: {', '.join(others)}." * bool(others)

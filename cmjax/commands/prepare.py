@@ -122,9 +122,11 @@ def _prepare(args: argparse.Namespace) -> int:
   if args.latents or args.moments:
     from cmjax.data.prepare import encoding  # here, as JAX takes seconds to start
 
-    convention = args.convention or "scm"
-    make = lambda: encoding.encoder(args.latents, convention, batch_size=args.batch_size)
-    encoder = encoding.of_moments() if args.moments else make()
+    if args.moments:
+      encoder = encoding.of_moments()
+    else:
+      convention = args.convention or "scm"
+      encoder = encoding.encoder(args.latents, convention, batch_size=args.batch_size)
   out = Path(args.out)
   with lock.hold(out, "prepare"):
     for split, chosen in _splits(args, len(pictures)):

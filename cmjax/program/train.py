@@ -40,7 +40,6 @@ def train(
     workdir: of this run; made if it is not there.
     allow_config_change: go on although the checkpoint was made with other values: they are logged,
       and kept in config_changes.jsonl. What the state has no place for is refused all the same.
-
     stop: is called before every step; True asks the run to save and stop, as SIGTERM does. For a
       thread of another program: signals are heard in the main thread only.
 

@@ -42,20 +42,22 @@ UNHURRIED = ocp.AsyncOptions(
 )
 DIGESTS = "digests.json"
 _TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
+ABSENT = "not installed"
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions() -> dict[str, str]:
   """The versions that decide whether a run can be repeated bit for bit."""
-  return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+  return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 @functools.cache  # one read of each package's metadata, not one at every save
-def _version(name: str) -> str:
+def version(name: str) -> str:
+  """Of an installed package, or `ABSENT`: cmjax itself may be used from its source folder."""
   try:
     return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:  # cmjax itself, used from its source folder
-    return "not installed"
+  except importlib.metadata.PackageNotFoundError:
+    return ABSENT
 
 
 def check_writable(

@@ -5,11 +5,8 @@ The page is one file with inline CSS, SVG and pictures: no script, no network, l
 """
 
 import base64
-import contextlib
 import datetime
-import functools
 import html
-import importlib.metadata
 import math
 import os
 import pathlib
@@ -22,6 +19,7 @@ import numpy as np
 
 from cmjax.base import json_files
 from cmjax.base.atomic_files import replacing
+from cmjax.run import checkpoint
 from cmjax.run.charts import Series, chart, groups, number
 
 _PICTURE = re.compile(r"(.+)_(\d{8,})\.png")
@@ -150,13 +148,8 @@ def versions() -> dict[str, str]:
   """Of Python, the platform and the libraries that numbers depend on."""
   found = {"python": platform.python_version(), "platform": platform.platform()}
   libraries = ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy")
-  return found | {name: version for name in libraries if (version := _version(name))}
-
-
-@functools.cache  # one read of each package's metadata, not one for every page
-def _version(name: str) -> str | None:
-  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-    return importlib.metadata.version(name)
+  known = {name: checkpoint.version(name) for name in libraries}
+  return found | {name: version for name, version in known.items() if version != checkpoint.ABSENT}
 
 
 def records(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from cmjax import verify
 from cmjax.base import lock
 from cmjax.commands import start
 from cmjax.program import train
+from helpers import in_process
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=tests/helpers/tiny.py"
@@ -73,16 +74,7 @@ def test_so_does_a_process_of_its_own():
 @pytest.fixture(name="told")
 def _told(capsys):
   """What the program says in this process: exit code, stdout, stderr."""
-
-  def told(*args):
-    capsys.readouterr()
-    try:
-      code = start.run(start.parse(["cmjax", *args], None, flags.FlagValues())) or 0
-    except SystemExit as stop:
-      code = stop.code
-    return code, *capsys.readouterr()
-
-  return told
+  return lambda *args: in_process.answer(capsys, lambda: in_process.mode(*args))
 
 
 @pytest.fixture(name="program")

@@ -10,10 +10,10 @@ import types
 import pytest
 from absl import flags
 
-from cmjax.commands import cli, common, start
+from cmjax.commands import common, start
 from cmjax.experiment import declared
 from cmjax.program import sample, train
-from helpers import tiny
+from helpers import in_process, tiny
 
 CONFIG = "--config=tests/helpers/tiny.py"
 
@@ -33,19 +33,7 @@ def at(config, path):
 @pytest.fixture(name="told")
 def _told(capsys):
   """What a verb says in this process: exit code, stdout, stderr."""
-
-  def told(verb, *args):
-    capsys.readouterr()
-    try:
-      if verb in cli.EXPERIMENTS:
-        code = start.run(start.parse([f"cmjax {verb}", *args], verb, flags.FlagValues())) or 0
-      else:
-        code = cli.main([verb, *args])
-    except SystemExit as stop:
-      code = stop.code
-    return code, *capsys.readouterr()
-
-  return told
+  return lambda *args: in_process.answer(capsys, lambda: in_process.verb(*args))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import cmjax
 from cmjax import verify
 from cmjax.commands import cli, configs, start
 from cmjax.program import plan, sample, train
-from helpers import tiny
+from helpers import in_process, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=tests/helpers/tiny.py"
@@ -43,21 +43,8 @@ print({"jax"} & set(sys.modules), "ml_collections" in sys.modules)
 
 @pytest.fixture(name="told")
 def _told(capsys):
-  """What the program says in this process: exit code, stdout, stderr."""
-
-  def told(verb, *args):
-    capsys.readouterr()
-    try:
-      if verb in cli.EXPERIMENTS and "--help" not in args:
-        command = start.parse([f"cmjax {verb}", *args], verb, flags.FlagValues())
-        code = start.run(command) or 0
-      else:
-        code = cli.main([verb, *args])
-    except SystemExit as stop:
-      code = stop.code
-    return code, *capsys.readouterr()
-
-  return told
+  """What a verb says in this process: exit code, stdout, stderr."""
+  return lambda *args: in_process.answer(capsys, lambda: in_process.verb(*args))
 
 
 def test_help_and_a_misspelt_flag_need_not_wait_for_jax():

@@ -146,10 +146,10 @@ def find(
     return Tfds(text.removeprefix("tfds:"), split, **options)
   path = paths.local(text)
   if moments:
-    kinds = {True: Folder, False: Zip}
     if not path.is_dir() and path.suffix.lower() != ".zip":
       raise ValueError(f"{path} is no folder and no .zip of EDM2's latents.")
-    found = kinds[path.is_dir()](path, suffixes=image_lists.MOMENTS, **options)
+    reader = Folder if path.is_dir() else Zip
+    found = reader(path, suffixes=image_lists.MOMENTS, **options)
     found.kind, found.moments = f"{found.kind} of moments", True
     return found
   if path.is_dir():
