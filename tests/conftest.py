@@ -19,6 +19,9 @@ import time
 import jax
 import pytest
 
+from helpers import checking
+
+checking.install()
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 jax.config.update("jax_numpy_rank_promotion", "raise")
