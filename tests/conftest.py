@@ -22,6 +22,7 @@ import pytest
 from helpers import checking
 
 checking.install()
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of workers and of what they start: they share the cores
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -25,6 +25,8 @@ def checked(function):
     made = made or beartype.beartype(function)
     return made(*args, **kwargs)
 
+  # In a traceback this is a library's line, as the check's own are, and no user's.
+  call.__code__ = call.__code__.replace(co_filename=beartype.__file__)
   return call
 
 
