@@ -44,10 +44,9 @@ def test_the_lagrangian_residual_vanishes_at_the_flow_map_of_gaussian_data():
   assert exact < 1e-10 < 1e-2 < wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  "example",
-  [own_nnx, *(pytest.param(m, marks=pytest.mark.slow) for m in (own_linen, own_equinox))],
-  ids=["own_nnx", "own_linen", "own_equinox"],
+  "example", [own_nnx, own_linen, own_equinox], ids=["own_nnx", "own_linen", "own_equinox"]
 )
 def test_a_network_of_ones_own_trains_and_says_what_it_is(example, tmp_path):
   scores = example.main([f"--workdir={tmp_path}", *FLAGS])

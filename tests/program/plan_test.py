@@ -21,6 +21,7 @@ MESH = sharding.make_mesh(2, 4, devices=jax.local_devices())
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_planned_step_is_the_one_that_trains():
   given = tiny.experiment_of(**{"net.width": 128})  # wide enough to be split
   tx, key = experiment.transformation(given), jax.random.key(3)

@@ -341,6 +341,7 @@ def names():
   return {(r.group, r.name) for r in clean()}
 
 
+@pytest.mark.slow  # 900 programs of one operation each
 def test_every_row_passes_and_there_are_many(names):
   assert not [r for r in clean() if not r.passed]
   assert len(names) == len(clean()) >= 60
@@ -359,13 +360,14 @@ COMPILED = {"samplers", "moments", "few_steps", "editing"}
     for what, (*_, groups) in plants()
   ],
 )
-def test_a_planted_error_is_seen(what, names):
+def test_a_planted_error_is_seen(what):
   *edit, groups = dict(plants())[what]
   with pytest.MonkeyPatch.context() as patch:
     plant(patch, *edit)
     for group in groups:  # only up to the first row that sees it
       found = (r for check in verify.CHECKS[group] for r in verify.caught(check))
-      assert any(not r.passed and (group, r.name) in names for r in found), (
+      # A check that crashed has seen nothing.
+      assert any(not r.passed and not r.name.endswith(": crashed") for r in found), (
         f"No row of {group} saw it."
       )
 
@@ -481,7 +483,13 @@ def loss_row(exp):
   return row
 
 
-@pytest.mark.parametrize("name", ["teacher", "sct", "scd", "ct", "ect", "cd_continuous"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("sct", "scd", "ect"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher", "ct", "cd_continuous")),
+  ],
+)
 def test_the_gradient_of_a_method_is_right_in_float32(name):
   row = loss_row(experiment.parse(losses.configure(name)))
   assert row.name.startswith("gradient of the loss ") and " in float32, " in row.name
