@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 import cmjax
-from cmjax.commands.common import ALWAYS, Flag
+from cmjax.commands.common import ALWAYS, Flag, answered
 
 # Verbs with a config. The files of these have CONFIG_FROM, FLAGS, NEEDS and run(values, config).
 EXPERIMENTS = {
@@ -34,7 +34,12 @@ HELP = ("--help", "-h", "-?", "-help", "--helpshort")
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the verb that comes first in argv, by default the process's; returns the exit code."""
-  verb, *arguments = (sys.argv[1:] if argv is None else list(argv)) or [""]
+  words = sys.argv[1:] if argv is None else list(argv)
+  return answered(lambda: _run(*(words or [""]))) or 0
+
+
+def _run(verb: str, *words: str) -> int:
+  arguments = list(words)
   if verb in EXPERIMENTS and any(word in arguments for word in HELP):
     print(_help_of(verb))  # noqa: T201
     return 0

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import enum
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -148,11 +149,18 @@ def answered(work: Callable[[], int | None]) -> int | None:
   """Runs a verb; what the user can mend is one line, and what is a fault of ours says so.
 
   Returns:
-    Its exit code: 1 after an error, 130 where it was interrupted by hand.
+    Its exit code: 1 after an error, 130 where it was interrupted by hand, 141 where nobody reads
+    any more what it prints.
   """
   try:
     with _without_echoes():
-      return work()
+      try:
+        return work()
+      finally:
+        sys.stdout.flush()
+  except BrokenPipeError:  # `cmjax show ... | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+    return 141  # as a shell says it of those that SIGPIPE ends
   except (Exception, KeyboardInterrupt) as error:
     return told(error)
 

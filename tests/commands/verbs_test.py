@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -229,3 +230,16 @@ def test_flags_may_stand_in_a_file(tmp_path):
   values = flags.FlagValues()
   command = start.parse(["cmjax train", f"--flagfile={tmp_path / 'flags'}"], "train", values)
   assert (command.config.seed, command.values.workdir) == (3, "w")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["show", "--config=toy2d_sct"]])
+def test_whoever_stops_reading_the_answer_ends_the_program_quietly(words):
+  """As `cmjax show ... | head` does, also where the answer is in a buffer until the end."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = [sys.executable, "-m", "cmjax", *words]
+  with open(writer, "wb") as closed:
+    done = subprocess.run(
+      command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300
+    )
+  assert (done.returncode, done.stderr) == (141, "")
