@@ -106,6 +106,19 @@ def log_ours() -> None:
   printable.guard(logging.getLogger("cmjax"))
 
 
+class Rank(logging.Filter):
+  """Says in every line of a logger which process of several it is from."""
+
+  def __init__(self, index: int, count: int):
+    super().__init__()
+    self._prefix = f"[{index}/{count}] "
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Puts it before the record's message; lets every record through."""
+    record.msg, record.args = self._prefix + record.getMessage(), ()
+    return True
+
+
 # --- what was typed ---
 
 
@@ -202,6 +215,8 @@ def refuse(message: object) -> int:
 def _of_machine(error: BaseException) -> str:
   """What to say where the machine has not what is asked for; nothing of other errors."""
   text = str(error)
+  if type(error).__name__ == "OutOfMemory":  # of program.out_of_memory, which knows more
+    return text
   if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
     return (
       f"The memory is not enough ({text.splitlines()[0][:200] if text else 'of the host'}). Lower "

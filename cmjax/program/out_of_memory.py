@@ -1,0 +1,155 @@
+"""What to say where the memory of the devices is not enough: asked for, there, and what would fit.
+
+XLA has one kind of error for it, RESOURCE_EXHAUSTED, and words of its own for each platform and
+for compiling and running. What fits is the plan's to say (`program/plan.py`), where it can be made.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from cmjax import experiment
+from cmjax.base import sharding
+from cmjax.experiment import Experiment
+from cmjax.program import plan
+
+logger = logging.getLogger("cmjax")
+
+
+class OutOfMemory(MemoryError):
+  """The devices have not the memory that was asked for; one message for people."""
+
+
+_NUMBER = r"([\d.]+) ?([KMGT]?)i?(?:B\b|bytes)?"
+# What a device was asked for, and what it has or has left, in the words of each platform.
+_ASKED = tuple(
+  re.compile(pattern.replace("#", _NUMBER))
+  for pattern in (
+    r"Used # of # hbm",  # a TPU's compiler: the whole program
+    r"Attempting to (?:allocate|reserve) #.*?There are # free",  # a TPU that runs
+    r"Failed to allocate request for #",  # GPUs
+    r"[Oo]ut of memory (?:while trying to allocate|allocating) #",  # GPUs, CPUs
+    r"ran out of memory trying to allocate #",
+  )
+)
+_DOING = {
+  "start": "Preparing the run",
+  "compiling": "Compiling the train step",
+  "steps": "A train step",
+  "data": "A train step",
+  "saves": "Saving a checkpoint",
+  "evaluations": "An evaluation",
+}
+
+
+def is_one(error: BaseException) -> bool:
+  """Whether an error says that the memory of a device is not enough."""
+  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def asked(message: str) -> list[float]:
+  """The bytes that XLA's message has: asked for and, where it says so, what is there; else none."""
+  for pattern in _ASKED:
+    if match := pattern.search(message):
+      parts = match.groups()
+      return [_bytes(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
+  return []
+
+
+def _bytes(number: str, unit: str) -> float:
+  return float(number.rstrip(".")) * 1024 ** ("KMGT".index(unit) + 1 if unit else 0)
+
+
+@contextlib.contextmanager
+def explained(exp: Experiment, doing: Callable[[], str]) -> Iterator[None]:
+  """Turns XLA's error for a lack of memory into an `OutOfMemory` with advice.
+
+  Args:
+    exp: the experiment that runs inside.
+    doing: of `goodput.KINDS`, what goes on just now.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not is_one(error):
+      raise
+    device = experiment_devices(exp)[0]
+    what = f"{_DOING.get(doing(), 'The run')} needs more memory than {_there(device)}"
+    logger.debug("XLA's words: %s", error)
+    raise OutOfMemory(f"{what}{_numbers(str(error))}. {_advice(exp, doing())}") from error
+
+
+def experiment_devices(exp: Experiment) -> list[Any]:
+  """The devices that an experiment runs on."""
+  return list(experiment.make_mesh(exp.run).devices.flat)
+
+
+def _there(device: Any) -> str:
+  stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
+  if "bytes_limit" not in stats:
+    return f"{device.device_kind} has" if device.platform != "cpu" else "this machine has"
+  used = f", {_gib(stats['bytes_in_use'])} of them in use" if "bytes_in_use" in stats else ""
+  return f"{device.device_kind} has ({_gib(stats['bytes_limit'])} for JAX{used})"
+
+
+def _numbers(message: str) -> str:
+  numbers = asked(message)
+  if not numbers:
+    return f" ({message.splitlines()[0][:200]})"
+  there = f", where {_gib(numbers[1])} were free" if len(numbers) > 1 else ""
+  return f": {_gib(numbers[0])} were asked for{there}"
+
+
+def _gib(size: float) -> str:
+  return f"{size / 2**30:.3g} GiB" if size >= 2**27 else f"{size / 2**20:.3g} MiB"
+
+
+def _advice(exp: Experiment, doing: str) -> str:
+  """What to change, in a sentence or two."""
+  if doing == "evaluations":
+    sizes = {
+      f"evals.{name}.batch_size": section["batch_size"]
+      for name, section in exp.record.get("evals", {}).items()
+      if section.get("batch_size")
+    }
+    lower = [f"--config.{key}={max(1, size // 2)}" for key, size in sizes.items()]
+    return f"Samples are drawn by batches: try {' or '.join(lower) or 'fewer samples at a time'}."
+  device = experiment_devices(exp)[0]
+  if device.platform == "cpu" or sharding.process()[1] > 1:
+    return f"{_next_smaller(exp)} What fits on which chips: cmjax plan --topology=..."
+  logger.info("Looking for a layout of this run that fits, as cmjax plan does.")
+  try:
+    report = plan.plan(exp, "local")
+  except Exception as error:  # of compilers, which are short of memory themselves
+    logger.debug("No plan: %s", error)
+    return f"{_next_smaller(exp)} No plan could be made here."
+  if report["fits"] and not report["attempts"][-1]["changes"]:
+    return (
+      "By the plan the step alone fits: something else on the device takes the rest. See that no "
+      f"other program uses it. {_next_smaller(exp)}"
+    )
+  if report["fits"] is None:
+    return _next_smaller(exp)
+  return f"By the plan: {plan.advice(report)}"
+
+
+def _next_smaller(exp: Experiment) -> str:
+  """The next thing to try, where nobody can say that it fits."""
+  changes = next(iter(_smaller(exp)), None)
+  if changes is None:
+    return "Take more devices, a smaller batch_size or a smaller network."
+  flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+  return f"Try {flags}, which needs less; whether it fits is not known."
+
+
+def _smaller(exp: Experiment) -> Iterator[Mapping[str, Any]]:
+  """What needs less memory and computes the same: recomputation, then half of the batch at once."""
+  if exp.network.options.get("remat") is False:
+    yield {"net.remat": True}
+  size = exp.run.microbatch or exp.run.batch_size
+  if size % (2 * len(experiment_devices(exp))) == 0:
+    yield {"microbatch": size // 2}
