@@ -10,8 +10,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from cmjax.base import sharding
 from cmjax.experiment import Run
 
@@ -21,7 +19,9 @@ ON_GPU = {"xla_gpu_exclude_nondeterministic_ops": True}
 KEEP, TAKE = "xla_gpu_dump_autotune_results_to", "xla_gpu_load_autotune_results_from"
 
 
-def options(run: Run, mesh: Mesh, workdir: Path, *, started: bool = False) -> dict[str, Any] | None:
+def options(
+  run: Run, platform: str, workdir: Path, *, started: bool = False
+) -> dict[str, Any] | None:
   """The options of the compiler for a train step; None: its own.
 
   XLA refuses an option that it does not know, in words; as a flag of the environment it would end
@@ -29,11 +29,11 @@ def options(run: Run, mesh: Mesh, workdir: Path, *, started: bool = False) -> di
 
   Args:
     run: its `deterministic` asks for them.
-    mesh: whose devices compute the step.
+    platform: of the devices that compute the step.
     workdir: where the chosen kernels are kept.
     started: whether the run has made steps already, in an earlier sitting.
   """
-  if not run.deterministic or mesh.devices.flat[0].platform != "gpu":
+  if not run.deterministic or platform != "gpu":
     return None
   path = kernels(workdir)
   if path.exists():

@@ -104,7 +104,7 @@ def _numbers(message: str) -> str:
   return f": {_gib(numbers[0])} were asked for{there}"
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
   return f"{size / 2**30:.3g} GiB" if size >= 2**27 else f"{size / 2**20:.3g} MiB"
 
 

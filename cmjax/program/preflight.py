@@ -196,7 +196,7 @@ def _of_steps(exp: Experiment, mesh: Mesh, folder: Path) -> Iterator[Row]:
   step_fn = compiled_step.make_step_fn(
     exp, experiment.transformation(exp), plan.teacher_network(exp)
   )
-  options = deterministic.options(exp.run, mesh, folder)
+  options = deterministic.options(exp.run, mesh.devices.flat[0].platform, folder)
   state = _first_state(exp, mesh)
   compiled = compiled_step.compile_step(step_fn, mesh, (state, batch, key, frozen), options)
   yield Row("compiling", f"{time.perf_counter() - start:.1f} s, with the first state")
@@ -210,17 +210,18 @@ def _of_steps(exp: Experiment, mesh: Mesh, folder: Path) -> Iterator[Row]:
     return state, metrics, seconds
 
   state, metrics, seconds = run(state)
-  first = _checksums(state)
+  first = _checksums(state, mesh)
   yield _step_row(compiled.flops, mesh, float(np.median(seconds)))
   yield from _memory_rows(mesh)
   finite = not metrics["nonfinite"].total
   yield Row("loss of random batches", "finite" if finite else "not finite", _verdict(finite))
   del state
   state, _, _ = run(_first_state(exp, mesh))
-  yield _determinism_row(exp, mesh, np.array_equal(first, _checksums(state)))
+  platform = mesh.devices.flat[0].platform
+  yield _determinism_row(exp, platform, np.array_equal(first, _checksums(state, mesh)))
   state, row = _traced(state, lambda state: run(state, 1)[0], folder)
   yield row
-  yield from _saved(state, folder)
+  yield from _saved(state, mesh, folder)
 
 
 def _first_state(exp: Experiment, mesh: Mesh) -> TrainState:
@@ -266,7 +267,6 @@ def _memory_rows(mesh: Mesh) -> Iterator[Row]:
     yield Row("memory of a device", f"{used / 1e9:.3g} of {limit / 1e9:.3g} GB at the fullest")
 
 
-@jax.jit
 def _checksum(tree: Any) -> jax.Array:
   """A number of 32 bits for each array of a tree, in which every bit of it counts."""
 
@@ -280,15 +280,15 @@ def _checksum(tree: Any) -> jax.Array:
   return jnp.stack([of(x) for x in jax.tree.leaves(tree)])
 
 
-def _checksums(state: TrainState) -> np.ndarray:
-  return np.asarray(_checksum(state))
+def _checksums(state: TrainState, mesh: Mesh) -> np.ndarray:
+  return np.asarray(jax.jit(_checksum, out_shardings=sharding.replicated(mesh))(state))
 
 
-def _determinism_row(exp: Experiment, mesh: Mesh, same: bool) -> Row:
+def _determinism_row(exp: Experiment, platform: str, same: bool) -> Row:
   name = f"{STEPS} steps twice"
   if same:
     return Row(name, "the same state, bit for bit")
-  if mesh.devices.flat[0].platform == "gpu" and not exp.run.deterministic:
+  if platform == "gpu" and not exp.run.deterministic:
     text = "other bits, as GPUs may: with --config.deterministic=True they should be the same"
     return Row(name, text, NOTE)
   return Row(name, "other bits: a run that is resumed is not the one that was not stopped", WRONG)
@@ -308,9 +308,9 @@ def _traced(
   return state, Row("a trace", f"{len(found)} steps in {profile.folder}", _verdict(right))
 
 
-def _saved(state: TrainState, folder: Path) -> Iterator[Row]:
+def _saved(state: TrainState, mesh: Mesh, folder: Path) -> Iterator[Row]:
   """The state written to the workdir and read back."""
-  before, size = _checksums(state), checkpoint.num_bytes(state)
+  before, size = _checksums(state, mesh), checkpoint.num_bytes(state)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
@@ -329,7 +329,7 @@ def _saved(state: TrainState, folder: Path) -> Iterator[Row]:
     read = time.perf_counter() - start
   finally:
     store.close()
-  same = restored is not None and np.array_equal(before, _checksums(restored.state))
+  same = restored is not None and np.array_equal(before, _checksums(restored.state, mesh))
   text = (
     f"{size / 1e9:.3g} GB written in {written:.2f} s (training waits {blocked:.2f} s), read in "
     f"{read:.2f} s"

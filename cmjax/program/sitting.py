@@ -335,7 +335,10 @@ class Sitting:
         self._prepared.mesh,
         arguments,
         deterministic.options(
-          self._exp.run, self._prepared.mesh, self._workdir, started=self._start > 0
+          self._exp.run,
+          self._prepared.mesh.devices.flat[0].platform,
+          self._workdir,
+          started=self._start > 0,
         ),
       )
     self._record_goodput()

@@ -67,7 +67,7 @@ def train(
     watched = (lambda: goodput.turns), (lambda: goodput.kind)
     with (
       Stacks(workdir, sharding.process()[0], exp.run.stall_seconds, *watched),
-      out_of_memory.explained(exp, lambda: goodput.kind),
+      out_of_memory.explained(exp, lambda: goodput.failed_in or goodput.kind),
       Sitting(
         *(exp, workdir, allow_config_change, check_workdir, stop),
         goodput=goodput,

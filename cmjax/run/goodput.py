@@ -39,6 +39,7 @@ class Goodput:
     self._open = ["start"]
     self._since = self._began = clock()
     self._at_save: dict[int, dict[str, float]] = {}
+    self.failed_in = ""  # the kind in which an error was raised since the last step
     self.turns = 0  # signs of life: steps that ended, kinds that began or ended
 
   @property
@@ -53,6 +54,9 @@ class Goodput:
     self._open.append(kind)
     try:
       yield
+    except BaseException:
+      self.failed_in = self.failed_in or kind
+      raise
     finally:
       self._count()
       self._open.pop()
@@ -60,7 +64,7 @@ class Goodput:
   def begin_steps(self) -> None:
     """From here on, what is of no other kind are steps; called at every step, it says so."""
     self._count()
-    self._open[0] = "steps"
+    self._open[0], self.failed_in = "steps", ""
 
   def waited_for_data(self, seconds: float) -> None:
     """Of the last steps' time, so much was waiting for a batch."""

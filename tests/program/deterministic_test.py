@@ -1,13 +1,9 @@
 """A step that gives the same bits every time: what XLA is told, and that a run keeps to it."""
 
-import types
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from cmjax.base import sharding
 from cmjax.program import deterministic, identity
 from helpers import tiny
 
@@ -15,21 +11,16 @@ pytestmark = pytest.mark.usefixtures("shared_programs")
 ALONE = {"evals": {}, "checkpoint.every_steps": 4, "total_steps": 4}
 
 
-def gpus():
-  """A mesh of GPUs that are not there."""
-  return types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
-
-
 def test_a_gpu_is_told_to_leave_out_what_differs_and_its_kernels_are_kept(tmp_path):
   run = tiny.experiment_of(deterministic=True).run
   path = deterministic.kernels(tmp_path)
-  first = deterministic.options(run, gpus(), tmp_path)
+  first = deterministic.options(run, "gpu", tmp_path)
   assert first == {
     "xla_gpu_exclude_nondeterministic_ops": True,
     "xla_gpu_dump_autotune_results_to": str(path),
   }
   path.write_text("kernels")
-  second = deterministic.options(run, gpus(), tmp_path, started=True)
+  second = deterministic.options(run, "gpu", tmp_path, started=True)
   assert second == {
     "xla_gpu_exclude_nondeterministic_ops": True,
     "xla_gpu_load_autotune_results_from": str(path),
@@ -45,14 +36,14 @@ def test_an_option_that_xla_does_not_know_is_an_error_and_not_an_abort():
 
 def test_kernels_that_are_gone_are_told(tmp_path, caplog):
   run = tiny.experiment_of(deterministic=True).run
-  deterministic.options(run, gpus(), tmp_path, started=True)
+  deterministic.options(run, "gpu", tmp_path, started=True)
   assert "process_0.textproto is missing" in caplog.text and "may differ in bits" in caplog.text
 
 
 def test_nobody_else_is_told_anything(tmp_path):
   asked, plain = (tiny.experiment_of(deterministic=value).run for value in (True, False))
-  assert deterministic.options(asked, sharding.make_mesh(), tmp_path) is None
-  assert deterministic.options(plain, gpus(), tmp_path) is None
+  assert deterministic.options(asked, "cpu", tmp_path) is None
+  assert deterministic.options(plain, "gpu", tmp_path) is None
   assert not list(tmp_path.iterdir())
 
 

@@ -99,7 +99,8 @@ def test_mfu_is_the_flops_of_a_step_by_its_time_and_the_peak(tmp_path, monkeypat
 
 
 def test_a_device_without_a_known_peak_has_none(tmp_path):
-  tiny.train(tiny.config(total_steps=400, log_every_steps=100, evals={}), tmp_path)
+  values = {"checkpoint.every_steps": 400, "evals": {}}
+  tiny.train(tiny.config(total_steps=400, log_every_steps=100, **values), tmp_path)
   lines = records(tmp_path)
   assert any("steps_per_sec" in line for line in lines)
   assert not any("mfu" in line for line in lines)
@@ -132,6 +133,7 @@ def test_a_wait_for_data_counts_from_when_the_devices_have_nothing_to_do():
 
   assert idle(0.0, 0.05) == pytest.approx(0.05, abs=0.02)
   assert idle(0.2, 0.05) == 0
+  time.sleep(0.2)  # steps end in turn
   assert idle(0.05, 0.2) == pytest.approx(0.15, abs=0.04)
   assert waits.mean() == pytest.approx(0.2 / 3, abs=0.02) and waits.mean() == 0
   waits.close()

@@ -122,3 +122,13 @@ def test_clocks_that_differ_and_histories_of_before_do_no_harm(clock, behind):
   line = {"step": 1, "time": 9_000.0, "wall_sec": 10.0, "goodput/steps": 1.0}
   ledger.go_on([line], 1, 9_000.0 + behind)
   assert seconds(ledger) == {"start": 4, "steps": 10}
+
+
+def test_what_failed_is_known_until_the_next_step(clock):
+  ledger = goodput.Goodput(clock)
+  with pytest.raises(ZeroDivisionError), ledger.spending("evaluations"):
+    spend(ledger, clock, "saves", 1)
+    raise ZeroDivisionError
+  assert (ledger.failed_in, ledger.kind) == ("evaluations", "start")
+  ledger.begin_steps()
+  assert (ledger.failed_in, ledger.kind) == ("", "steps")
