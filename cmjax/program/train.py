@@ -36,7 +36,8 @@ def train(
   The workdir then holds config.json, parameters.txt, checkpoints/, metrics.jsonl, tensorboard/,
   samples/, cards/, scores.json, evaluations.json and report.html, and with snapshots also
   snapshots/. A run goes on from its newest good checkpoint; one that was killed at any moment ends
-  with the same state, bit for bit, as one that was not.
+  with the same state, bit for bit, as one that was not: on the same devices and versions, and on
+  GPUs with run.deterministic.
 
   Args:
     exp: the experiment, of `experiment.parse(config)`, with parts of your own where you want.

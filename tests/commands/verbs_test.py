@@ -13,7 +13,7 @@ from absl import flags
 import cmjax
 from cmjax import verify
 from cmjax.commands import cli, configs, start
-from cmjax.program import plan, sample, train
+from cmjax.program import plan, preflight, sample, train
 from helpers import in_process, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
