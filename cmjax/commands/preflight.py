@@ -20,6 +20,6 @@ def run(values, config) -> int:
   from cmjax.program import preflight
 
   table, passed = preflight.preflight(common.experiment_of(config), values.workdir)
-  if sharding.process()[0] == 0:
+  if sharding.process()[0] == 0 or preflight.WRONG in table:
     common.say(table)
   return 0 if passed else 1

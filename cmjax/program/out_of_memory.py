@@ -36,6 +36,8 @@ _ASKED = tuple(
     r"ran out of memory trying to allocate #",
   )
 )
+# What is exhausted too, and is not the memory that arrays are in: a kernel's, a message's length.
+_ANOTHER = re.compile(r"memory space (?!hbm)|larger than max")
 _DOING = {
   "start": "Preparing the run",
   "compiling": "Compiling the train step",
@@ -48,7 +50,9 @@ _DOING = {
 
 def is_one(error: BaseException) -> bool:
   """Whether an error says that the memory of a device is not enough."""
-  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+  text = str(error)
+  exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text
+  return exhausted and not _ANOTHER.search(text)
 
 
 def asked(message: str) -> list[float]:

@@ -54,7 +54,7 @@ def preflight(exp: Experiment, workdir: str | Path) -> tuple[str, bool]:
     workdir: where a run of it would be.
 
   Returns:
-    The table, and whether nothing is wrong.
+    The table of this process, and whether nothing is wrong on any.
 
   Raises:
     ValueError: the experiment does not fit the devices.
@@ -73,7 +73,13 @@ def preflight(exp: Experiment, workdir: str | Path) -> tuple[str, bool]:
   seconds = time.perf_counter() - began
   _remove(folder)
   passed = all(row.verdict != WRONG for row in rows)
-  return _table(mesh, rows, seconds, passed), passed
+  everywhere = sharding.all_agree(passed)
+  end = "Nothing is wrong."
+  if not passed:
+    end = "Something is wrong: see the lines with WRONG."
+  elif not everywhere:
+    end = "Something is wrong on another process: its table says what."
+  return _table(mesh, rows, f"{end} It took {seconds:.0f} s."), everywhere
 
 
 def _tried(name: str, check: Callable[[], Iterator[Row]]) -> list[Row]:
@@ -87,14 +93,14 @@ def _tried(name: str, check: Callable[[], Iterator[Row]]) -> list[Row]:
   return rows
 
 
-def _table(mesh: Mesh, rows: list[Row], seconds: float, passed: bool) -> str:
-  devices = list(mesh.devices.flat)
+def _table(mesh: Mesh, rows: list[Row], end: str) -> str:
+  devices, count = list(mesh.devices.flat), sharding.process()[1]
   shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-  chips = f"{len(devices)} x {devices[0].device_kind} in {sharding.process()[1]} processes"
+  where = f"{count} processes" if count > 1 else "one process"
+  chips = f"{len(devices)} x {devices[0].device_kind} in {where}"
   head = f"{chips}, mesh {shape}; jax {jax.__version__}"
   lines = [f"{row.name:24}{row.verdict:8}{row.found}" for row in rows]
-  end = "Nothing is wrong." if passed else "Something is wrong: see the lines with WRONG."
-  return "\n".join([head, "", *lines, "", f"{end} It took {seconds:.0f} s."])
+  return "\n".join([head, "", *lines, "", end])
 
 
 def _remove(folder: Path) -> None:

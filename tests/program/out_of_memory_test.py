@@ -88,7 +88,20 @@ def test_words_that_nobody_knows_are_passed_on():
   )
 
 
-@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL: no"), ValueError("x")])
+VMEM = (
+  "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space vmem. "
+  "Used 32.42M of 16.00M vmem. Exceeded vmem capacity by 16.42M"
+)
+GRPC = "RESOURCE_EXHAUSTED: Received message larger than max (6177543 vs. 4194304)"
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    *map(jax.errors.JaxRuntimeError, ("INTERNAL: no", VMEM, GRPC)),
+    ValueError("RESOURCE_EXHAUSTED"),
+  ],
+)
 def test_other_errors_stay_as_they_are(error):
   with pytest.raises(type(error)) as raised:
     with out_of_memory.explained(tiny.experiment_of(), lambda: "steps"):

@@ -35,7 +35,7 @@ def verdicts(table):
 def test_eight_devices_pass_and_leave_the_trace_alone(tmp_path):
   table, passed = preflight.preflight(tiny.experiment_of(**VALUES), tmp_path)
   assert passed and verdicts(table) == [(row, "ok") for row in ROWS], table
-  assert table.startswith("8 x cpu in 1 processes, mesh data 2, fsdp 4; jax ")
+  assert table.startswith("8 x cpu in one process, mesh data 2, fsdp 4; jax ")
   assert "float32 by default is float32" in table and "Nothing is wrong." in table
   left = {path.name for path in (tmp_path / "preflight").iterdir()}
   assert left == {"profile"}
@@ -131,3 +131,12 @@ def test_a_checksum_sees_every_bit_and_every_place():
   for other in (flipped.view(np.float32), swapped):
     found = np.asarray(preflight._checksum({**base, "a": other}))
     assert found[0] != first[0] and found[1] == first[1]
+
+
+def test_what_is_wrong_on_another_process_is_wrong_here(tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, "all_agree", lambda ok: False)
+  monkeypatch.setattr(preflight, "_of_steps", lambda *_: iter(()))
+  table, passed = preflight.preflight(tiny.experiment_of(**VALUES), tmp_path)
+  assert not passed and table.splitlines()[-1].startswith(
+    "Something is wrong on another process: its table says what."
+  )
