@@ -57,6 +57,14 @@ class Pending:
     self.done.wait()
     return self.value
 
+  def is_ready(self):
+    """As of an array of JAX."""
+    return self.done.is_set()
+
+  def block_until_ready(self):
+    """As of an array of JAX."""
+    self.done.wait()
+
 
 class Device:
   """Runs steps in the order of their calls, each for so many seconds; what they return is zero."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmjax.base import limits, parts, paths, printable, ranges
+from cmjax.base.device_memory import OutOfMemory
 from cmjax.base.ranges import Count, CountOrNone, Folder, Place, Seed
 
 
@@ -150,7 +151,7 @@ def argument(kind: Any, key: str) -> Callable[[str], Any]:
 
 # --- how it ends ---
 
-MENDABLE = (ValueError, OSError, FloatingPointError)
+MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemory)
 REPORT = (
   "This is a fault of cmjax, not of your command: please report it, with the lines above and the "
   "command, as CONTRIBUTING.md says."
@@ -215,8 +216,6 @@ def refuse(message: object) -> int:
 def _of_machine(error: BaseException) -> str:
   """What to say where the machine has not what is asked for; nothing of other errors."""
   text = str(error)
-  if type(error).__name__ == "OutOfMemory":  # of program.out_of_memory, which knows more
-    return text
   if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
     return (
       f"The memory is not enough ({text.splitlines()[0][:200] if text else 'of the host'}). Lower "

@@ -6,38 +6,18 @@ for compiling and running. What fits is the plan's to say (`program/plan.py`), w
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import device_memory, sharding
 from cmjax.experiment import Experiment
 from cmjax.program import plan
 
 logger = logging.getLogger("cmjax")
 
-
-class OutOfMemory(MemoryError):
-  """The devices have not the memory that was asked for; one message for people."""
-
-
-_NUMBER = r"([\d.]+) ?([KMGT]?)i?(?:B\b|bytes)?"
-# What a device was asked for, and what it has or has left, in the words of each platform.
-_ASKED = tuple(
-  re.compile(pattern.replace("#", _NUMBER))
-  for pattern in (
-    r"Used # of # hbm",  # a TPU's compiler: the whole program
-    r"Attempting to (?:allocate|reserve) #.*?There are # free",  # a TPU that runs
-    r"Failed to allocate request for #",  # GPUs
-    r"[Oo]ut of memory (?:while trying to allocate|allocating) #",  # GPUs, CPUs
-    r"ran out of memory trying to allocate #",
-  )
-)
-# What is exhausted too, and is not the memory that arrays are in: a kernel's, a message's length.
-_ANOTHER = re.compile(r"memory space (?!hbm)|larger than max")
 _DOING = {
   "start": "Preparing the run",
   "compiling": "Compiling the train step",
@@ -50,22 +30,7 @@ _DOING = {
 
 def is_one(error: BaseException) -> bool:
   """Whether an error says that the memory of a device is not enough."""
-  text = str(error)
-  exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text
-  return exhausted and not _ANOTHER.search(text)
-
-
-def asked(message: str) -> list[float]:
-  """The bytes that XLA's message has: asked for and, where it says so, what is there; else none."""
-  for pattern in _ASKED:
-    if match := pattern.search(message):
-      parts = match.groups()
-      return [_bytes(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
-  return []
-
-
-def _bytes(number: str, unit: str) -> float:
-  return float(number.rstrip(".")) * 1024 ** ("KMGT".index(unit) + 1 if unit else 0)
+  return isinstance(error, jax.errors.JaxRuntimeError) and device_memory.is_lack(str(error))
 
 
 @contextlib.contextmanager
@@ -84,7 +49,9 @@ def explained(exp: Experiment, doing: Callable[[], str]) -> Iterator[None]:
     device = experiment_devices(exp)[0]
     what = f"{_DOING.get(doing(), 'The run')} needs more memory than {_there(device)}"
     logger.debug("XLA's words: %s", error)
-    raise OutOfMemory(f"{what}{_numbers(str(error))}. {_advice(exp, doing())}") from error
+    raise device_memory.OutOfMemory(
+      f"{what}{_numbers(str(error))}. {_advice(exp, doing())}"
+    ) from error
 
 
 def experiment_devices(exp: Experiment) -> list[Any]:
@@ -101,7 +68,7 @@ def _there(device: Any) -> str:
 
 
 def _numbers(message: str) -> str:
-  numbers = asked(message)
+  numbers = device_memory.asked(message)
   if not numbers:
     return f" ({message.splitlines()[0][:200]})"
   there = f", where {_gib(numbers[1])} were free" if len(numbers) > 1 else ""

@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from cmjax.base import device_memory
 from cmjax.program import costs, out_of_memory, plan
 from helpers import in_process, tiny
 
@@ -65,7 +66,7 @@ class Device:
 
 def message(exp, error, doing="steps"):
   """What is said of an error while something goes on."""
-  with pytest.raises(out_of_memory.OutOfMemory) as raised:
+  with pytest.raises(device_memory.OutOfMemory) as raised:
     with out_of_memory.explained(exp, lambda: doing):
       raise error
   assert "\n" not in str(raised.value) and raised.value.__cause__ is error
@@ -75,7 +76,7 @@ def message(exp, error, doing="steps"):
 @pytest.mark.parametrize("name", SAID)
 def test_every_platforms_words_are_understood(name):
   text, expected = SAID[name]
-  assert out_of_memory.asked(text) == pytest.approx(expected)
+  assert device_memory.asked(text) == pytest.approx(expected)
   said = message(tiny.experiment_of(), jax.errors.JaxRuntimeError(text))
   assert said.startswith("A train step needs more memory than this machine has: ")
   assert " were asked for" in said and ("were free" in said) == (len(expected) > 1)
