@@ -91,36 +91,41 @@ def _advice(exp: Experiment, doing: str) -> str:
     return f"Samples are drawn by batches: try {' or '.join(lower) or 'fewer samples at a time'}."
   device = experiment_devices(exp)[0]
   if device.platform == "cpu" or sharding.process()[1] > 1:
-    return f"{_next_smaller(exp)} What fits on which chips: cmjax plan --topology=..."
+    return f"{_next_smaller(exp, doing)} What fits on which chips: cmjax plan --topology=..."
   logger.info("Looking for a layout of this run that fits, as cmjax plan does.")
   try:
     report = plan.plan(exp, "local")
   except Exception as error:  # of compilers, which are short of memory themselves
     logger.debug("No plan: %s", error)
-    return f"{_next_smaller(exp)} No plan could be made here."
+    return f"{_next_smaller(exp, doing)} No plan could be made here."
   if report["fits"] and not report["attempts"][-1]["changes"]:
     return (
       "By the plan the step alone fits: something else on the device takes the rest. See that no "
-      f"other program uses it. {_next_smaller(exp)}"
+      f"other program uses it. {_next_smaller(exp, doing)}"
     )
   if report["fits"] is None:
-    return _next_smaller(exp)
+    return _next_smaller(exp, doing)
   return f"By the plan: {plan.advice(report)}"
 
 
-def _next_smaller(exp: Experiment) -> str:
+def _next_smaller(exp: Experiment, doing: str) -> str:
   """The next thing to try, where nobody can say that it fits."""
-  changes = next(iter(_smaller(exp)), None)
+  changes = next(iter(_smaller(exp, doing)), None)
   if changes is None:
     return "Take more devices, a smaller batch_size or a smaller network."
   flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
   return f"Try {flags}, which needs less; whether it fits is not known."
 
 
-def _smaller(exp: Experiment) -> Iterator[Mapping[str, Any]]:
-  """What needs less memory and computes the same: recomputation, then half of the batch at once."""
-  if exp.network.options.get("remat") is False:
-    yield {"net.remat": True}
-  size = exp.run.microbatch or exp.run.batch_size
-  if size % (2 * len(experiment_devices(exp))) == 0:
-    yield {"microbatch": size // 2}
+def _smaller(exp: Experiment, doing: str) -> Iterator[Mapping[str, Any]]:
+  """What needs less memory and computes the same, in the order of `plan.candidates`."""
+  count = len(experiment_devices(exp))
+  if doing != "start":  # the state has the same size with these
+    if exp.network.options.get("remat") is False:
+      yield {"net.remat": True}
+    size = exp.run.microbatch or exp.run.batch_size
+    if size % (2 * count) == 0:
+      yield {"microbatch": size // 2}
+  fsdp = experiment.make_mesh(exp.run).shape["fsdp"]
+  if count % (2 * fsdp) == 0:
+    yield {"mesh.data": -1, "mesh.fsdp": 2 * fsdp}
