@@ -45,7 +45,7 @@ def main() -> None:
   key = sharding.gather(jax.random.key(1), mesh)
   batch = next(experiment.batches(given, mesh, 0))
   step = compiled_step.make_step_fn(given, tx)
-  compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen))
+  compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen)).program
   params = jax.tree.map(np.array, jax.device_get(state.params["net"]))
   kept = {}
 

@@ -57,6 +57,14 @@ class Pending:
     self.done.wait()
     return self.value
 
+  def is_ready(self):
+    """As of an array of JAX."""
+    return self.done.is_set()
+
+  def block_until_ready(self):
+    """As of an array of JAX."""
+    self.done.wait()
+
 
 class Device:
   """Runs steps in the order of their calls, each for so many seconds; what they return is zero."""
@@ -114,9 +122,10 @@ def run_loop(args, config, workdir):
   """Trains: [begin, end] of every step on the device, and the loop's seconds by part."""
   timers, devices, batches = Timers(), [], experiment.batches
 
-  def compile_nothing(step_fn, mesh, arguments):
+  def compile_nothing(step_fn, mesh, arguments, options):
     devices.append(Device(args.step_ms / 1e3, jax.eval_shape(step_fn, *arguments)[1]))
-    return timers.timed("dispatch of the step", devices[0])
+    dispatch = timers.timed("dispatch of the step", devices[0])
+    return compiled_step.CompiledStep(dispatch, flops=0.0)
 
   def timed_batches(*arguments):
     with contextlib.closing(batches(*arguments)) as source:
@@ -165,7 +174,7 @@ def train_steps(given, state):
   shape = (given.run.batch_size, 32, 32, 3)
   batch = sharding.global_batch({"image": np.zeros(shape, np.float32)}, mesh)
   key = jax.device_put(key, sharding.replicated(mesh))
-  compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen))
+  compiled = compiled_step.compile_step(step, mesh, (state, batch, key, frozen)).program
   for _ in range(4):
     start = time.perf_counter()
     state, _ = jax.block_until_ready(compiled(state, batch, key, frozen))

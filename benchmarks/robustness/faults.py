@@ -440,7 +440,7 @@ def poison_params(step):
 
     def poisoned(*args):
       nonlocal count
-      state, metrics = compiled(*args)
+      state, metrics = compiled.program(*args)
       count += 1
       if count == step:
         with jax.transfer_guard("allow"):
@@ -449,7 +449,7 @@ def poison_params(step):
           state = state.replace(params=jax.tree.unflatten(tree, leaves))
       return state, metrics
 
-    return poisoned
+    return compiled._replace(program=poisoned)
 
   compiled_step.compile_step = compile_step
 

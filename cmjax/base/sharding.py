@@ -246,6 +246,11 @@ def told_to_stop(step: int) -> bool:
   return multihost_utils.reached_preemption_sync_point(step)
 
 
+def from_all(values: list[float]) -> np.ndarray:
+  """The numbers that all processes call this with, float32 [processes, n]; each must call it."""
+  return np.asarray(multihost_utils.process_allgather(np.asarray(values, np.float32)))
+
+
 def all_agree(ok: bool) -> bool:
   """Whether `ok` is true on every process; each must ask."""
   if jax.process_count() == 1:

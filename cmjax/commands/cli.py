@@ -19,6 +19,7 @@ EXPERIMENTS = {
   "measure": "measure a data set, and propose settings for it",
   "verify": "check that the formulas hold on this machine",
   "plan": "say what a step will need on given chips",
+  "preflight": "check the machines that a run is to have",
   "show": "print a config, or how two differ",
   "reference": "write the statistics of the training images",
 }

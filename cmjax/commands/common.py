@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmjax.base import limits, parts, paths, printable, ranges
+from cmjax.base.device_memory import OutOfMemory
 from cmjax.base.ranges import Count, CountOrNone, Folder, Place, Seed
 
 
@@ -107,6 +108,19 @@ def log_ours() -> None:
   printable.guard(logging.getLogger("cmjax"))
 
 
+class Rank(logging.Filter):
+  """Says in every line of a logger which process of several it is from."""
+
+  def __init__(self, index: int, count: int):
+    super().__init__()
+    self._prefix = f"[{index}/{count}] "
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Puts it before the record's message; lets every record through."""
+    record.msg, record.args = self._prefix + record.getMessage(), ()
+    return True
+
+
 # --- what was typed ---
 
 
@@ -138,7 +152,7 @@ def argument(kind: Any, key: str) -> Callable[[str], Any]:
 
 # --- how it ends ---
 
-MENDABLE = (ValueError, OSError, FloatingPointError)
+MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemory)
 REPORT = (
   "This is a fault of cmjax, not of your command: please report it, with the lines above and the "
   "command, as CONTRIBUTING.md says."

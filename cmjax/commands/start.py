@@ -1,6 +1,7 @@
 """From the arguments of a verb with a config to its end: flags, processes, errors, exit codes."""
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from ml_collections import ConfigDict
 from cmjax.commands import common, configs
 from cmjax.commands.common import Flag
 
-MODES = ("train", "sample", "evaluate", "reference", "search", "measure", "verify", "plan", "show")
+MODES = ("train", "sample", "evaluate", "reference", "search", "measure", "verify", "plan")
+MODES += ("preflight", "show")
 
 
 class _Typed(flags.ArgumentParser):
@@ -141,6 +143,9 @@ def join_and_run(command: Command) -> int | None:
       sharding.start(values.coordinator, values.num_processes, values.process_id)
     except (ValueError, RuntimeError) as error:
       _exit(error)
+    index, count = sharding.process()
+    if count > 1:
+      logging.getLogger("cmjax").addFilter(common.Rank(index, count))
   return run(command)
 
 

@@ -15,14 +15,27 @@ CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
 ALLOW_CONFIG_CHANGE = common.Flag(
   "allow_config_change", bool, False, "Go on although the config is not the checkpoint's."
 )
-FLAGS = (common.WORKDIR, ALLOW_CONFIG_CHANGE, *common.PROCESSES, common.COMPILE_CACHE)
+PROFILE_STEPS = common.Flag(
+  "profile_steps", str, None, "Steps to trace into workdir/profile: 10:15 are five, from step 10."
+)
+FLAGS = (
+  common.WORKDIR,
+  ALLOW_CONFIG_CHANGE,
+  PROFILE_STEPS,
+  *common.PROCESSES,
+  common.COMPILE_CACHE,
+)
 NEEDS = (common.WORKDIR,)
 
 
 def run(values, config) -> None:
   """Trains the experiment."""
-  from cmjax.program import train
+  from cmjax.program import profiling, train
 
+  steps = profiling.steps_of(values.profile_steps)
   train.train(
-    common.experiment_of(config), values.workdir, allow_config_change=values.allow_config_change
+    common.experiment_of(config),
+    values.workdir,
+    allow_config_change=values.allow_config_change,
+    profile_steps=steps,
   )

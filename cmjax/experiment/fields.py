@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from cmjax import ema
-from cmjax.base.ranges import Count, CountOrNone, Range, Seed, SigmaData
+from cmjax.base.ranges import Count, CountOrNone, Positive, Range, Seed, SigmaData
 from cmjax.data import sources
 from cmjax.metrics import evaluators as metrics
 from cmjax.run.snapshots import Plan
@@ -204,6 +204,8 @@ class Run(NamedTuple):
     spike_factor: a norm this many times its median is a spike; None: none is.
     on_spike: "warn", "stop" or "roll_back".
     probe_every_steps: how often the jvp is compared with a difference; None: never.
+    stall_seconds: without the end of a step after which all stacks are written; None: never.
+    deterministic: whether GPUs compute each step to the same bits every time, which is slower.
   """
 
   seed: Seed
@@ -223,6 +225,8 @@ class Run(NamedTuple):
   spike_factor: Annotated[float, Range(1, ends="(]")] | None = 10.0
   on_spike: str = "warn"
   probe_every_steps: Count | None = None
+  stall_seconds: Positive | None = 1_800.0
+  deterministic: bool = False
 
 
 class Experiment(NamedTuple):

@@ -25,10 +25,12 @@ NUMBERS = {
   "spike_factor": ("doctor", "spike_factor"),
   "on_spike": ("doctor", "on_spike"),
   "probe_every_steps": ("doctor", "probe_every_steps"),
+  "stall_seconds": ("doctor", "stall_seconds"),
+  "deterministic": ("deterministic",),
 }
 NONFINITE = ("stop", "skip", "roll_back")
 ON_SPIKE = ("warn", "stop", "roll_back")
-DOCTOR: dict[str, Any] = dict(spike_factor=10.0, on_spike="warn", probe_every_steps=None)
+DOCTOR = ("spike_factor", "on_spike", "probe_every_steps", "stall_seconds")
 
 
 def run(config: Mapping[str, Any]) -> Run:
@@ -49,6 +51,7 @@ def run(config: Mapping[str, Any]) -> Run:
     asynchronous=saving.get("asynchronous", True),
     nonfinite=pick(NONFINITE, config["nonfinite"], "policy (nonfinite)"),
     mesh=dict(config["mesh"]),
+    deterministic=config.get("deterministic", False),
     **_doctor(config.get("doctor")),
   )
   # On how many devices is asked where they are known.
@@ -102,10 +105,20 @@ def check(run: Run, every_steps: Mapping[str, int]) -> None:
 
 
 def _doctor(section: Section | None) -> dict[str, Any]:
-  """`config.doctor` with what it leaves out: spikes at 10 times the median are warned of."""
-  section = dict(section or {})
-  if unknown := sorted(set(section) - set(DOCTOR)):
+  """What `config.doctor` sets."""
+  found = dict(section or {})
+  if unknown := sorted(set(found) - set(DOCTOR)):
     raise ValueError(f"config.doctor has {', '.join(unknown)}. It knows: {', '.join(DOCTOR)}.")
-  found = DOCTOR | section
-  pick(ON_SPIKE, found["on_spike"], "policy (doctor.on_spike)")
+  if "on_spike" in found:
+    pick(ON_SPIKE, found["on_spike"], "policy (doctor.on_spike)")
   return found
+
+
+def optional(section: str) -> dict[str, Any]:
+  """{key: annotation} of the numbers of a run that a section, or the page itself, may leave out."""
+  hints, has_default = ranges.of(Run), Run._field_defaults
+  return {
+    path[-1]: hints[field]
+    for field, path in NUMBERS.items()
+    if field in has_default and path[:-1] == ((section,) if section else ())
+  }

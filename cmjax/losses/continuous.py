@@ -127,15 +127,16 @@ def loss(
 
     # Without a gradient, nothing of a tangent's own pass is kept for one.
     weights = params["net"] if tangent_net is None else jax.lax.stop_gradient(params["net"])
-    F, g = estimator(
-      lambda x, t: (tangent_net or net).apply(weights, x, t, cond, key_net),
-      x_t,
-      t,
-      dxdt,
-      sigma_data=sigma_data,
-      warmup=jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0,
-      origin=origin,
-    )
+    with jax.named_scope("tangent"):
+      F, g = estimator(
+        lambda x, t: (tangent_net or net).apply(weights, x, t, cond, key_net),
+        x_t,
+        t,
+        dxdt,
+        sigma_data=sigma_data,
+        warmup=jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0,
+        origin=origin,
+      )
     if tangent_net is not None:
       F = net.apply(params["net"], x_t / sigma_data, t, cond, key_net)
     w = weighting.apply(params["weighting"], t)

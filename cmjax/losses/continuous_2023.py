@@ -133,7 +133,8 @@ def loss(
       return edm.consistency(F, x_t, t, sigma_data=sigma_data, sigma_min=sigma_min)
 
     x = x_t / trigflow.cos_sin(t, x_t)[0]
-    f, v = jax.jvp(f_fn, (x, sigma), (dx, jnp.ones_like(sigma)))
+    with jax.named_scope("tangent"):
+      f, v = jax.jvp(f_fn, (x, sigma), (dx, jnp.ones_like(sigma)))
     value = jnp.mean(objective(f, v, speed))
     metrics = {
       "loss": means.mean(value),

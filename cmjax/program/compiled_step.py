@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -17,6 +17,18 @@ from cmjax.training.step import make_train_step, several
 from cmjax.types import LossFn, Network, Params
 
 logger = logging.getLogger("cmjax")
+
+
+class CompiledStep(NamedTuple):
+  """The train step, ready to run.
+
+  Attributes:
+    program: (state, batch, key, frozen) -> (state, metrics); donates the state.
+    flops: of one call, over all devices, as the step is written: with what remat computes again.
+  """
+
+  program: Callable[..., Any]
+  flops: float
 
 
 def make_step_fn(
@@ -73,18 +85,31 @@ def compile_traced(traced: Any, mesh: Mesh, options: dict[str, Any] | None = Non
     return traced.lower().compile(options)
 
 
-def compile_step(step_fn: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...]) -> Any:
-  """The step, compiled ahead of time once, with its price in the log; `trace`'s arguments."""
+def compile_step(
+  step_fn: Callable[..., Any],
+  mesh: Mesh,
+  arguments: tuple[Any, ...],
+  options: dict[str, Any] | None = None,
+) -> CompiledStep:
+  """The step, compiled ahead of time once, with its price in the log.
+
+  Args:
+    step_fn: of `make_step_fn`.
+    mesh: as for `trace`.
+    arguments: as for `trace`.
+    options: as for `compile_traced`.
+  """
   start = time.perf_counter()
   traced = trace(step_fn, mesh, arguments)
-  compiled = compile_traced(traced, mesh)
+  compiled = compile_traced(traced, mesh, options)
+  flops = sum(costs.count_flops(traced.jaxpr.jaxpr).values())
   memory = compiled.memory_analysis()
   logger.info(
     "Compiled the train step in %.0f s: %.1f GFLOP a step, %.0f MB of temporary memory, "
     "%.2f M parameters.",
     time.perf_counter() - start,
-    sum(costs.count_flops(traced.jaxpr.jaxpr).values()) / 1e9,  # XLA counts a loop as one turn
+    flops / 1e9,  # XLA counts a loop as one turn
     memory.temp_size_in_bytes / 1e6 if memory else 0,
     sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 1e6,
   )
-  return compiled
+  return CompiledStep(compiled, flops)

@@ -47,7 +47,8 @@ class Chip(NamedTuple):
 # chip sends half, and XLA's products of float32 are by default one pass in bfloat16. GPUs: NVIDIA's
 # data sheets of the SXM boards (A100 80 GB, H100, H200), without sparsity, NVLink one way; a node
 # of DGX or HGX has eight, with one network port a GPU (200 Gb/s A100, 400 Gb/s after), and float32
-# goes through TF32 at half the rate.
+# goes through TF32 at half the rate. L4: its data sheet, whose 242 TFLOPS are with sparsity; RTX
+# 4090: NVIDIA's Ada architecture white paper, bfloat16 with sums in float32. Both on PCIe 4.0.
 CHIPS = {
   chip.kind: chip
   for chip in (
@@ -58,9 +59,11 @@ CHIPS = {
     Chip("a100", 80e9, 312e12, 2039e9, 300e9, 8, 25e9, 0.5),
     Chip("h100", 80e9, 989e12, 3350e9, 450e9, 8, 50e9, 0.5),
     Chip("h200", 141e9, 989e12, 4800e9, 450e9, 8, 50e9, 0.5),
+    Chip("l4", 24e9, 121e12, 300e9, 32e9, 8, 12.5e9, 0.5),
+    Chip("4090", 24e9, 165.2e12, 1008e9, 32e9, 8, 12.5e9, 0.5),
   )
 }
-GPUS = ("a100", "h100", "h200")
+GPUS = ("a100", "h100", "h200", "l4", "4090")
 
 
 class Traffic(NamedTuple):

@@ -38,10 +38,13 @@ FREE = (
 )
 # What may also be others where a run is sampled or scored: how it came to its weights, which no
 # sample depends on any more, and the noise. The run's own values stay on its record.
-PAST = ("optim", "batch_size", "init_from", "teacher")
+PAST = ("optim", "batch_size", "init_from", "teacher", "deterministic")
 DRAWN = ("seed",)
 # Of data: where they are. What they are is told by their digest.
 PLACES = ("path", "data_dir")
+
+# What a config means that does not say it: those of before this setting could not.
+UNSAID = {"deterministic": False}
 
 # The values of the config that were changed between two sittings, because the user asked for it.
 CHANGES = "config_changes.jsonl"
@@ -147,7 +150,7 @@ def config_changes(
   record: Mapping[str, Any], stored: Mapping[str, Any], free: tuple[str, ...] = FREE
 ) -> dict[str, tuple[Any, Any]]:
   """{key: (stored, now)} of what two configs differ in, but for the keys and sections in `free`."""
-  ours, theirs = flat(experiment.as_json(record)), flat(experiment.as_json(stored))
+  ours, theirs = (UNSAID | flat(experiment.as_json(one)) for one in (record, stored))
   return {
     key: (theirs.get(key, "not set"), ours.get(key, "not set"))
     for key in sorted(ours.keys() | theirs.keys())

@@ -7,6 +7,7 @@ estimate; `local` compiles for the devices that are here. Times are the least th
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,10 +30,18 @@ logger = logging.getLogger("cmjax")
 # O0 takes two thirds of the time of O1, for the same memory, FLOPs and estimate of the time.
 TPU_OPTIONS = {"optimization_level": "O0"}
 
-# In what JAX calls a device -> its name in `costs.CHIPS`; the first that is found.
+# What JAX calls a device, whole -> its name in `costs.CHIPS`. Of GPUs only the boards that have the
+# peaks there: an H100 on PCIe or a 4090 of a laptop is slower, and is none of them.
 DEVICE_KINDS = {
-  **{"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e"},
-  **{kind.upper(): kind for kind in costs.GPUS},
+  r"TPU v4": "v4",
+  r"TPU v5 ?(lite|e)": "v5e",
+  r"TPU v5p?": "v5p",
+  r"TPU v6 ?(lite|e)": "v6e",
+  r"(NVIDIA )?A100[- ](SXM4|PCIE|PG509|\d+GB)[\w -]*": "a100",
+  r"NVIDIA H100( 80GB HBM3)?": "h100",
+  r"NVIDIA H200": "h200",
+  r"NVIDIA L4": "l4",
+  r"NVIDIA GeForce RTX 4090": "4090",
 }
 
 
@@ -151,7 +160,8 @@ def topology_devices(topology: str) -> list[Any]:
 def local_chip(devices: list[Any]) -> costs.Chip:
   """What the first device here can do, as far as it is known."""
   name = devices[0].device_kind
-  found = [kind for part, kind in DEVICE_KINDS.items() if part in name]
+  known = (kind for pattern, kind in DEVICE_KINDS.items() if re.fullmatch(pattern, name))
+  found = [] if " MIG " in name else list(known)  # a part of a board
   chip = costs.CHIPS[found[0]] if found else costs.Chip(name, 0.0, 0.0, 0.0, 0.0)
   if devices[0].platform == "cpu":  # all share the machine's
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)

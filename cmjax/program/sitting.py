@@ -19,10 +19,21 @@ from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
-from cmjax.program import compiled_step, doctor, identity, score_files, stored_runs
+from cmjax.program import (
+  compiled_step,
+  deterministic,
+  doctor,
+  identity,
+  plan,
+  score_files,
+  stored_runs,
+)
 from cmjax.program.course import Course, fresh_state, key_for
+from cmjax.program.data_wait import DataWait
+from cmjax.program.profiling import Profile
 from cmjax.program.stored_runs import Loaded
 from cmjax.run import checkpoint, writer
+from cmjax.run.goodput import Goodput
 from cmjax.run.snapshots import Snapshots, check_writable
 from cmjax.training import microbatch
 from cmjax.types import Batch, Network, Params
@@ -82,6 +93,8 @@ class Sitting:
     allow_config_change: as in `train`.
     check_workdir: raises if the workdir is no longer where it was, see `lock.hold`.
     stop: as in `train`.
+    goodput: counts what the time goes into, from the start of the sitting.
+    profile_steps: as in `train`.
 
   Attributes:
     step: updates so far.
@@ -96,8 +109,12 @@ class Sitting:
     allow_config_change: bool,
     check_workdir: Callable[[], None],
     stop: Callable[[], bool] | None = None,
+    *,
+    goodput: Goodput | None = None,
+    profile_steps: tuple[int, int] | None = None,
   ):
     self._exp, self._workdir, self._primary = exp, workdir, sharding.process()[0] == 0
+    self._goodput = goodput or Goodput()
     self._record = experiment.stored_record(exp)
     self._check_workdir = check_workdir
     self._prepared = prepared = prepare(exp, workdir)
@@ -122,11 +139,16 @@ class Sitting:
       start_step=self._start,
       enabled=self._primary,
       loggers=exp.loggers,
+      goodput=self._goodput,
     )
+    self._goodput.saved(self._start)
+    self._profile = Profile(profile_steps, workdir, self._start)
+    self._data_wait = DataWait()
     self._describe_run(restored)
     skipped = restored.meta.get("skipped", 0) if restored else 0
     self._window = doctor.Window(run, self._explain, skipped)
-    self._compiled, self._scores, self.last, self.stop = None, {}, False, None
+    self._compiled: compiled_step.CompiledStep | None = None
+    self._scores, self.last, self.stop = {}, False, None
     self._done = self._evaluated_before(restored)
     self._asked, self._interrupted = stop, _never
 
@@ -170,7 +192,10 @@ class Sitting:
     self._stack = contextlib.ExitStack()
     self._interrupted = self._stack.enter_context(interruption(self._asked))
     self._stack.enter_context(self._reporter)
-    for thing in (self._checkpoints, self._snapshots, self._course):
+    for thing in (
+      *(self._checkpoints, self._snapshots, self._course),
+      *(self._data_wait, self._profile),
+    ):
       self._stack.enter_context(contextlib.closing(thing))
     return self
 
@@ -184,6 +209,7 @@ class Sitting:
       OSError: the workdir is no longer where it was.
     """
     self._check_workdir()
+    self._goodput.begin_steps()
     self.step = self._course.step
     self.last = self.step == self._exp.run.total_steps
     self.stop = self._interrupted(self.step)
@@ -195,7 +221,23 @@ class Sitting:
     if scalars := self._window.flush():
       scalars["lr"] = float(jnp.asarray(self._exp.schedule(jnp.asarray(self.step - 1))))
       scalars["rolled_back"] = float(self._course.rolled_back)
-      self._reporter.write(self.step, scalars | self._reporter.throughput())
+      self._reporter.write(self.step, scalars | self._pace() | self._goodput.scalars())
+
+  def _pace(self) -> dict[str, float]:
+    """Steps and images a second, the share of the chips' peak, and of several hosts the slowest."""
+    found = self._reporter.throughput()
+    rate = found.get("steps_per_sec", 0.0)
+    devices = list(self._prepared.mesh.devices.flat)
+    peak = plan.local_chip(devices).flops * len(devices)
+    if rate and peak and self._compiled is not None:
+      found["mfu"] = self._compiled.flops / self._exp.run.steps_per_dispatch * rate / peak
+    # Every host is as slow as the slowest, which all wait for: who waits for data is the reason.
+    waits = self._data_wait.mean() / self._exp.run.steps_per_dispatch
+    if sharding.process()[1] > 1:
+      each = sharding.from_all([1 / rate if rate else 0.0, waits])
+      found["slowest_host_step_sec"], found["slowest_host_data_sec"] = map(float, each.max(axis=0))
+      found["slowest_host"] = float(each.sum(axis=1).argmax())
+    return found
 
   def probe(self) -> None:
     """Compares the network's jvp with a difference in float64, where that is due."""
@@ -203,7 +245,7 @@ class Sitting:
     probe = self._prepared.probe
     if probe is None or not every or self.stop or self.step % every:
       return
-    with self._reporter.paused():
+    with self._reporter.paused("evaluations"):
       params = sharding.gather(self._course.state.params["net"], self._prepared.mesh)
       errors, trouble = probe(params)
       self._reporter.write(self.step, errors)
@@ -216,15 +258,16 @@ class Sitting:
     if self.last or self.stop or (self.step > self._start and not self.step % run.save_every_steps):
       self._window.read()  # a step to stop at must not become a checkpoint
       doctor.check_finite(course.state, run.nonfinite)
-      with self._reporter.paused():
+      with self._reporter.paused("saves"):
         self._snapshots.wait()  # what goes on from this checkpoint does not make earlier ones again
         meta = {"skipped": self._window.skipped, "identity": self._identity}
         self._checkpoints.save(self.step, course.state, self._record, **meta, **course.meta)
         if not run.asynchronous:
           self._checkpoints.wait()
+      self._goodput.saved(self.step)
     if self._snapshots.due(self.step, self.last):
       self._window.read()
-      with self._reporter.paused():
+      with self._reporter.paused("saves"):
         self._snapshots.save(self.step, course.state.ema, self._record)
 
   def evaluate(self) -> None:
@@ -234,8 +277,9 @@ class Sitting:
       if label in self._done:
         self._scores |= self._done[label]
       elif self.last or (due and not self.stop):
-        with self._reporter.paused():
+        with self._reporter.paused("saves"):
           self._checkpoints.wait()  # so that a crash during evaluation loses no training step
+        with self._reporter.paused("evaluations"):
           values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
           scalars = score_files.keep(self._reporter, self.step, label, values, self._keep_card)
           self._scores |= scalars
@@ -254,31 +298,59 @@ class Sitting:
     """Waits until the checkpoint of a signal is written."""
     assert self.stop is not None, "a signal has come"
     logger.warning("%s: saving step %d, then exiting.", self.stop, self.step)
-    self._checkpoints.wait()
+    self.settle()
+
+  def settle(self) -> None:
+    """Waits for the save under way, and records where the time of the run went."""
+    with self._reporter.paused("saves"):
+      self._checkpoints.wait()
+    self._record_goodput()
+
+  def _record_goodput(self) -> None:
+    """A record of the time up to now, where this sitting has made a step."""
+    if self._compiled is not None:
+      self._reporter.write(self.step, self._goodput.scalars())
 
   def take_step(self) -> None:
     """Sends the next steps to the devices, and reads the metrics of those before."""
     count, course, frozen = self._exp.run.steps_per_dispatch, self._course, self._prepared.frozen
-    batches = course.next_batches(count)
+    batches, waited = self._data_wait.fetch(lambda: course.next_batches(count))
+    self._goodput.waited_for_data(waited)
     inputs = batches if count > 1 else batches[0]
-    if self._compiled is None:
-      with self._reporter.paused():
-        arguments = (course.state, inputs, course.key, frozen)
-        self._compiled = compiled_step.compile_step(
-          self._prepared.step_fn, self._prepared.mesh, arguments
-        )
-    with jax.transfer_guard("disallow"):  # whatever still moves between host and device says so
-      course.state, metrics = self._compiled(course.state, inputs, course.key, frozen)
+    compiled = self._compiled or self._compile((course.state, inputs, course.key, frozen))
+    with self._profile.step(course.step), jax.transfer_guard("disallow"):
+      # The guard: whatever still moves between host and device says so.
+      course.state, metrics = compiled.program(course.state, inputs, course.key, frozen)
+    self._data_wait.dispatched(metrics)
     course.step += count
     self._done = {}
     self._window.add(course.step, metrics, batches)  # reads those before: the device is busy again
+    self._profile.stop_after(course.step, metrics)
+
+  def _compile(self, arguments: tuple[Any, ...]) -> compiled_step.CompiledStep:
+    """The step of this sitting; what was lost before it is on record once it is there."""
+    with self._reporter.paused("compiling"):
+      self._compiled = compiled_step.compile_step(
+        self._prepared.step_fn,
+        self._prepared.mesh,
+        arguments,
+        deterministic.options(
+          self._exp.run,
+          self._prepared.mesh.devices.flat[0].platform,
+          self._workdir,
+          started=self._start > 0,
+        ),
+      )
+    self._record_goodput()
+    return self._compiled
 
   def go_back(self, reason: doctor.RollBack) -> None:
     """Goes on from the last good checkpoint, with other batches and noise."""
-    with self._reporter.paused():
+    with self._reporter.paused("start"):
       self._checkpoints.wait()
       self._course.go_back(reason, self._checkpoints.restore(self._layout))
       self._snapshots.forget_after(self._course.step)
+    self._goodput.rolled_back(self._course.step)
     self._window.clear()
     self._done = dict.fromkeys(self._prepared.evaluators, {})  # they ran when it came past first
 
@@ -314,10 +386,11 @@ class Sitting:
 
 
 # Those that ask a process to go, of schedulers and terminals; SLURM is often told to send SIGUSR1.
-# SIGKILL cannot be heard, and is answered by the last checkpoint.
+# SIGKILL cannot be heard, and is answered by the last checkpoint. SIGUSR2 asks for the stacks of
+# all threads (run/stacks.py).
 ASKING = tuple(
   getattr(signal, name)
-  for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+  for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGXCPU")
   if hasattr(signal, name)
 )
 _ALWAYS = (signal.SIGTERM, signal.SIGINT)  # whoever had a handler for them before

@@ -17,7 +17,8 @@ _COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#eab308", "#ef4444")
 # Charts in this order, then all others by name. A trailing "/" is a family, one line per member.
 _ORDER = (
   *("loss", "fd", "swd", "tangent_norm", "tangent_norm/", "F_error", "F_error/", "lr"),
-  *("images_per_sec", "steps_per_sec", "grad_norm", "weight", "skipped"),
+  *("images_per_sec", "steps_per_sec", "mfu", "goodput/", "grad_norm", "weight"),
+  *("skipped",),
 )
 _TITLES = {
   "loss": "Loss",
@@ -30,6 +31,9 @@ _TITLES = {
   "lr": "Learning rate",
   "images_per_sec": "Images per second",
   "steps_per_sec": "Steps per second",
+  "mfu": "Share of the chips' peak (MFU)",
+  "goodput/": "Share of wall time",
+  "wall_sec": "Seconds of wall time",
   "grad_norm": "Gradient norm",
   "weight": "Loss weight",
   "skipped": "Skipped steps",

@@ -259,6 +259,8 @@ def _summary(history, times: Sequence[float], config: Mapping[str, Any]) -> str:
     tiles.append(("Time", str(duration), "first to last record"))
   for name, label, pick, hint in (
     ("images_per_sec", "Images per second", np.nanmedian, "median"),
+    ("goodput/steps", "Goodput", lambda v: v[-1], "share of wall time in steps"),
+    ("mfu", "MFU", np.nanmedian, "share of the chips' peak, median"),
     ("loss", "Loss", lambda v: v[-1], "last"),
     ("skipped", "Skipped steps", np.nanmax, "not finite"),
     ("rolled_back", "Roll backs", np.nanmax, "to a checkpoint"),

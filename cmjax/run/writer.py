@@ -33,6 +33,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from cmjax.base.atomic_files import replacing
+from cmjax.run.goodput import Goodput
 from cmjax.run.page import read_metrics as read_metrics
 from cmjax.run.page import records
 from cmjax.run.page import report as report
@@ -48,7 +49,7 @@ _COLOURS = np.array(
 
 
 class Reporter:
-  """Writes what happens in a run; on all hosts but one (`enabled=False`) every method does nothing.
+  """Writes what happens in a run; on all hosts but one (`enabled=False`) it only keeps the pace.
 
   Opening it at `start_step=k` makes the history that of one uninterrupted run: records of steps
   > k and a half-written last line, which a killed run left behind, are dropped atomically, and
@@ -73,6 +74,8 @@ class Reporter:
       rewritten, anything else one every `log_every_sec` seconds, and one for the last step.
     log_every_sec: see `stream`.
     clock: seconds, from any origin.
+    goodput: that counts what the time goes into; it takes over what the history has of it. None: a
+      new one.
 
   Raises:
     ValueError: for numbers below 1 (start_step: below 0), or a workdir that is a URL.
@@ -91,6 +94,7 @@ class Reporter:
     stream: Any = None,
     log_every_sec: int | float = 30,
     clock: Callable[[], float] = time.monotonic,
+    goodput: Goodput | None = None,
   ):
     for name, value, least in (
       ("total_steps", total_steps, 1),
@@ -108,9 +112,11 @@ class Reporter:
     self._paused_at: float | None = None
     self._paused_sec = 0.0
     self._drawn_at = -math.inf
+    self.goodput = goodput or Goodput(clock)
     if not enabled:
       return
     self._workdir = _writable(workdir)
+    self.goodput.go_on(records(self._workdir / "metrics.jsonl"), start_step, time.time())
     _truncate(self._workdir / "metrics.jsonl", start_step)
     self._history = open(self._workdir / "metrics.jsonl", "a", encoding="ascii")
     # tensorboardX names a file by the second and opens it empty: without a suffix of its own, a
@@ -184,14 +190,20 @@ class Reporter:
       self._append(step, {})
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Leaves the time inside `with reporter.paused():` (evaluation, saving) out of throughput."""
+  def paused(self, kind: str = "evaluations") -> Iterator[None]:
+    """Leaves the time inside `with reporter.paused("saves"):` out of throughput.
+
+    Args:
+      kind: of `goodput.KINDS`, what the time goes into.
+    """
     if self._paused_at is not None:
-      yield
+      with self.goodput.spending(kind):
+        yield
       return
     self._paused_at = self._clock()
     try:
-      yield
+      with self.goodput.spending(kind):
+        yield
     finally:
       self._paused_sec += self._clock() - self._paused_at
       self._paused_at = None
@@ -215,12 +227,12 @@ class Reporter:
       step: the number of steps done.
       scalars: of which `loss` is shown, and `skipped` unless it is 0.
     """
-    if not self._enabled:
-      return
     now = self._clock()
     self._latest = (int(step), now - self._paused_sec)
     if not self._window or self._latest[1] - self._window[-1][1] >= 0.25:
       self._window.append(self._latest)
+    if not self._enabled:
+      return
     if now - self._drawn_at >= self._draw_every_sec or step == self._total_steps:
       self._drawn_at = now
       self._draw(int(step), scalars)

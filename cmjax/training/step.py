@@ -76,6 +76,7 @@ def make_train_step(
     key = jax.random.fold_in(key, state.step)
     fixed = {} if target is None else {"target": state.ema[target]}
 
+    @jax.named_scope("loss")
     def scaled(params, batch, key):
       value, metrics = loss_fn(params | fixed, batch, key, state.step)
       return value * loss_scale, metrics
@@ -86,9 +87,11 @@ def make_train_step(
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    averages = ema.update(state.ema, params["net"], state.step, ema_decays)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      params: Any = optax.apply_updates(state.params, updates)
+    with jax.named_scope("averages"):
+      averages = ema.update(state.ema, params["net"], state.step, ema_decays)
 
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     state = TrainState(

@@ -110,12 +110,17 @@ def test_the_same_command_with_another_value_says_which(workdir, program):
   assert "optim.lr: 0.0003 in the checkpoint, 0.01 now" in err
 
 
-def test_training_is_told_whether_the_config_may_change(program, monkeypatch):
+def test_training_is_told_whether_the_config_may_change_and_what_to_trace(program, monkeypatch):
   told = []
   monkeypatch.setattr(train, "train", lambda *args, **options: told.append(options))
-  for args in ((), ("--allow_config_change",)):
+  for args in ((), ("--allow_config_change", "--profile_steps=10:15")):
     assert program("--workdir=x", *args)[0] == 0
-  assert told == [{"allow_config_change": False}, {"allow_config_change": True}]
+  assert told == [
+    {"allow_config_change": False, "profile_steps": None},
+    {"allow_config_change": True, "profile_steps": (10, 15)},
+  ]
+  code, _, err = program("--workdir=x", "--profile_steps=15")
+  assert code == 1 and err.startswith("cmjax: --profile_steps=15 must be two steps")
 
 
 def test_samples_are_drawn_from_a_run_the_same_for_the_same_seed(workdir, program):

@@ -14,7 +14,7 @@ from absl import flags
 import cmjax
 from cmjax import verify
 from cmjax.commands import cli, configs, start
-from cmjax.program import plan, sample, train
+from cmjax.program import plan, preflight, sample, train
 from helpers import in_process, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -131,11 +131,12 @@ def _called(monkeypatch):
 
 
 WITH_RUN = {  # verb: what it calls, with what beside the config, and what that answers
-  "train": (train, "train", {"allow_config_change": False}, None),
+  "train": (train, "train", dict(allow_config_change=False, profile_steps=None), None),
   "evaluate": (sample, "evaluate", {}, "scores"),
   "sample": (sample, "sample", dict(num_samples=64, name=None, seed=0, ema=None), ["path"]),
   "search": (sample, "search_times", dict(name=None, num_samples=64, num_probes=12, seed=0), "t"),
   "verify": (verify, "verify", {}, ("table", True)),
+  "preflight": (preflight, "preflight", {}, ("table", True)),
 }
 
 

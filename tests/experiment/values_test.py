@@ -156,6 +156,8 @@ REFUSED = {
   "mesh.fsdp": (1.5, NAN, None, True),
   "doctor.spike_factor": (1.0, 0, -3, NAN, "off"),
   "doctor.probe_every_steps": (0, -1, 1.5, NAN),
+  "doctor.stall_seconds": (0, -1, NAN, "soon"),
+  "deterministic": (1, "yes", None),
   "teacher.workdir": ("gs://b/x", "a\x1bb", None, 3, "~nobody_of_that_name"),
   "init_from.workdir": ("s3://b", "a\nb", None, "https://x"),
 }  # fmt: skip

@@ -64,8 +64,9 @@ def shared_programs():
     made_of = exp.network, exp.method, tx, exp.averages, teacher
     return kept.get(lambda: step_fn(exp, tx, teacher), ("step", numbers), *made_of)
 
-  def shared_compile(made, mesh, arguments):
-    return kept.get(lambda: compile_step(made, mesh, arguments), ("compiled", mesh), made)
+  def shared_compile(made, mesh, arguments, options):
+    make = lambda: compile_step(made, mesh, arguments, options)
+    return kept.get(make, ("compiled", mesh, str(options)), made)
 
   def shared_sampler(exp, key, mesh, guide=None):
     if guide or key not in exp.samplers:

@@ -9,6 +9,7 @@ OTHERWISE = {
   "cmjax/base/atomic_files.py: open xb",  # the one way
   "cmjax/base/lock.py: open a+",  # whoever holds it is the only one to write
   "cmjax/run/writer.py: open a",  # metrics.jsonl, line by line; a half-written last one is left out
+  "cmjax/run/stacks.py: open ab",  # what a handler in C writes to: it cannot rename
   "cmjax/program/identity.py: open a",  # config_changes.jsonl, a line
 }
 STREAMS = ("file", "stream")  # the names of open files, to which numpy may write

@@ -42,10 +42,10 @@ def _compiled_once():
   """Steps of equal arguments are compiled once: the runs here that have them train alike."""
   programs, original = {}, compiled_step.compile_step
 
-  def compile_step(step_fn, mesh, arguments):
+  def compile_step(step_fn, mesh, arguments, options):
     key = str(jax.tree.map(jnp.shape, arguments))
     if key not in programs:
-      programs[key] = original(step_fn, mesh, arguments)
+      programs[key] = original(step_fn, mesh, arguments, options)
     return programs[key]
 
   with mock.patch.object(compiled_step, "compile_step", compile_step):

@@ -178,11 +178,18 @@ def test_the_devices_here_are_known_by_their_names():
   names = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
     "NVIDIA A100-SXM4-40GB": "a100", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200",
+    "NVIDIA A100 80GB PCIe": "a100", "NVIDIA A100-PCIE-40GB": "a100", "A100-SXM4-80GB": "a100",
+    "NVIDIA L4": "l4", "NVIDIA GeForce RTX 4090": "4090", "TPU v5e": "v5e", "TPU v6e": "v6e",
   }  # fmt: skip
   found = {name: plan.local_chip([Device("tpu", name)]) for name in names}
   assert {name: chip.kind for name, chip in found.items()} == names
   assert found["NVIDIA A100-SXM4-40GB"].memory == 12345 and found["TPU v4"].memory == 32e9
-  assert plan.local_chip([Device("gpu", "Tesla T4")])[1:4] == (0.0, 0.0, 0.0)
+  for other in (
+    *("Tesla T4", "NVIDIA L40S", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL"),
+    *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H200 MIG 1g.18gb", "NVIDIA GH200 480GB"),
+    *("NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "TPU v4 lite", "TPU v3"),
+  ):
+    assert plan.local_chip([Device("gpu", other)])[2:4] == (0.0, 0.0), other
   host = plan.local_chip([Device("cpu", "cpu")]).memory
   assert 0 < host and plan.local_chip([Device("cpu", "cpu")] * 4).memory == host / 4
 

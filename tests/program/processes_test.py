@@ -116,9 +116,12 @@ def test_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path, monkey
   second = Processes(workdir, count, total_steps=total)
   assert second.exit_codes() == [0] * count, second.said()
   assert f"Starting at step {stopped} of {total}" in second.logs[1].read_text()
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  steps = [json.loads(line)["step"] for line in lines]
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  of_training = [line for line in lines if "loss" in line]
+  steps = [line["step"] for line in of_training]
   assert steps == sorted(set(steps)) and steps[-1] == total  # of one writer
+  assert all(line["slowest_host"] in range(count) for line in of_training[1:])
+  assert "[1/" in second.logs[1].read_text() and "[0/" not in second.logs[1].read_text()
 
   config, seen = tiny.config("long", **VALUES | {"total_steps": total}), {}
   watcher = watched.watching(
