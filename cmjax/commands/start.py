@@ -1,6 +1,7 @@
 """From the arguments of a verb with a config to its end: flags, processes, errors, exit codes."""
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,9 @@ def join_and_run(command: Command) -> int | None:
 
     try:
       sharding.start(values.coordinator, values.num_processes, values.process_id)
+    except sharding.OthersMissing as error:
+      common.refuse(error)
+      sys.exit(os.EX_TEMPFAIL)  # as after an interruption: the same command, again
     except (ValueError, RuntimeError) as error:
       _exit(error)
   return run(command)

@@ -40,8 +40,9 @@ def train(
     workdir: of this run; made if it is not there.
     allow_config_change: go on although the checkpoint was made with other values: they are logged,
       and kept in config_changes.jsonl. What the state has no place for is refused all the same.
-    stop: is called before every step; True asks the run to save and stop, as SIGTERM does. For a
-      thread of another program: signals are heard in the main thread only.
+    stop: is called before every step and between the batches of evaluators; True asks the run to
+      save and stop, as SIGTERM does. For a thread of another program: signals are heard in the main
+      thread only.
 
   Returns:
     The last value of every evaluator.
@@ -66,8 +67,7 @@ def train(
           sitting.report()
           sitting.probe()
           sitting.save()  # before the evaluators: a crash in one of them loses no step
-          sitting.evaluate()
-          if sitting.last:
+          if sitting.evaluate() and sitting.last:
             break
           if sitting.stop:
             sitting.leave()
