@@ -142,7 +142,7 @@ def join_and_run(command: Command) -> int | None:
       sharding.start(values.coordinator, values.num_processes, values.process_id)
     except sharding.OthersMissing as error:
       common.refuse(error)
-      sys.exit(os.EX_TEMPFAIL)  # as after an interruption: the same command, again
+      sys.exit(os.EX_UNAVAILABLE)  # 69, which launchers know from an error: the same command, again
     except (ValueError, RuntimeError) as error:
       _exit(error)
   return run(command)

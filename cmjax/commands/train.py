@@ -5,17 +5,25 @@
 
 The first starts a run, or goes on with it. The second goes on with the config that the run has.
 Every value of the config can be set: --config.optim.lr=3e-4. Exit codes: 0 done; 75 interrupted by
-a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, ...), state saved, start the same command again; 1 an
-error.
+a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, ...), state saved, start the same command again; 69 the
+other processes of the run did not come, start again; 1 an error. launch/README.md has them all.
 """
 
+from cmjax.base.ranges import Count
 from cmjax.commands import common
 
 CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
 ALLOW_CONFIG_CHANGE = common.Flag(
   "allow_config_change", bool, False, "Go on although the config is not the checkpoint's."
 )
-FLAGS = (common.WORKDIR, ALLOW_CONFIG_CHANGE, *common.PROCESSES, common.COMPILE_CACHE)
+TRIES = common.Flag(
+  "tries",
+  Count,
+  None,
+  "Refuse to start after so many starts in a row without a new checkpoint: for launchers, which "
+  "start a lost run again. By default any number.",
+)
+FLAGS = (common.WORKDIR, ALLOW_CONFIG_CHANGE, TRIES, *common.PROCESSES, common.COMPILE_CACHE)
 NEEDS = (common.WORKDIR,)
 
 
@@ -24,5 +32,8 @@ def run(values, config) -> None:
   from cmjax.program import train
 
   train.train(
-    common.experiment_of(config), values.workdir, allow_config_change=values.allow_config_change
+    common.experiment_of(config),
+    values.workdir,
+    allow_config_change=values.allow_config_change,
+    tries=values.tries,
   )

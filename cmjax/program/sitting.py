@@ -371,8 +371,9 @@ def interruption(asked: Callable[[], bool] | None = None) -> Iterator[Interrupte
   """Yields a function: which signal of `ASKING` has come, or was the run asked to stop?
 
   A second SIGINT ends it at once. Of several processes one is asked, and all stop at the same call,
-  so that each must make as many; SIGINT ends them. A signal that is ignored (nohup), or has a handler of somebody else's, stays so,
-  but for SIGTERM and SIGINT. Outside the main thread no signal can be heard: there is `asked`.
+  so that each must make as many; SIGINT ends them. A signal that is ignored (nohup), or has a
+  handler of somebody else's, stays so, but for SIGTERM and SIGINT. Outside the main thread no
+  signal can be heard: there is `asked`.
 
   Args:
     asked: is called each time; True asks the run to stop.

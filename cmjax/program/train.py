@@ -6,7 +6,7 @@ from pathlib import Path
 from cmjax import experiment
 from cmjax.base import lock, paths, sharding
 from cmjax.experiment import Experiment
-from cmjax.program import doctor
+from cmjax.program import doctor, starts
 from cmjax.program.sitting import Sitting
 
 # EX_TEMPFAIL: the state is saved; start the same command again. Schedulers can requeue on it.
@@ -27,6 +27,7 @@ def train(
   *,
   allow_config_change: bool = False,
   stop: Callable[[], bool] | None = None,
+  tries: int | None = None,
 ) -> dict[str, float]:
   """Trains, or goes on training, until run.total_steps.
 
@@ -43,13 +44,15 @@ def train(
     stop: is called before every step and between the batches of evaluators; True asks the run to
       save and stop, as SIGTERM does. For a thread of another program: signals are heard in the main
       thread only.
+    tries: starts from one checkpoint, for programs that start a run again when it is lost: one more
+      is refused; None: any number.
 
   Returns:
     The last value of every evaluator.
 
   Raises:
-    ValueError: the experiment, the data, the workdir or its checkpoints do not fit, or another run
-      trains in the workdir.
+    ValueError: the experiment, the data, the workdir or its checkpoints do not fit, another run
+      trains in the workdir, or `tries` starts made no new checkpoint.
     OSError: the workdir cannot be written any more, or was renamed, removed or replaced.
     FloatingPointError: a loss or gradient was not finite and run.nonfinite is "stop".
     Interrupted: on a signal that asks to go (`sitting.ASKING`) or by `stop`, after saving. It is a
@@ -59,6 +62,7 @@ def train(
   experiment.check(exp)
   primary = sharding.process()[0] == 0
   with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:
+    starts.count(workdir, tries)
     with Sitting(exp, workdir, allow_config_change, check_workdir, stop) as sitting:
       # Bookkeeping first, so that step 0, a resumed run and the last step are one case.
       while True:
@@ -77,4 +81,5 @@ def train(
           sitting.go_back(reason)
           continue
         sitting.progress()
+    starts.forget(workdir)
     return sitting.finish()

@@ -1,4 +1,4 @@
-"""Clusters by the variables that they set: all of them, none, or an error; never many lonely runs."""
+"""Clusters by the variables that they set: all, none, or an error; never many lonely runs."""
 
 import itertools
 import os
@@ -46,8 +46,8 @@ CASES = {
     (4, 1, "cifar-0.cifar.default:9876", None),
   ),
   "SkyPilot": (
-    {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1",
-     "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_TASK_ID": "sky-managed-cifar"},
+    {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2",
+     "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_TASK_ID": "sky-1"},
     (2, 1, "10.0.0.1:9876", None),
   ),
   "torchrun": (

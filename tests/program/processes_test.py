@@ -166,7 +166,7 @@ def steps_saved(workdir):
 def test_a_signal_to_one_is_answered_after_a_save_right_after_a_resume_and_in_an_evaluation(
   tmp_path, count
 ):
-  """However many steps a dispatch takes: what is counted are questions, by nobody else's numbers."""
+  """However many steps a dispatch takes: what is counted are questions, and not orbax's."""
   workdir, values = tmp_path / "run", {"total_steps": 100_000, "steps_per_dispatch": count}
   values |= {"checkpoint.every_steps": 40, "log_every_steps": 40}
   first = Processes(workdir, 2, **values)
