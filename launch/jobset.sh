@@ -57,7 +57,8 @@ spec:
   failurePolicy:
     maxRestarts: 100
     rules:
-      - action: FailJobSet
+      - name: error
+        action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice

@@ -71,6 +71,7 @@ def sbatch(args):
   """Submits, and stays in the place of the scheduler. SIGUSR1 to it is the end of the time."""
   said, _ = options(args)
   script, job = STUBS / "job.sh", str(random.randrange(1, 100_000))
+  (STUBS / "scheduler.pid").write_text(str(os.getpid()))
   script.write_text(sys.stdin.read())
   count = int(said["nodes"]) * int(said["ntasks-per-node"])
   log, running = said["output"].replace("%j", job).replace("%%", "%"), []

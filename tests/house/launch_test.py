@@ -203,7 +203,7 @@ def test_slurm_runs_one_process_per_gpu_with_cores_and_memory():
 def test_slurm_queues_a_run_again_that_saved_at_the_end_of_its_time(number, code, requeued):
   job = "\n".join(launch("slurm.sh", "--dry_run", *RUN).stdout.splitlines()[1:-1])
   run = f"trap 'exit {code}' TERM; while true; do sleep 0.05; done" if number else f"exit {code}"
-  fakes = f"bash() {{ command bash -c {shlex.quote(run)}; }}; SLURM_JOB_ID=17\n"
+  fakes = f"bash() {{ exec bash -c {shlex.quote(run)}; }}; SLURM_JOB_ID=17\n"
   fakes += 'scontrol() { echo "$@"; }\n'
   # To the job itself, when what it starts is there.
   send = f"(sleep 0.5; kill -{number} $$) &\n" if number else ""

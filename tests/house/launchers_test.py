@@ -72,8 +72,10 @@ def all_are_killed(run):
 
 def the_time_is_over(run):
   trains(run)
-  goes_on(run, lambda: run.process.send_signal(signal.SIGUSR1))
-  assert "starting again" not in run.text().rsplit(launched.STARTING, 3)[1]  # but queued again
+  said = run.text().count("starting again")
+  scheduler = int((run.folder / "scheduler.pid").read_text())
+  goes_on(run, lambda: os.kill(scheduler, signal.SIGUSR1))
+  assert run.text().count("starting again") == said  # but queued again
 
 
 def machines_are_taken_away(run):
@@ -109,7 +111,7 @@ PATIENT = {"LOST_PAUSE": "120"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["slurm", "jobset"])
+@pytest.mark.parametrize("launcher", ["slurm", pytest.param("jobset", marks=pytest.mark.soak)])
 def test_a_launcher_starts_a_run_again_until_it_comes_to_nothing(launch, launcher):
   run = launch(launcher, **VALUES, steps_per_dispatch=8)
   told_in_a_step(run)

@@ -24,8 +24,8 @@ def test_a_run_that_makes_no_new_checkpoint_is_refused_until_somebody_starts_it_
         raise Lost
       take_step(self)
 
-    monkeypatch.setattr(sitting.Sitting, "take_step", taking)
-    with pytest.raises(Lost):
+    with monkeypatch.context() as patch, pytest.raises(Lost):
+      patch.setattr(sitting.Sitting, "take_step", taking)
       train.train(made, tmp_path, tries=2, **options)
 
   start(lost_at=2)
