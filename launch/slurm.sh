@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Submits a run to SLURM, one process for each GPU; a run that was interrupted is queued again.
-#   NODES=2 GPUS=8 TIME=24:00:00 launch/slurm.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]
+# Submits a run to SLURM, one process for each GPU; it is queued again at the end of its time.
+#   NODES=2 GPUS=8 TIME=24:00:00 CPUS=8 MEM=0 launch/slurm.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]
+# CPUS for each process: it compiles, and threads of it read data. MEM for each node; 0 is all of it.
 # SLURM_OPTIONS holds what else sbatch is to be told: "--partition=gpu --account=me". The workdir is
 # on a file system that all nodes share. --dry_run prints the job instead of submitting it.
 set -euo pipefail
@@ -14,41 +15,42 @@ if [ $# -lt 2 ]; then
   echo "Usage: NODES=2 GPUS=8 launch/slurm.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]" >&2
   exit 64
 fi
-config=$1 workdir=$2
-shift 2
-gpus=${GPUS:-8}
-flags=
-for flag in "$@"; do flags+=" $(printf '%q' "$flag")"; done
+workdir=$2 gpus=${GPUS:-8} cpus=${CPUS:-8}
+run=$(printf '%q ' .venv/bin/python -m cmjax.main "--config=$1" "--workdir=$2" \
+  "--tries=${TRIES:-3}" "${@:3}")
 
-# SIGTERM comes to every process three minutes before the end of the time, and at a preemption: the
-# run saves and exits with 75. JAX finds the other processes from SLURM's variables.
+# On the command line, where names need no second quoting; in --output a % is not literal.
+# Unquoted: several options.
+# shellcheck disable=SC2206
+command=(
+  sbatch "--job-name=$(basename "$workdir")" "--nodes=${NODES:-1}" "--ntasks-per-node=$gpus"
+  "--gpus-per-node=$gpus" "--cpus-per-task=$cpus" "--mem=${MEM:-0}" "--time=${TIME:-24:00:00}"
+  --signal=B:USR1@180 --requeue --open-mode=append "--output=${workdir//%/%%}/slurm-%j.log"
+  ${SLURM_OPTIONS:-}
+)
+# USR1 comes to this script three minutes before the end of the time: then the run saves, and the
+# job is queued again. TERM (scancel, a preemption) is handed on, and SLURM decides what follows.
+# What is lost meanwhile starts again in the same job (restart.sh). All tasks may end their saving.
 job=$(cat <<JOB
 #!/usr/bin/env bash
-#SBATCH --job-name=$(basename "$workdir")
-#SBATCH --nodes=${NODES:-1}
-#SBATCH --ntasks-per-node=$gpus
-#SBATCH --gpus-per-node=$gpus
-#SBATCH --time=${TIME:-24:00:00}
-#SBATCH --signal=TERM@180
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output=$workdir/slurm-%j.log
-cd $(printf '%q' "$PWD")
-srun .venv/bin/python -m cmjax.main --config=$(printf '%q' "$config") \\
-  --workdir=$(printf '%q' "$workdir")$flags
-code=\$?
-if [ "\$code" -eq 75 ]; then
+cd $(printf '%q' "$PWD") || exit 1
+ended=''
+trap 'ended=yes; kill -TERM "\$child"' USR1
+trap 'kill -TERM "\$child"' TERM
+bash launch/restart.sh srun --cpus-per-task=$cpus --kill-on-bad-exit=0 --wait=0 \\
+  $run &
+child=\$!
+while wait "\$child"; code=\$?; kill -0 "\$child" 2>/dev/null; do :; done
+if [ -n "\$ended" ] && [ "\$code" -eq 75 ]; then
   scontrol requeue "\$SLURM_JOB_ID"
 fi
 exit "\$code"
 JOB
 )
 if [ -n "$dry_run" ]; then
-  echo "sbatch ${SLURM_OPTIONS:-} <<'JOB'"
-  printf '%s\nJOB\n' "$job"
+  printf '%q ' "${command[@]}"
+  printf "<<'JOB'\n%s\nJOB\n" "$job"
   exit
 fi
 mkdir -p "$workdir"
-# Unquoted: several options.
-# shellcheck disable=SC2086
-printf '%s\n' "$job" | sbatch ${SLURM_OPTIONS:-}
+printf '%s\n' "$job" | "${command[@]}"

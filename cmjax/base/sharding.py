@@ -6,8 +6,11 @@ and averages. Both split the batch. Row i of a global batch is the same element 
 
 import contextlib
 import hashlib
+import importlib.util
 import io
+import itertools
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,12 +22,13 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmjax.base import paths
+from cmjax.base import cluster, paths
 from cmjax.base.ranges import Range
 
 AXES = ("data", "fsdp")
 Axis = Annotated[int, Range(-1, 2**20)]  # of a mesh
 _PIECE = 2**26  # bytes that one process sends at a time: a device has to hold as many of each
+_ASKED = itertools.count(1)  # how often this process has asked whether to stop
 
 
 def make_mesh(
@@ -172,9 +176,10 @@ def start(
 ) -> None:
   """Joins this process to the others of its run; alone it stays alone. Before any use of a device.
 
-  On Cloud TPU, under SLURM, Open MPI and on Kubernetes JAX finds the others by itself. Elsewhere
-  all three arguments say where they are. Every process must see the same workdir. When one dies the
-  others end within about 100 seconds, and the run goes on when all are started again.
+  Clusters say where the others are: `cluster.ROWS` by variables, Cloud TPU by its metadata.
+  Elsewhere all three arguments say it; num_processes=1 without the others says that there are none.
+  Every process must see the same workdir. When one dies the others end within about 100 seconds,
+  and the run goes on when all are started again.
 
   Args:
     coordinator: host:port of process 0.
@@ -182,9 +187,13 @@ def start(
     process_id: of this one, from 0.
 
   Raises:
-    ValueError: for some of the three but not all, or an id that is none of the processes'.
+    ValueError: for some of the three but not all, an id that is none of the processes', or a
+      cluster that tells half of it.
+    OthersMissing: the others cannot be reached.
   """
   given = (coordinator, num_processes, process_id)
+  if given == (None, 1, None):
+    return
   if any(a is not None for a in given) and None in given:
     raise ValueError(
       f"coordinator={coordinator}, num_processes={num_processes}, process_id={process_id}: give "
@@ -193,8 +202,49 @@ def start(
   if num_processes is not None and process_id is not None:
     if not 0 <= process_id < num_processes:
       raise ValueError(f"process_id={process_id} is none of 0 to {num_processes - 1}.")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-    return
+    _join(cluster.Told("the command line", num_processes, process_id, coordinator))
+  elif (told := cluster.read(os.environ)) is None:
+    _ask_jax()
+  elif told.number > 1:
+    _join(told)
+
+
+class OthersMissing(RuntimeError):
+  """The other processes of a run did not come, or went away again: start the same again."""
+
+
+def _join(told: cluster.Told) -> None:
+  try:
+    jax.distributed.initialize(
+      told.coordinator, told.number, told.process, local_device_ids=told.devices
+    )
+  except ValueError as error:
+    if "coordinator_address" not in str(error):
+      raise
+    raise ValueError(
+      f"{told.cluster}: this is process {told.process} of {told.number}, but JAX does not find "
+      "process 0 there. For a TPU install jax[tpu], for Open MPI 5 mpi4py; or give --coordinator, "
+      "--num_processes and --process_id."
+    ) from error
+  except RuntimeError as error:  # JAX has no type of its own for it
+    if not any(word in str(error) for word in ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED")):
+      raise
+    raise OthersMissing(
+      f"{told.cluster}: process {told.process} of {told.number} did not reach all others at "
+      f"{told.coordinator or 'process 0'}: {str(error).splitlines()[0]}"
+    ) from error
+
+
+def _ask_jax() -> None:
+  """Where no variables tell: Cloud TPU has metadata, and Kubernetes an API."""
+  if cluster.POD in os.environ and cluster.INDEX not in os.environ:
+    return  # a notebook, a plain pod: JAX would take it for a part of a Job
+  if cluster.POD in os.environ and importlib.util.find_spec("kubernetes") is None:
+    raise ValueError(
+      f"{cluster.INDEX} says that this is a pod of an Indexed Job, but not how many there are. Set "
+      "JAX_COORDINATOR_ADDRESS, NNODES and NODE_RANK as launch/jobset.yaml does, or install "
+      "jax[k8s]; or give --num_processes=1 to start alone."
+    )
   try:
     jax.distributed.initialize()
   except ValueError as error:
@@ -237,13 +287,15 @@ def host_device() -> Any:
     ) from error
 
 
-def told_to_stop(step: int) -> bool:
-  """Whether all processes stop at this step, since one of them got SIGTERM. Ask at every step.
+def told_to_stop() -> bool:
+  """Whether all processes stop here, since one of them got SIGTERM.
 
-  They agree in the background on the first step that none has begun. For several processes: JAX
-  then listens for the signal.
+  All must ask equally often, from when they joined: they agree in the background on the first time
+  that none has asked yet. JAX compares that number for equality, so it must rise by one each time,
+  and nobody else may tell JAX of another. Hence no step is counted: a dispatch may take several,
+  and a resumed run begins at a high one. For several processes: JAX then listens for the signal.
   """
-  return multihost_utils.reached_preemption_sync_point(step)
+  return multihost_utils.reached_preemption_sync_point(next(_ASKED))
 
 
 def from_all(values: list[float]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -141,6 +142,9 @@ def join_and_run(command: Command) -> int | None:
 
     try:
       sharding.start(values.coordinator, values.num_processes, values.process_id)
+    except sharding.OthersMissing as error:
+      common.refuse(error)
+      sys.exit(os.EX_UNAVAILABLE)  # 69, which launchers know from an error: the same command, again
     except (ValueError, RuntimeError) as error:
       _exit(error)
     index, count = sharding.process()

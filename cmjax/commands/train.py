@@ -5,10 +5,11 @@
 
 The first starts a run, or goes on with it. The second goes on with the config that the run has.
 Every value of the config can be set: --config.optim.lr=3e-4. Exit codes: 0 done; 75 interrupted by
-a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, ...), state saved, start the same command again; 1 an
-error.
+a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, ...), state saved, start the same command again; 69 the
+other processes of the run did not come, start again; 1 an error. launch/README.md has them all.
 """
 
+from cmjax.base.ranges import Count
 from cmjax.commands import common
 
 CONFIG_FROM = common.ConfigFrom.FLAG_OR_RUN
@@ -18,10 +19,18 @@ ALLOW_CONFIG_CHANGE = common.Flag(
 PROFILE_STEPS = common.Flag(
   "profile_steps", str, None, "Steps to trace into workdir/profile: 10:15 are five, from step 10."
 )
+TRIES = common.Flag(
+  "tries",
+  Count,
+  None,
+  "Refuse to start after so many starts in a row without a new checkpoint: for launchers, which "
+  "start a lost run again. By default any number.",
+)
 FLAGS = (
   common.WORKDIR,
   ALLOW_CONFIG_CHANGE,
   PROFILE_STEPS,
+  TRIES,
   *common.PROCESSES,
   common.COMPILE_CACHE,
 )
@@ -38,4 +47,5 @@ def run(values, config) -> None:
     values.workdir,
     allow_config_change=values.allow_config_change,
     profile_steps=steps,
+    tries=values.tries,
   )

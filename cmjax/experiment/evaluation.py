@@ -117,7 +117,7 @@ def _scorer(
   shape = decoding.shape if decoding else setting.samples.shape
   looking = detector(*named, shape=shape, mesh=mesh, what=what)
   rule, to_images = _rounding(opened_split("train"), decoding, take("rounding", None), what)
-  judged = _Judged(looking, to_images)
+  judged = _Judged(looking, to_images, setting.ask)
   place, floor = take("reference", "train"), take("floor", True)
   if place == "train":
     scoring.check_numbers(
@@ -170,10 +170,11 @@ class _Judged(NamedTuple):
 
   detector: Detector
   to_images: ToImages
+  ask: Callable[[], None]
 
   def seen(self, data: sources.Source, keep: Collection[str], what: str) -> Features:
     """What is to be kept of all images of a source."""
-    batches = image_batches(data, self.to_images, Progress(what, len(data)))
+    batches = image_batches(data, self.to_images, Progress(what, len(data)), self.ask)
     return collect(batches, self.detector.apply, keep=keep, everyone=sharding.everyone)
 
 
@@ -216,11 +217,18 @@ def _data_reference(
 
 
 def image_batches(
-  data: sources.Source, to_images: ToImages | None = None, progress: Progress | None = None
+  data: sources.Source,
+  to_images: ToImages | None = None,
+  progress: Progress | None = None,
+  ask: Callable[[], None] = lambda: None,
 ) -> Iterator[ImageBatch]:
-  """This process's part of all images of a source, as they are stored or by `to_images`."""
+  """This process's part of all images of a source, as they are stored or by `to_images`.
+
+  `ask` is called before each batch, as often on a process that has none of its images.
+  """
   index, count = sharding.process()
   for start in range(0, len(data), CHUNK * count):
+    ask()
     numbers = np.arange(start, min(start + CHUNK * count, len(data)))
     own = numbers[index::count]
     if len(own):
@@ -369,7 +377,7 @@ def _absent(what: str, name: str, section: Section, samples: Samples) -> str | N
 
 def open_evaluators(
   experiment: Experiment, mesh: Mesh, guides: Mapping[str, Model] | None = None,
-  *, emas: Collection[str] | None = None,
+  *, emas: Collection[str] | None = None, ask: Callable[[], None] = lambda: None,
 ) -> dict[str, metrics.Evaluator]:  # fmt: skip
   """{label: evaluator} of an experiment, each opened; without those whose file is not named.
 
@@ -378,6 +386,7 @@ def open_evaluators(
     mesh: whose devices share the work.
     guides: the weaker models of autoguidance, by the sampler's key.
     emas: the averages that there are; None: those of the experiment.
+    ask: is called between batches, see `Setting`.
   """
   guides, opened_all = guides or {}, {}
   by_name = functools.cache(
@@ -390,9 +399,19 @@ def open_evaluators(
       continue
     for key in one.emas:
       pick(known, key, f"average (evals.{label}.emas)")
-    drawn = {key: by_name(key) for key in one.samplers}
-    opened_all[label] = one.open(setting(experiment, one, mesh, drawn))
+    drawn = {key: _asking(by_name(key), ask) for key in one.samplers}
+    opened_all[label] = one.open(setting(experiment, one, mesh, drawn)._replace(ask=ask))
   return opened_all
+
+
+def _asking(sampler: metrics.Sampler, ask: Callable[[], None]) -> metrics.Sampler:
+  """The sampler, which asks before each batch: all processes draw it together."""
+
+  def draw(params, key, numbers):
+    ask()
+    return sampler(params, key, numbers)
+
+  return draw
 
 
 def setting(

@@ -142,6 +142,7 @@ class Setting(NamedTuple):
     mesh: whose devices share the work.
     about: what cards say of samplers and averages.
     data: what cards say of the data.
+    ask: is called between batches, equally often on every process, and may raise to end it all.
   """
 
   samplers: Mapping[str, metrics.Sampler]
@@ -151,6 +152,7 @@ class Setting(NamedTuple):
   mesh: Mesh
   about: metrics.About
   data: Mapping[str, Any]
+  ask: Callable[[], None] = lambda: None
 
 
 class Evaluator(NamedTuple):

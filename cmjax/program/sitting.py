@@ -60,8 +60,18 @@ class Prepared(NamedTuple):
     return self.teacher.model[0] if self.teacher else None
 
 
-def prepare(exp: Experiment, workdir: Path) -> Prepared:
-  """Opens data, teacher and evaluators, and puts the step together; compiles nothing yet."""
+class _Stopped(Exception):
+  """An evaluator was told to stop between two of its batches."""
+
+
+def prepare(exp: Experiment, workdir: Path, ask: Callable[[], None]) -> Prepared:
+  """Opens data, teacher and evaluators, and puts the step together; compiles nothing yet.
+
+  Args:
+    exp: the experiment.
+    workdir: of the run.
+    ask: evaluators call it between their batches; it raises to end them.
+  """
   run, mesh = exp.run, experiment.make_mesh(exp.run)
   sharding.check_batch_size(run.batch_size, mesh)
   microbatch.check(run.batch_size, run.microbatch, mesh.size)
@@ -76,7 +86,7 @@ def prepare(exp: Experiment, workdir: Path) -> Prepared:
   num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)
   check_writable(workdir, num_bytes, exp.snapshots, run.total_steps, abstract.ema)
   guides = stored_runs.load_guides(exp, mesh)
-  evaluators = experiment.open_evaluators(exp, mesh, guides)
+  evaluators = experiment.open_evaluators(exp, mesh, guides, ask=ask)
   probing = run.probe_every_steps is not None
   probe = doctor.Probe(exp.network, exp.samples, exp.method.tangent) if probing else None
   return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators, probe)
@@ -117,7 +127,8 @@ class Sitting:
     self._goodput = goodput or Goodput()
     self._record = experiment.stored_record(exp)
     self._check_workdir = check_workdir
-    self._prepared = prepared = prepare(exp, workdir)
+    self.stop, self._interrupted = None, _never
+    self._prepared = prepared = prepare(exp, workdir, self._ask)
     teacher = prepared.teacher and prepared.teacher.weights
     self._identity = identity.of(exp, prepared.data, teacher)
     self._open_stores(allow_config_change)
@@ -148,9 +159,9 @@ class Sitting:
     skipped = restored.meta.get("skipped", 0) if restored else 0
     self._window = doctor.Window(run, self._explain, skipped)
     self._compiled: compiled_step.CompiledStep | None = None
-    self._scores, self.last, self.stop = {}, False, None
+    self._scores, self.last = {}, False
     self._done = self._evaluated_before(restored)
-    self._asked, self._interrupted = stop, _never
+    self._asked = stop
 
   def _open_stores(self, allow_config_change: bool) -> None:
     """Checkpoints and snapshots, and what a stored config must agree with."""
@@ -212,7 +223,14 @@ class Sitting:
     self._goodput.begin_steps()
     self.step = self._course.step
     self.last = self.step == self._exp.run.total_steps
-    self.stop = self._interrupted(self.step)
+    if self.stop is None:  # one that was heard before a roll back is not told again
+      self.stop = self._interrupted()
+
+  def _ask(self) -> None:
+    """Looks for a signal between two batches of an evaluator, and ends it."""
+    if self.stop is None and (stop := self._interrupted()):
+      self.stop = stop
+      raise _Stopped
 
   def report(self) -> None:
     """Records the means of the metrics since the last record, where one is due."""
@@ -270,22 +288,41 @@ class Sitting:
       with self._reporter.paused("saves"):
         self._snapshots.save(self.step, course.state.ema, self._record)
 
-  def evaluate(self) -> None:
-    """Runs the evaluators that are due, but for those that ended here in an earlier sitting."""
-    for label, evaluate in self._prepared.evaluators.items():
-      due = experiment.due(self._exp.evaluators[label], self.step)
+  def evaluate(self) -> bool:
+    """Runs the evaluators that are due, but for those that ended here in an earlier sitting.
+
+    A signal ends one between two batches: the step is saved, and it runs again when the run goes
+    on.
+
+    Returns:
+      Whether none of them is left to run.
+    """
+    for label in self._prepared.evaluators:
+      due = self.last or experiment.due(self._exp.evaluators[label], self.step)
       if label in self._done:
         self._scores |= self._done[label]
-      elif self.last or (due and not self.stop):
-        with self._reporter.paused("saves"):
-          self._checkpoints.wait()  # so that a crash during evaluation loses no training step
-        with self._reporter.paused("evaluations"):
-          values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
-          scalars = score_files.keep(self._reporter, self.step, label, values, self._keep_card)
-          self._scores |= scalars
-          if self._primary:
-            scored = self._scored(self.step, self._course.rolled_back)
-            score_files.remember(self._workdir, scored, label, scalars)
+      elif due and self.stop:
+        return False
+      elif due:
+        try:
+          self._scores |= self._evaluate(label)
+        except _Stopped:
+          self.report()
+          self.save()
+          return False
+    return True
+
+  def _evaluate(self, label: str) -> dict[str, float]:
+    evaluate = self._prepared.evaluators[label]
+    with self._reporter.paused("saves"):
+      self._checkpoints.wait()  # so that a crash during evaluation loses no training step
+    with self._reporter.paused("evaluations"):
+      values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
+      scalars = score_files.keep(self._reporter, self.step, label, values, self._keep_card)
+      if self._primary:
+        scored = self._scored(self.step, self._course.rolled_back)
+        score_files.remember(self._workdir, scored, label, scalars)
+    return scalars
 
   def _scored(self, step: int, rolled_back: int) -> score_files.Scored:
     return score_files.Scored(self._record, self._identity, step, rolled_back)
@@ -395,23 +432,24 @@ ASKING = tuple(
 )
 _ALWAYS = (signal.SIGTERM, signal.SIGINT)  # whoever had a handler for them before
 
-Interrupted = Callable[[int], str | None]  # step -> why to stop; None: go on
+Interrupted = Callable[[], str | None]  # -> why to stop; None: go on
 
 
-def _never(step: int) -> str | None:
+def _never() -> str | None:
   return None
 
 
 @contextlib.contextmanager
 def interruption(asked: Callable[[], bool] | None = None) -> Iterator[Interrupted]:
-  """Yields a function of the step: which signal of `ASKING` has come, or was the run asked to stop?
+  """Yields a function: which signal of `ASKING` has come, or was the run asked to stop?
 
-  A second SIGINT ends it at once. Of several processes one is asked, and all stop at the same step;
-  SIGINT ends them. A signal that is ignored (nohup), or has a handler of somebody else's, stays so,
-  but for SIGTERM and SIGINT. Outside the main thread no signal can be heard: there is `asked`.
+  A second SIGINT ends it at once. Of several processes one is asked, and all stop at the same call,
+  so that each must make as many; SIGINT ends them. A signal that is ignored (nohup), or has a
+  handler of somebody else's, stays so, but for SIGTERM and SIGINT. Outside the main thread no
+  signal can be heard: there is `asked`.
 
   Args:
-    asked: is called before every step; True asks the run to stop.
+    asked: is called each time; True asks the run to stop.
   """
   several = sharding.process()[1] > 1
   received: list[signal.Signals] = []
@@ -426,12 +464,12 @@ def interruption(asked: Callable[[], bool] | None = None) -> Iterator[Interrupte
     else:
       received.append(signal.Signals(number))
 
-  def why(step: int) -> str | None:
+  def why() -> str | None:
     wanted = asked is not None and asked()
     if several:
       if wanted:
         os.kill(os.getpid(), signal.SIGTERM)
-      return signal.SIGTERM.name if sharding.told_to_stop(step) else None
+      return signal.SIGTERM.name if sharding.told_to_stop() else None
     return received[0].name if received else "Asked to stop" if wanted else None
 
   ours = _to_handle(several)

@@ -6,7 +6,7 @@ from pathlib import Path
 from cmjax import experiment
 from cmjax.base import lock, paths, sharding
 from cmjax.experiment import Experiment
-from cmjax.program import doctor, out_of_memory
+from cmjax.program import doctor, out_of_memory, starts
 from cmjax.program.sitting import Sitting
 from cmjax.run.goodput import Goodput
 from cmjax.run.stacks import Stacks
@@ -30,6 +30,7 @@ def train(
   allow_config_change: bool = False,
   stop: Callable[[], bool] | None = None,
   profile_steps: tuple[int, int] | None = None,
+  tries: int | None = None,
 ) -> dict[str, float]:
   """Trains, or goes on training, until run.total_steps.
 
@@ -44,16 +45,19 @@ def train(
     workdir: of this run; made if it is not there.
     allow_config_change: go on although the checkpoint was made with other values: they are logged,
       and kept in config_changes.jsonl. What the state has no place for is refused all the same.
-    stop: is called before every step; True asks the run to save and stop, as SIGTERM does. For a
-      thread of another program: signals are heard in the main thread only.
+    stop: is called before every step and between the batches of evaluators; True asks the run to
+      save and stop, as SIGTERM does. For a thread of another program: signals are heard in the main
+      thread only.
     profile_steps: (10, 15) traces the five steps from step 10 to 15, into workdir/profile.
+    tries: starts from one checkpoint, for programs that start a run again when it is lost: one more
+      is refused; None: any number.
 
   Returns:
     The last value of every evaluator.
 
   Raises:
-    ValueError: the experiment, the data, the workdir or its checkpoints do not fit, or another run
-      trains in the workdir.
+    ValueError: the experiment, the data, the workdir or its checkpoints do not fit, another run
+      trains in the workdir, or `tries` starts made no new checkpoint.
     OSError: the workdir cannot be written any more, or was renamed, removed or replaced.
     OutOfMemory: the devices have not the memory; what fits is in the message.
     FloatingPointError: a loss or gradient was not finite and run.nonfinite is "stop".
@@ -65,6 +69,7 @@ def train(
   primary = sharding.process()[0] == 0
   goodput = Goodput()
   with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:
+    starts.count(workdir, tries)
     watched = (lambda: goodput.turns), (lambda: goodput.kind)
     with (
       Stacks(workdir, sharding.process()[0], exp.run.stall_seconds, *watched),
@@ -76,6 +81,7 @@ def train(
       ) as sitting,
     ):
       _loop(sitting)
+    starts.forget(workdir)
     return sitting.finish()
 
 
@@ -88,8 +94,7 @@ def _loop(sitting: Sitting) -> None:
       sitting.report()
       sitting.probe()
       sitting.save()  # before the evaluators: a crash in one of them loses no step
-      sitting.evaluate()
-      if sitting.last:
+      if sitting.evaluate() and sitting.last:
         sitting.settle()
         return
       if sitting.stop:

@@ -122,6 +122,18 @@ class _Written(ocp.path.atomicity.AtomicRenameTemporaryPath):
       await asyncio.to_thread(_complete, whole, Path(self._step))
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which leaves it to the train loop to ask JAX whether a process was told to stop.
+
+  JAX keeps the number of the last question to find the one to stop at. Orbax asks at each save, and
+  again in its thread, with the number of the step: then a signal would never be answered.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """No: the loop asks (`sharding.told_to_stop`)."""
+    return False
+
+
 def _complete(whole: Path, step: Path) -> None:
   write_json(whole / DIGESTS, _digests(whole), indent=None)
   os.rename(whole, step)
@@ -184,7 +196,7 @@ class Checkpoints:
       temporary_path_class=_Written,
       async_options=UNHURRIED,
     )
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self.directory,
       options=options,
       item_names=("state", "meta"),

@@ -47,6 +47,10 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   c.checkpoint = dict(every_steps=4, keep=2, asynchronous=True)
   if variant == "long":
     c.evals, c.log_every_steps, c.checkpoint.every_steps = {}, 20, 20
+  if variant == "scored":  # an evaluation of minutes, at step 16
+    del c.evals.grid
+    c.evals.swd.update(every_steps=16, num_samples=2**20, batch_size=64)
+    c.total_steps, c.log_every_steps, c.checkpoint.every_steps = 200, 8, 200
   if variant == "snapshots":
     c.ema = dict(
       power_05=dict(name="power", sigma_rel=0.05),

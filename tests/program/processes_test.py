@@ -35,7 +35,7 @@ class Processes:
 
   started: list[subprocess.Popen] = []
 
-  def __init__(self, workdir, count, **values):
+  def __init__(self, workdir, count, variant="long", **values):
     with socket.socket() as free:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
@@ -51,7 +51,7 @@ class Processes:
     for i, log in enumerate(self.logs):
       command = [
         *(sys.executable, str(ROOT / "tests" / "helpers" / "watched.py"), str(self.rows[i])),
-        f"--config={ROOT / 'tests' / 'helpers' / 'tiny.py'}:long",
+        f"--config={ROOT / 'tests' / 'helpers' / 'tiny.py'}:{variant}",
         *(f"--workdir={workdir}", f"--coordinator=localhost:{port}", f"--num_processes={count}"),
         *(f"--process_id={i}", *overrides),
       ]
@@ -65,6 +65,21 @@ class Processes:
     while text not in self.logs[process].read_text(errors="replace"):
       assert time.monotonic() < deadline and self.all[process].poll() is None, self.said()
       time.sleep(0.1)
+
+  def wait_until(self, reached, seconds=300):
+    """Until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+      alive = all(process.poll() is None for process in self.all)
+      assert time.monotonic() < deadline and alive, self.said()
+      time.sleep(0.05)
+
+  def stopped_at(self, process=1, seconds=60):
+    """The step at which all stop after a signal to one of them."""
+    self.all[process].send_signal(signal.SIGTERM)
+    assert self.exit_codes(seconds) == [train.INTERRUPTED] * len(self.all), self.said()
+    (step,) = {log.read_text().split("saving step ")[1].split(",")[0] for log in self.logs}
+    return int(step)
 
   def exit_codes(self, seconds=300):
     return [process.wait(seconds) for process in self.all]
@@ -142,6 +157,38 @@ def test_processes_stop_at_one_step_go_on_and_equal_one_process(tmp_path, monkey
     for name, a in one.items():
       difference = np.linalg.norm(other[name] - a) / max(np.linalg.norm(a), 1e-8)
       assert difference < 1e-5, f"{name}: {difference:.1e}"
+
+
+def steps_saved(workdir):
+  folder = workdir / "checkpoints"
+  return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.exists() else set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [8, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_signal_to_one_is_answered_after_a_save_right_after_a_resume_and_in_an_evaluation(
+  tmp_path, count
+):
+  """However many steps a dispatch takes: what is counted are questions, and not orbax's."""
+  workdir, values = tmp_path / "run", {"total_steps": 100_000, "steps_per_dispatch": count}
+  values |= {"checkpoint.every_steps": 40, "log_every_steps": 40}
+  first = Processes(workdir, 2, **values)
+  first.wait_until(lambda: 80 in steps_saved(workdir))
+  stopped = first.stopped_at()
+  assert stopped > 80 and stopped % count == 0 and stopped in steps_saved(workdir)
+
+  again = Processes(workdir, 2, **values)
+  again.wait_for(f"Starting at step {stopped} of")
+  assert again.stopped_at(process=0) in (stopped, stopped + count)
+
+  # The last of what is written before the evaluation begins, which then takes minutes.
+  scored = tmp_path / "scored"
+  third = Processes(scored, 2, "scored", total_steps=200, steps_per_dispatch=count)
+  history = scored / "metrics.jsonl"
+  third.wait_until(lambda: history.exists() and '"step": 16' in history.read_text())
+  time.sleep(2)
+  assert third.stopped_at() == 16 and steps_saved(scored) == {16}
+  assert "swd/" not in history.read_text()
 
 
 @pytest.mark.slow

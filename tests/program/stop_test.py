@@ -1,6 +1,7 @@
 """Being asked to stop: by signals, and in a thread by a function."""
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -28,9 +29,9 @@ def test_every_signal_that_asks_to_go_is_heard_and_its_handler_put_back(number):
   # Of a process that a shell starts in the background SIGINT and SIGQUIT are ignored.
   with handled(number, signal.SIG_DFL):
     with sitting.interruption() as why:
-      assert why(0) is None
+      assert why() is None
       signal.raise_signal(number)
-      assert why(1) == number.name
+      assert why() == number.name
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
@@ -40,7 +41,7 @@ def test_a_second_interrupt_of_the_keyboard_ends_it_at_once():
       signal.raise_signal(signal.SIGHUP)
       signal.raise_signal(signal.SIGINT)
       pytest.fail("it went on")
-    assert why(0) == "SIGHUP"
+    assert why() == "SIGHUP"
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT])
@@ -48,7 +49,7 @@ def test_a_second_interrupt_of_the_keyboard_ends_it_at_once():
 def test_what_is_ignored_or_heard_by_somebody_else_stays_so(number, own):
   with handled(number, own), sitting.interruption() as why:
     signal.raise_signal(number)
-    assert why(0) is None and signal.getsignal(number) is own
+    assert why() is None and signal.getsignal(number) is own
 
 
 def in_thread(work):
@@ -74,7 +75,7 @@ def test_outside_the_main_thread_there_are_no_handlers_but_the_function():
   def listen():
     with sitting.interruption(lambda: next(answers)) as why:
       same = handlers == [signal.getsignal(number) for number in sitting.ASKING]
-      return same, why(0), why(1)
+      return same, why(), why()
 
   assert in_thread(listen) == (True, None, "Asked to stop")
 
@@ -99,6 +100,38 @@ def test_a_run_stops_when_told_in_a_thread_and_saves_when_its_terminal_is_closed
     train.train(made, tmp_path, stop=hang_up)
   assert (tmp_path / "checkpoints" / str(hung_up.value.step)).is_dir()
   assert hung_up.value.step in (5, 6) and len(calls) in (7, 8)
+
+
+def test_a_run_that_is_told_in_an_evaluation_ends_it_between_two_batches(tmp_path, shared_programs):
+  def train_to(workdir, call):
+    """Trains until the function is asked for that time."""
+    calls = iter(range(1, 1000))
+    return in_thread(lambda: train.train(made, workdir, stop=lambda: next(calls) == call))
+
+  def scored(label):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if f"evaluation_sec/{label}" in line]
+
+  made, workdir = tiny.experiment_of(), tmp_path / "run"
+  # Asked at step 0 and for its grid, at steps 1 to 6, for the grid there, and for two batches.
+  stopped = train_to(workdir, 11)
+  assert isinstance(stopped, train.Interrupted) and stopped.step == 6
+  assert (workdir / "checkpoints" / "6").is_dir() and (scored("grid"), scored("swd")) == (
+    [0, 6],
+    [],
+  )
+  # Then for the two batches, at steps 7 to 12, and for the grid at the last.
+  stopped = train_to(workdir, 1 + 2 + 6 + 1)
+  assert isinstance(stopped, train.Interrupted) and stopped.step == 12
+  assert (scored("grid"), scored("swd")) == ([0, 6], [6])
+  scores = train_to(workdir, 999)
+  assert (scored("grid"), scored("swd")) == ([0, 6, 12], [6, 12])
+  assert scores == train_to(tmp_path / "whole", 999)
+  tiny.assert_same(tiny.state(workdir), tiny.state(tmp_path / "whole"))
+
+  # At the last step with nothing left to do, a signal changes nothing.
+  made = tiny.experiment_of(evals={})
+  assert train_to(tmp_path / "bare", 13) == {}
 
 
 # --- warnings ---

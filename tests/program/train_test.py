@@ -155,7 +155,7 @@ def test_an_evaluator_that_fails_costs_no_step_and_those_before_it_are_not_run_a
   open_evaluators, ran = experiment.open_evaluators, []
 
   def failing(broken):
-    def made(*args):
+    def made(*args, **kwargs):
       def watched(label, evaluate):
         def run(ema, key):
           ran.append(label)
@@ -165,7 +165,7 @@ def test_an_evaluator_that_fails_costs_no_step_and_those_before_it_are_not_run_a
 
         return run
 
-      return {k: watched(k, evaluate) for k, evaluate in open_evaluators(*args).items()}
+      return {k: watched(k, evaluate) for k, evaluate in open_evaluators(*args, **kwargs).items()}
 
     return made
 

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from cmjax.base import atomic_files
+from cmjax.base import atomic_files, sharding
 from cmjax.run import checkpoint
 from helpers.earlier_versions import as_before
 
@@ -92,6 +93,17 @@ def test_the_newest_comes_back_with_the_config_and_the_versions_beside_it(opened
   assert_is_state_of(restored, 20)
   assert restored.meta["note"] == "at 20"
   assert restored.meta["versions"]["jax"] == jax.__version__
+
+
+def test_a_save_asks_jax_nothing_about_signals(tmp_path, monkeypatch):
+  """Whoever asks it with another number than the train loop has signals ignored for good."""
+  asked = []
+  answer = lambda number: asked.append(number) or False
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", answer)
+  save(tmp_path, 4, 8)
+  assert asked == []
+  assert [sharding.told_to_stop() for _ in range(3)] == [False] * 3
+  assert np.diff(asked).tolist() == [1, 1]
 
 
 def test_the_newest_are_kept_and_a_step_is_saved_once(workdir):
