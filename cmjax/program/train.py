@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmjax import experiment
-from cmjax.base import lock, paths, sharding
+from cmjax.base import lock, paths, sharding, shared_folder
 from cmjax.experiment import Experiment
 from cmjax.program import doctor
 from cmjax.program.sitting import Sitting
@@ -47,8 +47,8 @@ def train(
     The last value of every evaluator.
 
   Raises:
-    ValueError: the experiment, the data, the workdir or its checkpoints do not fit, or another run
-      trains in the workdir.
+    ValueError: the experiment, the data, the workdir or its checkpoints do not fit, another run
+      trains in the workdir, or not every process sees the same.
     OSError: the workdir cannot be written any more, or was renamed, removed or replaced.
     FloatingPointError: a loss or gradient was not finite and run.nonfinite is "stop".
     Interrupted: on a signal that asks to go (`sitting.ASKING`) or by `stop`, after saving. It is a
@@ -58,6 +58,7 @@ def train(
   experiment.check(exp)
   primary = sharding.process()[0] == 0
   with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:
+    shared_folder.check(workdir)
     with Sitting(exp, workdir, allow_config_change, check_workdir, stop) as sitting:
       # Bookkeeping first, so that step 0, a resumed run and the last step are one case.
       while True:

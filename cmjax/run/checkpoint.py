@@ -21,6 +21,7 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,16 +31,28 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from cmjax.base import json_files
+from cmjax.base import json_files, meeting
 from cmjax.base.atomic_files import write_json
 
 logger = logging.getLogger("cmjax")
+
+
+def _meet(name: str = "", *, key: str = "", **options: Any) -> None:
+  """A barrier of orbax's between all processes, with words and an end; a process alone goes on."""
+  meeting.exchange(name or key)
+
+
 # Orbax takes the time of a save by the wall clock: one during which that clock is set ahead by more
-# than a timeout fails. So there is none (a hundred years), and folders are made before `save`
-# returns, as the timeout of making them meanwhile is fixed.
+# than a timeout fails. So there is none for what a process does itself (a hundred years), and
+# folders are made before `save` returns, as the timeout of making them meanwhile is fixed. Where
+# processes wait for each other there is that of `meeting`.
 UNHURRIED = ocp.AsyncOptions(
-  timeout_secs=100 * 365 * 24 * 3600, create_directories_asynchronously=False
+  timeout_secs=100 * 365 * 24 * 3600,
+  create_directories_asynchronously=False,
+  barrier_sync_fn=_meet,
 )
+# Its other barriers are collectives of JAX, which wait in silence and for ever; it has no option.
+sys.modules[ocp.multihost.sync_global_processes.__module__].sync_global_processes = _meet
 DIGESTS = "digests.json"
 _TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 ABSENT = "not installed"
