@@ -31,8 +31,9 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from cmjax.base import json_files, meeting
+from cmjax.base import json_files, meeting, sharding
 from cmjax.base.atomic_files import write_json
+from cmjax.run import read_once
 
 logger = logging.getLogger("cmjax")
 
@@ -353,11 +354,14 @@ class Checkpoints:
 
   def _read_state(self, step: int, layout: Any) -> Any:
     """The state of a step, or of a partial reader what the layout names of it."""
+    parts = read_once.in_parts(layout)
     if not self._partial:
-      return self._read(step, state=ocp.args.StandardRestore(layout))
-    how = ocp.checkpoint_utils.construct_restore_args(layout)
-    part = ocp.args.PyTreeRestore(item=layout, restore_args=how, partial_restore=True)
-    return self._read(step, state=part)
+      state = self._read(step, state=ocp.args.StandardRestore(parts))
+    else:
+      how = ocp.checkpoint_utils.construct_restore_args(parts)
+      part = ocp.args.PyTreeRestore(item=parts, restore_args=how, partial_restore=True)
+      state = self._read(step, state=part)
+    return read_once.together(state, layout)
 
   def _read(self, step: int, **item: Any) -> Any:
     """One item of a checkpoint: `state=...` or `meta=...`."""
@@ -371,24 +375,37 @@ class Checkpoints:
       step: which.
       below: how the names of the files begin that are looked at.
     """
-    folder = self.directory / str(step)
-    paths = (folder / DIGESTS, self._seals / f"{step}.json")
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
+    folder, what = self.directory / str(step), f"files of {self._noun} {step}"
+    plan = self._files(step, below) if sharding.process()[0] == 0 else None
+    plan = meeting.exchange(f"{what}: which", plan)[0]  # so that all come to one verdict
+    if plan["refusal"]:
+      raise ValueError(plan["refusal"])
+    expected = plan["expected"]
+    if expected is None:
       return False
-    try:
-      expected = json_files.read(path)
-      if not isinstance(expected, dict):
-        raise ValueError("it is no table of files")
-    except ValueError as error:
-      raise ValueError(f"{path.name} cannot be read: {error}") from error
-    expected = {name: digest for name, digest in expected.items() if name.startswith(below)}
-    found = _digests(folder, below)
+    found = read_once.digests(folder, plan["sizes"], f"{what}: digests")
     missing = sorted(set(expected) - set(found))
     changed = sorted(name for name in expected if name in found and expected[name] != found[name])
     if missing or changed:
       raise ValueError(f"missing files: {missing}, changed files: {changed}")
     return True
+
+  def _files(self, step: int, below: str) -> dict[str, Any]:
+    """The files of a step: the digests that it says, or None; the sizes that they have."""
+    folder = self.directory / str(step)
+    paths = (folder / DIGESTS, self._seals / f"{step}.json")
+    path = next((path for path in paths if path.exists()), None)
+    expected, sizes, refusal = None, {}, ""
+    try:
+      if path is not None:
+        expected = json_files.read(path)
+        if not isinstance(expected, dict):
+          raise ValueError("it is no table of files")
+        expected = {name: one for name, one in expected.items() if name.startswith(below)}
+        sizes = {name: path.stat().st_size for name, path in _files_below(folder, below).items()}
+    except (ValueError, OSError) as error:
+      refusal = f"{path.name if path else folder} cannot be read: {error}"
+    return {"expected": expected, "sizes": sizes, "refusal": refusal}
 
   def _set_aside(self, step: int, why: Exception) -> None:
     message = "The checkpoint of step %d in %s is broken (%s). Taking the one before it."
@@ -415,12 +432,20 @@ def _say_unverified(noun: str, path: Path) -> None:
 def _digests(folder: Path, below: str = "") -> dict[str, str]:
   """The sha256 of every file below a folder, by its path, as far as these begin with `below`."""
   digests = {}
-  for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-    name = path.relative_to(folder).as_posix()
-    if name.startswith(below) and name != DIGESTS:
-      with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
-        digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  for name, path in _files_below(folder, below).items():
+    with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
+      digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return digests
+
+
+def _files_below(folder: Path, below: str) -> dict[str, Path]:
+  """The files of a checkpoint, by their names in it, as far as these begin with `below`."""
+  found = {
+    path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+  }
+  return {
+    name: path for name, path in sorted(found.items()) if name.startswith(below) and name != DIGESTS
+  }
 
 
 def read(
