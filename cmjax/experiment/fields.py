@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
@@ -131,6 +132,18 @@ class Sampler(NamedTuple):
   record: Mapping[str, Any] = _NOTHING
 
 
+class Kept(NamedTuple):
+  """Where a run keeps what its evaluators would make anew in each sitting.
+
+  Attributes:
+    folder: the workdir of the run.
+    data: -> the digest of its training data.
+  """
+
+  folder: Path
+  data: Callable[[], str]
+
+
 class Setting(NamedTuple):
   """What an evaluator is told when it is opened.
 
@@ -142,6 +155,7 @@ class Setting(NamedTuple):
     mesh: whose devices share the work.
     about: what cards say of samplers and averages.
     data: what cards say of the data.
+    kept: where the run keeps what is made once; None: nowhere.
   """
 
   samplers: Mapping[str, metrics.Sampler]
@@ -151,6 +165,7 @@ class Setting(NamedTuple):
   mesh: Mesh
   about: metrics.About
   data: Mapping[str, Any]
+  kept: Kept | None = None
 
 
 class Evaluator(NamedTuple):
@@ -204,6 +219,8 @@ class Run(NamedTuple):
     spike_factor: a norm this many times its median is a spike; None: none is.
     on_spike: "warn", "stop" or "roll_back".
     probe_every_steps: how often the jvp is compared with a difference; None: never.
+    read_threads: that load whole batches ahead on each host; 0: none beside the loop's own.
+    prefetch: batches that may wait to be used.
   """
 
   seed: Seed
@@ -223,6 +240,8 @@ class Run(NamedTuple):
   spike_factor: Annotated[float, Range(1, ends="(]")] | None = 10.0
   on_spike: str = "warn"
   probe_every_steps: Count | None = None
+  read_threads: Annotated[int, Range(0, 1024)] = 2
+  prefetch: Annotated[int, Range(1, 1024)] = 4
 
 
 class Experiment(NamedTuple):

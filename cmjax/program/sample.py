@@ -148,7 +148,8 @@ def _evaluate(
   exp = identity.with_checked_data(exp, known, workdir)
   scores, cards_written, primary = {}, [], sharding.process()[0] == 0
   guides = stored_runs.load_guides(exp, mesh)
-  opened = experiment.open_evaluators(exp, mesh, guides, emas=averages)
+  kept = stored_runs.kept(workdir, lambda: experiment.opened(exp))
+  opened = experiment.open_evaluators(exp, mesh, guides, emas=averages, kept=kept)
   for label, evaluate in opened.items():
     for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
       check_workdir()

@@ -16,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import meeting, sharding
 from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
 from cmjax.program import compiled_step, doctor, identity, score_files, stored_runs
@@ -65,7 +65,8 @@ def prepare(exp: Experiment, workdir: Path) -> Prepared:
   num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)
   check_writable(workdir, num_bytes, exp.snapshots, run.total_steps, abstract.ema)
   guides = stored_runs.load_guides(exp, mesh)
-  evaluators = experiment.open_evaluators(exp, mesh, guides)
+  kept = stored_runs.kept(workdir, lambda: data)
+  evaluators = experiment.open_evaluators(exp, mesh, guides, kept=kept)
   probing = run.probe_every_steps is not None
   probe = doctor.Probe(exp.network, exp.samples, exp.method.tangent) if probing else None
   return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators, probe)
@@ -144,7 +145,10 @@ class Sitting:
       allow_change=allow_config_change,
     )
     self._checkpoints = checkpoint.Checkpoints(
-      self._workdir, keep=run.keep, primary=self._primary, agree=sharding.all_agree
+      self._workdir,
+      keep=run.keep,
+      primary=self._primary,
+      agree=functools.partial(sharding.all_agree, what="whether all can read a checkpoint"),
     )
     self._snapshots = Snapshots(self._workdir, self._exp.snapshots, check=self._check_same)
 
@@ -234,7 +238,7 @@ class Sitting:
       if label in self._done:
         self._scores |= self._done[label]
       elif self.last or (due and not self.stop):
-        with self._reporter.paused():
+        with self._reporter.paused(), meeting.during(f"evals.{label} at step {self.step}"):
           self._checkpoints.wait()  # so that a crash during evaluation loses no training step
           values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
           scalars = score_files.keep(self._reporter, self.step, label, values, self._keep_card)

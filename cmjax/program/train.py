@@ -1,5 +1,6 @@
 """Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def train(
   workdir = paths.local(workdir, "workdir").absolute()
   experiment.check(exp)
   primary = sharding.process()[0] == 0
-  with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:
+  agree = functools.partial(sharding.all_agree, what="the lock of the workdir")
+  with lock.hold(workdir, "train", primary=primary, agree=agree) as check_workdir:
     shared_folder.check(workdir)
     with Sitting(exp, workdir, allow_config_change, check_workdir, stop) as sitting:
       # Bookkeeping first, so that step 0, a resumed run and the last step are one case.

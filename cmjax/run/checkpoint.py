@@ -222,7 +222,7 @@ class Checkpoints:
       return
     meta |= {"config": dict(config), "versions": versions(), "digests": DIGESTS}
     self._saving = step
-    with self._explained():
+    with self._explained(), meeting.during(f"{self._noun} {step}"):
       self._manager.save(
         step,
         force=True,  # orbax leaves out, silently, a step before one that is there
@@ -366,7 +366,8 @@ class Checkpoints:
   def _read(self, step: int, **item: Any) -> Any:
     """One item of a checkpoint: `state=...` or `meta=...`."""
     (name,) = item
-    return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    with meeting.during(f"reading {self._noun} {step}"):
+      return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
 
   def _verify(self, step: int, below: str = "") -> bool:
     """Raises if a step's files are not as they were written; False for one without digests.

@@ -20,7 +20,7 @@ class Processes:
     arguments: of each, beside those by which they meet.
     before: process -> words before its command: `unshare -m`, ...
     program: what Python is started with.
-    environment: variables of all.
+    environment: variables of all; None: without it.
   """
 
   def __init__(
@@ -41,6 +41,7 @@ class Processes:
       "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
       **environment,
     }
+    variables = {name: value for name, value in variables.items() if value is not None}
     folder.mkdir(parents=True, exist_ok=True)
     self.logs, self.all = [folder / f"log.{i}" for i in range(count)], []
     for i, log in enumerate(self.logs):
