@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmjax.base import cluster, paths
+from cmjax.base import cluster, meeting, paths
 from cmjax.base.ranges import Range
 
 AXES = ("data", "fsdp")
@@ -233,6 +233,7 @@ def _join(told: cluster.Told) -> None:
       f"{told.cluster}: process {told.process} of {told.number} did not reach all others at "
       f"{told.coordinator or 'process 0'}: {str(error).splitlines()[0]}"
     ) from error
+  meeting.introduce()
 
 
 def _ask_jax() -> None:
@@ -250,6 +251,8 @@ def _ask_jax() -> None:
   except ValueError as error:
     if "coordinator_address" not in str(error):  # which is how it says that there is no cluster
       raise
+  else:
+    meeting.introduce()
 
 
 def keep_compiled(folder: str | Path) -> None:
@@ -303,11 +306,9 @@ def from_all(values: list[float]) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(np.asarray(values, np.float32)))
 
 
-def all_agree(ok: bool) -> bool:
-  """Whether `ok` is true on every process; each must ask."""
-  if jax.process_count() == 1:
-    return ok
-  return bool(np.min(multihost_utils.process_allgather(np.asarray(ok, np.int32))))
+def all_agree(ok: bool, what: str = "a question to all") -> bool:
+  """Whether `ok` is true on every process; each must ask, for the same that is named."""
+  return all(meeting.exchange(what, bool(ok)))
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -324,6 +325,7 @@ def create(init: Callable[..., Any], mesh: Mesh, *args: Any) -> tuple[Any, Any]:
 
 def gather(tree: Any, mesh: Mesh) -> Any:
   """The tree with every array whole on every device; what is on the host must be alike on all."""
+  meeting.exchange("gathering of arrays")
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
@@ -350,7 +352,7 @@ def everyone(array: np.ndarray) -> list[np.ndarray]:
   stream = io.BytesIO()
   np.save(stream, array, allow_pickle=False)
   raw = np.frombuffer(stream.getbuffer(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.asarray(len(raw), np.int32)).tolist()
+  sizes = meeting.exchange("gathering of what each has", len(raw))
   parts = [[] for _ in sizes]
   for start in range(0, max(sizes), _PIECE):
     piece = np.zeros(min(_PIECE, max(sizes) - start), np.uint8)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from cmjax.base import limits, parts, paths, printable, ranges
 from cmjax.base.device_memory import OutOfMemory
 from cmjax.base.ranges import Count, CountOrNone, Folder, Place, Seed
+from cmjax.commands import task
 
 
 class Flag(NamedTuple):
@@ -58,7 +59,8 @@ COMPILE_CACHE = Flag(
   "compile_cache",
   Place,
   "~/.cache/cmjax/xla",
-  "Folder of compiled programs, for the next start. Empty: none.",
+  "Folder of compiled programs, for the next start. Empty: none. Where several processes run, by "
+  "default .compiled beside the workdir: only the first of them writes.",
 )
 
 # Every verb has these: what the user permits foreign files.
@@ -159,13 +161,24 @@ REPORT = (
 )
 
 
-def answered(work: Callable[[], int | None]) -> int | None:
+def answered(work: Callable[[], int | None], *, together: bool = False) -> int | None:
   """Runs a verb; what the user can mend is one line, and what is a fault of ours says so.
+
+  Args:
+    work: of the verb.
+    together: whether it is for all processes of a cluster's job. Else the first does it alone, and
+      the others say so and are done: N of them would do the same N times over, to the same files.
 
   Returns:
     Its exit code: 1 after an error, 130 where it was interrupted by hand, 141 where nobody reads
     any more what it prints.
   """
+  if not together and (index := task.index()):
+    print(  # noqa: T201
+      f"cmjax: process {index} of this job has nothing to do: process 0 does this alone.",
+      file=sys.stderr,
+    )
+    return 0
   try:
     with _without_echoes():
       try:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from cmjax.base import paths
 from cmjax.commands import common, configs
 from cmjax.commands.common import Flag
 
@@ -132,13 +133,9 @@ def _all_flags() -> Iterator[Flag]:
 
 def join_and_run(command: Command) -> int | None:
   """`run`, after this process has joined the others of its run: once, before any use of JAX."""
-  values, of_verb = command.values, command.verb.FLAGS
-  if common.COMPILE_CACHE in of_verb and values.compile_cache:
+  values = command.values
+  if _is_together(command):
     from cmjax.base import sharding  # here, so that a misspelt flag need not wait for jax
-
-    sharding.keep_compiled(values.compile_cache)
-  if common.COORDINATOR in of_verb:
-    from cmjax.base import sharding
 
     try:
       sharding.start(values.coordinator, values.num_processes, values.process_id)
@@ -150,13 +147,38 @@ def join_and_run(command: Command) -> int | None:
     index, count = sharding.process()
     if count > 1:
       logging.getLogger("cmjax").addFilter(common.Rank(index, count))
+  if common.COMPILE_CACHE in command.verb.FLAGS and (folder := _compile_cache(command)):
+    from cmjax.base import sharding
+
+    sharding.keep_compiled(folder)
   return run(command)
+
+
+def _is_together(command: Command) -> bool:
+  """Whether a verb is for all processes of a job, which join each other before it starts."""
+  return common.COORDINATOR in command.verb.FLAGS
+
+
+def _compile_cache(command: Command) -> str:
+  """The folder of compiled programs: for several processes one that all see, beside the workdir.
+
+  JAX writes them on process 0 alone. In a folder of each host's own the others would compile again
+  at each start.
+  """
+  values, name = command.values, common.COMPILE_CACHE.name
+  if _is_together(command) and common.WORKDIR in command.verb.FLAGS and values.workdir:
+    from cmjax.base import sharding
+
+    if sharding.process()[1] > 1 and values[name].using_default_value:
+      return str(paths.local(values.workdir).absolute().parent / ".compiled")
+  return values[name].value
 
 
 def run(command: Command) -> int | None:
   """Runs the verb; errors that are the user's to mend are one message, not a stack trace."""
   common.log_ours()
-  return common.answered(lambda: command.verb.run(command.values, command.config))
+  work = lambda: command.verb.run(command.values, command.config)
+  return common.answered(work, together=_is_together(command))
 
 
 def _exit(message: object) -> NoReturn:

@@ -59,8 +59,10 @@ def _copy_all(folder: Any, target: Path, missing: list[Shard], num_shards: int) 
   size, free = sum(shard.num_bytes for shard in missing), shutil.disk_usage(target).free
   if size > free:
     raise ValueError(
-      f"{folder} needs {size / 1e9:.2f} GB in {target}, where {free / 1e9:.2f} GB are free. Free "
-      "some space, or name another folder: data.records.cache."
+      f"{folder} needs {size / 1e9:.2f} GB in {target}, where {free / 1e9:.2f} GB are free; every "
+      "host needs all of it, as each batch is drawn from the whole set. Free some space, or name "
+      "a folder on a larger disk: data.records.cache. Or mount the bucket, and give that folder as "
+      "data.records.path: then records are read from it one by one, and nothing is copied."
     )
   logger.info(
     "Copying %d of %d shards (%.2f GB) from %s to %s ...",

@@ -20,6 +20,7 @@ from cmjax.experiment.evaluation import search_score as search_score
 from cmjax.experiment.fields import Evaluator as Evaluator
 from cmjax.experiment.fields import Experiment as Experiment
 from cmjax.experiment.fields import Frozen as Frozen
+from cmjax.experiment.fields import Kept as Kept
 from cmjax.experiment.fields import Method as Method
 from cmjax.experiment.fields import Run as Run
 from cmjax.experiment.fields import Sampler as Sampler

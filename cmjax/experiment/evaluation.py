@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.base import parts, paths, ranges, sharding
+from cmjax.base import digests, parts, paths, ranges, sharding
 from cmjax.base.ranges import Count, Place, PlaceOrNone
 from cmjax.convert import files
 from cmjax.data import sources
 from cmjax.experiment import sampling
 from cmjax.experiment.decoding import Decoder, decoder
-from cmjax.experiment.fields import Evaluator, Experiment, Samples, Setting
+from cmjax.experiment.fields import Evaluator, Experiment, Kept, Samples, Setting
 from cmjax.experiment.models import opened, source_arguments
 from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
 from cmjax.metrics import classifier, detectors, frechet, references, rounding, scoring
@@ -29,6 +29,7 @@ logger = logging.getLogger("cmjax")
 
 FEATURES = ("pixels", "classifier", *detectors.DETECTORS)
 CHUNK = 500  # images that are read at a time
+MOST_KEPT = 2**30  # bytes of a reference that a run keeps
 
 # Samples, or images as they are stored -> images as a detector takes them.
 ToImages = Callable[[np.ndarray], np.ndarray]
@@ -124,6 +125,10 @@ def _scorer(
       len(opened_split("train")), scores, options, f"{what}: the training split"
     )
     make = lambda: _data_reference(setting, judged, scores, what, per_class)
+    if setting.kept is not None and looking.name in FEATURES:
+      keep_of = scoring.reference_needs(scores, per_class=per_class)
+      images = {"rounding": rule, "decoder": decoding.record if decoding else None}
+      make = functools.partial(_kept_reference, setting, looking, keep_of, images, make)
   else:
     stored = references.read(place, looking.name)
     scoring.check_reference(stored, looking, scores, per_class=per_class)
@@ -175,7 +180,8 @@ class _Judged(NamedTuple):
   def seen(self, data: sources.Source, keep: Collection[str], what: str) -> Features:
     """What is to be kept of all images of a source."""
     batches = image_batches(data, self.to_images, Progress(what, len(data)), self.ask)
-    return collect(batches, self.detector.apply, keep=keep, everyone=sharding.everyone)
+    looking = self.detector
+    return collect(batches, looking.apply, keep=keep, everyone=sharding.everyone, rows=looking.rows)
 
 
 def _rounding(
@@ -214,6 +220,26 @@ def _data_reference(
     "prepared": data.record,
   }
   return Reference(seen, record)
+
+
+def _kept_reference(
+  setting: Setting,
+  looking: Detector,
+  keep: Collection[str],
+  images: Mapping[str, Any],
+  make: Callable[[], Reference],
+) -> Reference:
+  """`_data_reference`, which the run keeps for its later sittings where that is no large file."""
+  assert setting.kept is not None, "asked where there is a run"
+  num = len(setting.source("train"))
+  size = 8 * looking.dim**2 + ("rows" in keep) * 8 * looking.dim * num
+  if size > MOST_KEPT:
+    return make()
+  made_of = {"data": setting.kept.data(), "split": "train", "num": num, "keep": list(keep)}
+  made_of |= {"detector": looking.record, "images": dict(images), "config": dict(setting.data)}
+  path = setting.kept.folder / "references" / f"{digests.of_json(made_of)[:16]}.npz"
+  agree = functools.partial(sharding.all_agree, what="the reference of the training images")
+  return references.kept(path, made_of, make, primary=sharding.process()[0] == 0, agree=agree)
 
 
 def image_batches(
@@ -377,7 +403,8 @@ def _absent(what: str, name: str, section: Section, samples: Samples) -> str | N
 
 def open_evaluators(
   experiment: Experiment, mesh: Mesh, guides: Mapping[str, Model] | None = None,
-  *, emas: Collection[str] | None = None, ask: Callable[[], None] = lambda: None,
+  *, emas: Collection[str] | None = None, kept: Kept | None = None,
+  ask: Callable[[], None] = lambda: None,
 ) -> dict[str, metrics.Evaluator]:  # fmt: skip
   """{label: evaluator} of an experiment, each opened; without those whose file is not named.
 
@@ -386,6 +413,7 @@ def open_evaluators(
     mesh: whose devices share the work.
     guides: the weaker models of autoguidance, by the sampler's key.
     emas: the averages that there are; None: those of the experiment.
+    kept: where a run keeps what its evaluators would make anew in each sitting; None: nowhere.
     ask: is called between batches, see `Setting`.
   """
   guides, opened_all = guides or {}, {}
@@ -400,7 +428,7 @@ def open_evaluators(
     for key in one.emas:
       pick(known, key, f"average (evals.{label}.emas)")
     drawn = {key: _asking(by_name(key), ask) for key in one.samplers}
-    opened_all[label] = one.open(setting(experiment, one, mesh, drawn)._replace(ask=ask))
+    opened_all[label] = one.open(setting(experiment, one, mesh, drawn, kept)._replace(ask=ask))
   return opened_all
 
 
@@ -419,6 +447,7 @@ def setting(
   one: Evaluator,
   mesh: Mesh,
   drawn: Mapping[str, metrics.Sampler] | None = None,
+  kept: Kept | None = None,
 ) -> Setting:
   """What an evaluator of an experiment is told when it is opened."""
   record = experiment.record
@@ -432,6 +461,7 @@ def setting(
     mesh=mesh,
     about=_about(experiment, one),
     data={"name": name, "split": "train", **source_arguments(data)},
+    kept=kept,
   )
 
 

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
@@ -131,6 +132,18 @@ class Sampler(NamedTuple):
   record: Mapping[str, Any] = _NOTHING
 
 
+class Kept(NamedTuple):
+  """Where a run keeps what its evaluators would make anew in each sitting.
+
+  Attributes:
+    folder: the workdir of the run.
+    data: -> the digest of its training data.
+  """
+
+  folder: Path
+  data: Callable[[], str]
+
+
 class Setting(NamedTuple):
   """What an evaluator is told when it is opened.
 
@@ -143,6 +156,7 @@ class Setting(NamedTuple):
     about: what cards say of samplers and averages.
     data: what cards say of the data.
     ask: is called between batches, equally often on every process, and may raise to end it all.
+    kept: where the run keeps what is made once; None: nowhere.
   """
 
   samplers: Mapping[str, metrics.Sampler]
@@ -153,6 +167,7 @@ class Setting(NamedTuple):
   about: metrics.About
   data: Mapping[str, Any]
   ask: Callable[[], None] = lambda: None
+  kept: Kept | None = None
 
 
 class Evaluator(NamedTuple):
@@ -208,6 +223,8 @@ class Run(NamedTuple):
     probe_every_steps: how often the jvp is compared with a difference; None: never.
     stall_seconds: without the end of a step after which all stacks are written; None: never.
     deterministic: whether GPUs compute each step to the same bits every time, which is slower.
+    read_threads: that load whole batches ahead on each host; 0: none beside the loop's own.
+    prefetch: batches that may wait to be used.
   """
 
   seed: Seed
@@ -229,6 +246,8 @@ class Run(NamedTuple):
   probe_every_steps: Count | None = None
   stall_seconds: Positive | None = 1_800.0
   deterministic: bool = False
+  read_threads: Annotated[int, Range(0, 1024)] = 2
+  prefetch: Annotated[int, Range(1, 1024)] = 4
 
 
 class Experiment(NamedTuple):

@@ -234,7 +234,9 @@ def batches(
   )
   keys = ("image", *(["label"] if samples.num_classes else []))
   keys += ("image_std",) if samples.latents else ()
-  host_batches = pipeline.batches(dataset, start=start)
+  host_batches = pipeline.batches(
+    dataset, start=start, num_threads=run.read_threads, prefetch=run.prefetch
+  )
 
   def to_mesh():
     with contextlib.closing(host_batches):

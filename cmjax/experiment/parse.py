@@ -78,7 +78,7 @@ SECTIONS = {"network": "net", "method": "loss", "source": "data", "tx": "optim"}
 _KEPT = {
   "network": ("resolution", "in_channels", "dim", "shape", "num_classes", "guidance", "segment"),
   "method": ("sigma_min", "num_segments"),
-  "source": ("flip",),
+  "source": ("flip", "threads", "prefetch"),
   "tx": ("lr", "schedule", "loss_scale"),
 }
 

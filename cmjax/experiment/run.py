@@ -20,6 +20,8 @@ NUMBERS = {
   "keep": ("checkpoint", "keep"),
   "asynchronous": ("checkpoint", "asynchronous"),
   "flip": ("data", "flip"),
+  "read_threads": ("data", "threads"),
+  "prefetch": ("data", "prefetch"),
   "loss_scale": ("optim", "loss_scale"),
   "mesh": ("mesh",),
   "spike_factor": ("doctor", "spike_factor"),
@@ -52,11 +54,24 @@ def run(config: Mapping[str, Any]) -> Run:
     nonfinite=pick(NONFINITE, config["nonfinite"], "policy (nonfinite)"),
     mesh=dict(config["mesh"]),
     deterministic=config.get("deterministic", False),
+    **_reading(config["data"]),
     **_doctor(config.get("doctor")),
   )
   # On how many devices is asked where they are known.
   microbatch.check(made.batch_size, made.microbatch, 1)
   return made
+
+
+# Of `config.data`: how each host reads ahead.
+READING: dict[str, Any] = {
+  "threads": Run._field_defaults["read_threads"],
+  "prefetch": Run._field_defaults["prefetch"],
+}
+
+
+def _reading(data: Section) -> dict[str, Any]:
+  given = READING | {key: data[key] for key in READING if key in data}
+  return {"read_threads": given["threads"], "prefetch": given["prefetch"]}
 
 
 def check_seed(seed: Any, what: str = "seed") -> int:

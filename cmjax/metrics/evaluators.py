@@ -57,7 +57,8 @@ class Scorer(NamedTuple):
   def look(self, batches: Iterator[ImageBatch]) -> Features:
     """What the scores need of images."""
     keep = scoring.needs(self.scores, per_class=self.per_class)
-    return collect(batches, self.detector.apply, keep=keep, everyone=self.everyone)
+    looking = self.detector
+    return collect(batches, looking.apply, keep=keep, everyone=self.everyone, rows=looking.rows)
 
   def values(self, seen: Features) -> dict[str, float]:
     """The scores of images."""

@@ -6,7 +6,7 @@ that was seen twice is an error. `digest` tells sets of images apart, in whateve
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +72,7 @@ def collect(
   *,
   keep: Collection[str],
   everyone: Everyone = alone,
+  rows: int = 1,
 ) -> Features:
   """What a detector sees in the images of all processes' batches together.
 
@@ -80,6 +81,8 @@ def collect(
     apply: a detector's, images -> Outputs.
     keep: which of `KINDS`.
     everyone: gathers from all processes, each of which must call this.
+    rows: images that the detector looks at together: smaller batches wait for each other, since
+      each would be filled up to as many (on 64 chips a batch of 500 is 8 images for each).
 
   Raises:
     ValueError: there are no images, one was seen twice, or the detector has no such output.
@@ -87,9 +90,7 @@ def collect(
   numbers, labels, digest = [], [], 0
   kept: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
   sums: dict[str, frechet.Moments | None] = dict.fromkeys(KINDS[:2])
-  for ids, images, classes in batches:
-    if not len(ids):
-      continue
+  for ids, images, classes in _of_size(batches, rows):
     outputs = apply(images)
     numbers.append(np.asarray(ids, np.int64))
     digest += sum(map(_digest, images))
@@ -102,6 +103,38 @@ def collect(
       else:
         kept[kind].append(np.asarray(values))
   return _together(numbers, labels, digest, sums, kept, keep, everyone)
+
+
+def _of_size(batches: Iterable[ImageBatch], rows: int) -> Iterator[ImageBatch]:
+  """The same images in batches of a multiple of `rows`, but for the last; none is empty."""
+  waiting: list[ImageBatch] = []
+  for batch in batches:
+    if not len(batch[0]):
+      continue
+    waiting.append(batch)
+    num = sum(len(ids) for ids, _, _ in waiting)
+    if num < rows:
+      continue
+    joined = _joined(waiting)
+    whole = num // rows * rows
+    yield _cut(joined, slice(0, whole))
+    waiting = [_cut(joined, slice(whole, num))] if whole < num else []
+  if waiting:
+    yield _joined(waiting)
+
+
+def _joined(batches: list[ImageBatch]) -> ImageBatch:
+  if len(batches) == 1:
+    return batches[0]
+  ids, images, classes = zip(*batches, strict=True)
+  labelled = [one for one in classes if one is not None]
+  together = np.concatenate(labelled) if labelled else None
+  return np.concatenate(ids), np.concatenate(images), together
+
+
+def _cut(batch: ImageBatch, rows: slice) -> ImageBatch:
+  ids, images, classes = batch
+  return ids[rows], images[rows], None if classes is None else classes[rows]
 
 
 def of_class(features: Features, label: int) -> Features:

@@ -15,14 +15,16 @@ Ours have the names that the others look for, so that all of them can read it.
 """
 
 import json
+import logging
 import mmap
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmjax.base import json_files, paths
+from cmjax.base import digests, json_files, paths
 from cmjax.base.atomic_files import replacing
 from cmjax.base.npz import opened
 from cmjax.base.printable import shown
@@ -31,6 +33,8 @@ from cmjax.convert.allowed import Array
 from cmjax.convert.tensors import Budget
 from cmjax.metrics import frechet
 from cmjax.metrics.features import Features, Reference
+
+logger = logging.getLogger("cmjax")
 
 # EDM2's names of detectors.
 EDM2_KEYS = {"inception": "fid", "dinov2": "fd_dinov2"}
@@ -99,6 +103,60 @@ def write(path: str | Path, reference: Reference) -> None:
   content = {"num_images": features.num, key: _statistics(features.moments)}
   with replacing(path) as file:
     pickle.dump(content, file, protocol=4)
+
+
+def kept(
+  path: Path,
+  made_of: Mapping[str, Any],
+  make: Callable[[], Reference],
+  *,
+  primary: bool,
+  agree: Callable[[bool], bool],
+) -> Reference:
+  """Statistics that are made once for a run, and read in its later sittings.
+
+  What was made is read back at once, so that all sittings have the same numbers to the last bit. A
+  file that is damaged, or was made of something else, is made anew.
+
+  Args:
+    path: of the file, an .npz.
+    made_of: everything that they depend on, for JSON.
+    make: makes them, on all processes together.
+    primary: whether this process writes the file.
+    agree: whether all processes say True; each must ask.
+  """
+  digest = digests.of_json(made_of)
+  found = _read_kept(path, digest)
+  if not agree(found is not None):
+    made = make()
+    if primary:
+      record = {**made.record, "made_of": digest}
+      try:
+        write(path, made._replace(record=record))
+      except (OSError, ValueError) as error:
+        logger.warning("%s is not kept for later: %s.", path, error)
+    agree(True)  # it is there now, or cannot be
+    found = _read_kept(path, digest)
+    if not agree(found is not None):
+      return made
+  assert found is not None, "all have read it"
+  beside = ("made_of", "file", "sha256", "num_rows")
+  return found._replace(record={k: v for k, v in found.record.items() if k not in beside})
+
+
+def _read_kept(path: Path, digest: str) -> Reference | None:
+  """The statistics of a file, if they were made of what has this digest."""
+  if not path.is_file():
+    return None
+  try:
+    found = read(path, "")
+    if found.record.get("made_of") == digest:
+      return found
+    why = "it was made of other data, or by another detector"
+  except (ValueError, OSError) as error:
+    why = str(error)
+  logger.warning("%s is made anew: %s.", path, why)
+  return None
 
 
 def _statistics(moments: frechet.Moments, suffix: str = "") -> dict[str, np.ndarray]:

@@ -35,6 +35,7 @@ FREE = (
   *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
   *("net.remat", "net.scan", "net.attention"),  # how it is computed
   *("data.records.vae", "data.records.cache"),  # for images of samples; where a bucket is mirrored
+  *("data.threads", "data.prefetch"),  # how they are read
 )
 # What may also be others where a run is sampled or scored: how it came to its weights, which no
 # sample depends on any more, and the noise. The run's own values stay on its record.

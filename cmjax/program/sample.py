@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import lock, paths, sharding
+from cmjax.base import lock, paths, sharding, shared_folder
 from cmjax.base.atomic_files import replacing
 from cmjax.data import image_sets, proposal, sources, summary
 from cmjax.experiment import Experiment
@@ -55,6 +55,7 @@ def sample(
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   experiment.check_seed(seed, "--seed")
+  shared_folder.check(paths.local(workdir))
   mesh = experiment.make_mesh(exp.run)
   ema = ema or stored_runs.averages_of(workdir)[0]
   check, _ = _check_own(exp, workdir)
@@ -126,6 +127,7 @@ def evaluate(exp: Experiment, workdir: str | Path) -> str:
     ValueError: another process scores the run.
     OSError: the workdir was renamed meanwhile.
   """
+  shared_folder.check(paths.local(workdir))
   emas = stored_runs.averages_of(workdir)  # before a folder is made of a mistyped name
   workdir, primary = paths.local(workdir).absolute(), sharding.process()[0] == 0
   with lock.hold(workdir, "evaluate", primary=primary, agree=sharding.all_agree) as check_workdir:
@@ -146,7 +148,8 @@ def _evaluate(
   exp = identity.with_checked_data(exp, known, workdir)
   scores, cards_written, primary = {}, [], sharding.process()[0] == 0
   guides = stored_runs.load_guides(exp, mesh)
-  opened = experiment.open_evaluators(exp, mesh, guides, emas=averages)
+  kept = stored_runs.kept(workdir, lambda: experiment.opened(exp))
+  opened = experiment.open_evaluators(exp, mesh, guides, emas=averages, kept=kept)
   for label, evaluate in opened.items():
     for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
       check_workdir()

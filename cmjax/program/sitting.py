@@ -16,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from cmjax import experiment
-from cmjax.base import sharding
+from cmjax.base import meeting, sharding
 from cmjax.base.atomic_files import write_json, write_text
 from cmjax.experiment import Experiment
 from cmjax.program import (
@@ -86,7 +86,8 @@ def prepare(exp: Experiment, workdir: Path, ask: Callable[[], None]) -> Prepared
   num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)
   check_writable(workdir, num_bytes, exp.snapshots, run.total_steps, abstract.ema)
   guides = stored_runs.load_guides(exp, mesh)
-  evaluators = experiment.open_evaluators(exp, mesh, guides, ask=ask)
+  kept = stored_runs.kept(workdir, lambda: data)
+  evaluators = experiment.open_evaluators(exp, mesh, guides, kept=kept, ask=ask)
   probing = run.probe_every_steps is not None
   probe = doctor.Probe(exp.network, exp.samples, exp.method.tangent) if probing else None
   return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators, probe)
@@ -177,7 +178,10 @@ class Sitting:
       allow_change=allow_config_change,
     )
     self._checkpoints = checkpoint.Checkpoints(
-      self._workdir, keep=run.keep, primary=self._primary, agree=sharding.all_agree
+      self._workdir,
+      keep=run.keep,
+      primary=self._primary,
+      agree=functools.partial(sharding.all_agree, what="whether all can read a checkpoint"),
     )
     self._snapshots = Snapshots(self._workdir, self._exp.snapshots, check=self._check_same)
 
@@ -313,10 +317,10 @@ class Sitting:
     return True
 
   def _evaluate(self, label: str) -> dict[str, float]:
-    evaluate = self._prepared.evaluators[label]
+    evaluate, what = self._prepared.evaluators[label], f"evals.{label} at step {self.step}"
     with self._reporter.paused("saves"):
       self._checkpoints.wait()  # so that a crash during evaluation loses no training step
-    with self._reporter.paused("evaluations"):
+    with self._reporter.paused("evaluations"), meeting.during(what):
       values = evaluate(self._course.state.ema, key_for(self._exp.run.seed, "evaluate"))
       scalars = score_files.keep(self._reporter, self.step, label, values, self._keep_card)
       if self._primary:

@@ -5,6 +5,7 @@ sigma_rel 0.05 at the latest step that it was made for, posthoc_0.050_step4096 t
 """
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from cmjax import experiment
 from cmjax.base import digests, json_files, param_names, paths, sharding
+from cmjax.data import sources
 from cmjax.experiment import Described, Experiment, Samples, Stored
 from cmjax.program import identity
 from cmjax.run import checkpoint, snapshots
@@ -216,6 +218,11 @@ def newest_weights(workdir: str | Path) -> dict[str, Any] | None:
   with contextlib.closing(stored):
     steps = stored.steps()
   return weights_of(workdir, steps[0]) if steps else None
+
+
+def kept(workdir: Path, data: Callable[[], sources.Source]) -> experiment.Kept:
+  """Where a run keeps references of its training data, by the digest of these."""
+  return experiment.Kept(workdir, functools.cache(lambda: identity.of_data(data())["digest"]))
 
 
 def load_average(

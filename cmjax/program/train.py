@@ -1,10 +1,11 @@
 """Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from cmjax import experiment
-from cmjax.base import lock, paths, sharding
+from cmjax.base import lock, paths, sharding, shared_folder
 from cmjax.experiment import Experiment
 from cmjax.program import doctor, out_of_memory, starts
 from cmjax.program.sitting import Sitting
@@ -57,7 +58,8 @@ def train(
 
   Raises:
     ValueError: the experiment, the data, the workdir or its checkpoints do not fit, another run
-      trains in the workdir, or `tries` starts made no new checkpoint.
+      trains in the workdir, not every process sees the same, or `tries` starts made no new
+      checkpoint.
     OSError: the workdir cannot be written any more, or was renamed, removed or replaced.
     OutOfMemory: the devices have not the memory; what fits is in the message.
     FloatingPointError: a loss or gradient was not finite and run.nonfinite is "stop".
@@ -68,7 +70,9 @@ def train(
   experiment.check(exp)
   primary = sharding.process()[0] == 0
   goodput = Goodput()
-  with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:
+  agree = functools.partial(sharding.all_agree, what="the lock of the workdir")
+  with lock.hold(workdir, "train", primary=primary, agree=agree) as check_workdir:
+    shared_folder.check(workdir)
     starts.count(workdir, tries)
     watched = (lambda: goodput.turns), (lambda: goodput.kind)
     with (

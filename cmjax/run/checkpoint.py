@@ -21,6 +21,7 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,16 +31,29 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from cmjax.base import json_files
+from cmjax.base import json_files, meeting, sharding
 from cmjax.base.atomic_files import write_json
+from cmjax.run import read_once
 
 logger = logging.getLogger("cmjax")
+
+
+def _meet(name: str = "", *, key: str = "", **options: Any) -> None:
+  """A barrier of orbax's between all processes, with words and an end; a process alone goes on."""
+  meeting.exchange(name or key)
+
+
 # Orbax takes the time of a save by the wall clock: one during which that clock is set ahead by more
-# than a timeout fails. So there is none (a hundred years), and folders are made before `save`
-# returns, as the timeout of making them meanwhile is fixed.
+# than a timeout fails. So there is none for what a process does itself (a hundred years), and
+# folders are made before `save` returns, as the timeout of making them meanwhile is fixed. Where
+# processes wait for each other there is that of `meeting`.
 UNHURRIED = ocp.AsyncOptions(
-  timeout_secs=100 * 365 * 24 * 3600, create_directories_asynchronously=False
+  timeout_secs=100 * 365 * 24 * 3600,
+  create_directories_asynchronously=False,
+  barrier_sync_fn=_meet,
 )
+# Its other barriers are collectives of JAX, which wait in silence and for ever; it has no option.
+sys.modules[ocp.multihost.sync_global_processes.__module__].sync_global_processes = _meet
 DIGESTS = "digests.json"
 _TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 ABSENT = "not installed"
@@ -220,7 +234,7 @@ class Checkpoints:
       return
     meta |= {"config": dict(config), "versions": versions(), "digests": DIGESTS}
     self._saving = step
-    with self._explained():
+    with self._explained(), meeting.during(f"{self._noun} {step}"):
       self._manager.save(
         step,
         force=True,  # orbax leaves out, silently, a step before one that is there
@@ -352,16 +366,20 @@ class Checkpoints:
 
   def _read_state(self, step: int, layout: Any) -> Any:
     """The state of a step, or of a partial reader what the layout names of it."""
+    parts = read_once.in_parts(layout)
     if not self._partial:
-      return self._read(step, state=ocp.args.StandardRestore(layout))
-    how = ocp.checkpoint_utils.construct_restore_args(layout)
-    part = ocp.args.PyTreeRestore(item=layout, restore_args=how, partial_restore=True)
-    return self._read(step, state=part)
+      state = self._read(step, state=ocp.args.StandardRestore(parts))
+    else:
+      how = ocp.checkpoint_utils.construct_restore_args(parts)
+      part = ocp.args.PyTreeRestore(item=parts, restore_args=how, partial_restore=True)
+      state = self._read(step, state=part)
+    return read_once.together(state, layout)
 
   def _read(self, step: int, **item: Any) -> Any:
     """One item of a checkpoint: `state=...` or `meta=...`."""
     (name,) = item
-    return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    with meeting.during(f"reading {self._noun} {step}"):
+      return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
 
   def _verify(self, step: int, below: str = "") -> bool:
     """Raises if a step's files are not as they were written; False for one without digests.
@@ -370,24 +388,37 @@ class Checkpoints:
       step: which.
       below: how the names of the files begin that are looked at.
     """
-    folder = self.directory / str(step)
-    paths = (folder / DIGESTS, self._seals / f"{step}.json")
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
+    folder, what = self.directory / str(step), f"files of {self._noun} {step}"
+    plan = self._files(step, below) if sharding.process()[0] == 0 else None
+    plan = meeting.exchange(f"{what}: which", plan)[0]  # so that all come to one verdict
+    if plan["refusal"]:
+      raise ValueError(plan["refusal"])
+    expected = plan["expected"]
+    if expected is None:
       return False
-    try:
-      expected = json_files.read(path)
-      if not isinstance(expected, dict):
-        raise ValueError("it is no table of files")
-    except ValueError as error:
-      raise ValueError(f"{path.name} cannot be read: {error}") from error
-    expected = {name: digest for name, digest in expected.items() if name.startswith(below)}
-    found = _digests(folder, below)
+    found = read_once.digests(folder, plan["sizes"], f"{what}: digests")
     missing = sorted(set(expected) - set(found))
     changed = sorted(name for name in expected if name in found and expected[name] != found[name])
     if missing or changed:
       raise ValueError(f"missing files: {missing}, changed files: {changed}")
     return True
+
+  def _files(self, step: int, below: str) -> dict[str, Any]:
+    """The files of a step: the digests that it says, or None; the sizes that they have."""
+    folder = self.directory / str(step)
+    paths = (folder / DIGESTS, self._seals / f"{step}.json")
+    path = next((path for path in paths if path.exists()), None)
+    expected, sizes, refusal = None, {}, ""
+    try:
+      if path is not None:
+        expected = json_files.read(path)
+        if not isinstance(expected, dict):
+          raise ValueError("it is no table of files")
+        expected = {name: one for name, one in expected.items() if name.startswith(below)}
+        sizes = {name: path.stat().st_size for name, path in _files_below(folder, below).items()}
+    except (ValueError, OSError) as error:
+      refusal = f"{path.name if path else folder} cannot be read: {error}"
+    return {"expected": expected, "sizes": sizes, "refusal": refusal}
 
   def _set_aside(self, step: int, why: Exception) -> None:
     message = "The checkpoint of step %d in %s is broken (%s). Taking the one before it."
@@ -414,12 +445,20 @@ def _say_unverified(noun: str, path: Path) -> None:
 def _digests(folder: Path, below: str = "") -> dict[str, str]:
   """The sha256 of every file below a folder, by its path, as far as these begin with `below`."""
   digests = {}
-  for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-    name = path.relative_to(folder).as_posix()
-    if name.startswith(below) and name != DIGESTS:
-      with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
-        digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  for name, path in _files_below(folder, below).items():
+    with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
+      digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return digests
+
+
+def _files_below(folder: Path, below: str) -> dict[str, Path]:
+  """The files of a checkpoint, by their names in it, as far as these begin with `below`."""
+  found = {
+    path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+  }
+  return {
+    name: path for name, path in sorted(found.items()) if name.startswith(below) and name != DIGESTS
+  }
 
 
 def read(

@@ -13,6 +13,7 @@ from absl import flags
 
 import cmjax
 from cmjax import verify
+from cmjax.base import sharding
 from cmjax.commands import cli, configs, start
 from cmjax.program import plan, preflight, sample, train
 from helpers import in_process, tiny
@@ -244,3 +245,63 @@ def test_whoever_stops_reading_the_answer_ends_the_program_quietly(words):
       command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300
     )
   assert (done.returncode, done.stderr) == (141, "")
+
+
+ALONE = [verb for verb in VERBS if verb not in ("train", "sample", "evaluate", "reference")]
+ARGUMENTS = {
+  "convert": ("none.pkl", "--to=none"),
+  "prepare": ("none", "--out=none"),
+  "ema": ("--workdir=none", "--sigma_rel=0.05"),
+  "detectors": ("none.pth", "--to=none.npz"),
+}
+
+
+def is_together(verb):
+  """Whether a verb joins the other processes of its job, by what it takes."""
+  return "coordinator" in {f.name for f in getattr(module_of(verb), "FLAGS", ())}
+
+
+def module_of(verb):
+  return importlib.import_module(f"cmjax.commands.{verb}")
+
+
+@pytest.mark.parametrize("variable", ["SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_of_a_job_of_several_one_does_what_is_not_for_several(
+  told, monkeypatch, tmp_path, verb, variable
+):
+  """Every verb of the table either joins the processes, or is done by the first of them."""
+  monkeypatch.chdir(tmp_path)
+  assert is_together(verb) == (verb not in ALONE)
+  if verb in cli.EXPERIMENTS:
+    monkeypatch.setattr(module_of(verb), "run", lambda values, config: 7)
+    work = lambda: start.run(start.Command(module_of(verb), verb, flags.FlagValues(), None))
+  else:
+    work = lambda: in_process.verb(verb, *ARGUMENTS[verb])
+  monkeypatch.setenv(variable, "0")
+  done = work()
+  assert done == (7 if verb in cli.EXPERIMENTS else 1)  # there are no such files
+  monkeypatch.setenv(variable, "3")
+  assert work() == (0 if verb in ALONE else done)
+  assert not list(tmp_path.iterdir())
+
+
+def test_those_with_nothing_to_do_say_so(told, monkeypatch):
+  monkeypatch.setenv("SLURM_PROCID", "3")
+  code, out, error = told("ema", "--workdir=none", "--sigma_rel=0.05")
+  assert (code, out) == (0, "")
+  assert error == "cmjax: process 3 of this job has nothing to do: process 0 does this alone.\n"
+
+
+@pytest.mark.parametrize(
+  ("count", "given", "folder"),
+  [(1, (), "~/.cache/cmjax/xla"), (4, (), "runs/.compiled"), (4, ("--compile_cache=x",), "x")],
+)
+def test_several_processes_keep_what_they_compile_where_all_see_it(
+  monkeypatch, tmp_path, count, given, folder
+):
+  monkeypatch.setattr(sharding, "process", lambda: (0, count))
+  arguments = ("cmjax train", CONFIG, f"--workdir={tmp_path / 'runs' / 'a'}", *given)
+  command = start.parse(arguments, "train", flags.FlagValues())
+  expected = str(tmp_path / folder) if folder.startswith("runs") else folder
+  assert start._compile_cache(command) == expected

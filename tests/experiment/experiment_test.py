@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from cmjax import experiment, weighting
 from cmjax.base import sharding
+from cmjax.data import pipeline
+from cmjax.program import identity
 from helpers import tiny
 
 MESH = sharding.make_mesh(devices=jax.local_devices())
@@ -228,3 +230,20 @@ def test_a_step_has_a_second_pass_only_where_the_precisions_differ(values, expec
   given = experiment.parse(changed(values))
   second = experiment.tangent_network(given.network, given.method.tangent)
   assert (second is None) == expected
+
+
+def test_how_data_are_read_ahead_can_be_set_and_is_no_part_of_what_a_run_is():
+  plain = experiment.parse(tiny.config())
+  assert (plain.run.read_threads, plain.run.prefetch) == (2, 4)
+  config = tiny.config().unlock()
+  config.data.threads, config.data.prefetch = 16, 32
+  given = experiment.parse(config)
+  assert (given.run.read_threads, given.run.prefetch) == (16, 32)
+  assert identity.digest(experiment.stored_record(given)) == identity.digest(
+    experiment.stored_record(plain)
+  )
+  seen = {}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline, "batches", lambda *args, **options: seen.update(options) or iter(()))
+    experiment.batches(given, MESH, 0)
+  assert seen == {"start": 0, "num_threads": 16, "prefetch": 32}

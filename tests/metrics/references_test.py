@@ -243,3 +243,50 @@ def test_the_distance_to_a_file_is_that_to_the_features_it_was_made_of(tmp_path)
   found = references.read(tmp_path / "a.npz", "inception").features.moments
   want = frechet.distance(frechet.moments(x), frechet.moments(y))
   np.testing.assert_allclose(frechet.distance(frechet.moments(x), found), want, rtol=1e-10)
+
+
+def made_reference(rng, num=20):
+  rows = rng.standard_normal((num, 6))
+  record = {"kind": "cmjax", "format": references.FORMAT, "num": num, "digest": "ab"}
+  record |= {"detector": {"name": "pixels"}, "data": {"name": "npz"}}
+  seen = features.Features(num, "ab", moments=frechet.moments(rows), rows=rows)
+  return features.Reference(seen, record)
+
+
+def test_a_reference_is_made_once_and_read_later_to_the_same_bits(tmp_path, caplog):
+  path, calls = tmp_path / "references" / "a.npz", []
+  made = made_reference(np.random.default_rng(0))
+
+  def kept(made_of, agree=bool, primary=True):
+    make = lambda: calls.append(1) or made
+    return references.kept(path, made_of, make, primary=primary, agree=agree)
+
+  first = kept({"data": "x"})
+  second = kept({"data": "x"})
+  assert len(calls) == 1 and first.record == second.record == made.record
+  for a, b in zip(first.features.moments, second.features.moments, strict=True):
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+  np.testing.assert_array_equal(second.features.rows, made.features.rows)
+  np.testing.assert_allclose(
+    second.features.moments.covariance, made.features.moments.covariance, rtol=1e-12
+  )
+  assert not caplog.text
+
+  kept({"data": "y"})  # other data
+  assert len(calls) == 2 and "it was made of other data" in caplog.text
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  kept({"data": "y"})
+  assert len(calls) == 3 and "is made anew" in caplog.text
+  kept({"data": "y"}, agree=lambda ok: False)  # another process cannot read it
+  assert len(calls) == 4
+
+
+def test_a_reference_that_cannot_be_kept_is_used_all_the_same(tmp_path, caplog):
+  (tmp_path / "references").write_text("a file is in the way")
+  made = made_reference(np.random.default_rng(0))
+  found = references.kept(
+    tmp_path / "references" / "a.npz", {}, lambda: made, primary=True, agree=bool
+  )
+  assert found is made and "is not kept for later" in caplog.text

@@ -407,3 +407,26 @@ def test_long_evaluations_say_how_far_they_are_and_short_ones_nothing(caplog):
 def test_jax_arrays_are_features_too():
   x = points(12).astype(np.float32)
   assert kernel.unbiased(jax.numpy.asarray(x), x[::-1]) == kernel.unbiased(x, x[::-1])
+
+
+def test_small_batches_are_looked_at_together_and_give_the_same():
+  rng = np.random.default_rng(5)
+  pictures = rng.integers(0, 255, (101, 4, 4, 3)).astype(np.uint8)
+  labels, sizes = np.arange(101) % 3, []
+
+  def looked_at(images):
+    sizes.append(len(images))
+    return linear(images)
+
+  found = [
+    features.collect(
+      in_batches(pictures, 8, labels=labels), looked_at, keep=features.KINDS, rows=rows
+    )
+    for rows in (1, 32)
+  ]
+  assert sizes == [8] * 12 + [5] + [32] * 3 + [5]
+  assert found[0].digest == found[1].digest
+  np.testing.assert_array_equal(found[0].rows, found[1].rows)
+  np.testing.assert_array_equal(found[0].labels, found[1].labels)
+  a, b = (one.moments.covariance for one in found)
+  np.testing.assert_allclose(a, b, rtol=1e-12)

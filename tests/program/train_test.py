@@ -19,6 +19,7 @@ import pytest
 
 from cmjax import experiment
 from cmjax.data import sources
+from cmjax.experiment import evaluation
 from cmjax.program import compiled_step, course, doctor, identity, train
 from cmjax.run import checkpoint, goodput
 from helpers import tiny
@@ -760,3 +761,20 @@ def test_how_a_step_is_computed_may_change_between_sittings_and_what_is_not():
   config.net.width = 8
   with pytest.raises(ValueError, match=r"net.width: 16 in the snapshot, 8 now\n"):
     identity.check_same_run(config.to_dict(), meta, identity={})
+
+
+def test_the_reference_of_a_run_is_made_in_its_first_sitting_alone(tmp_path, monkeypatch):
+  config = tiny.config("snapshots", total_steps=12)
+  made, seen = [], evaluation._data_reference
+  monkeypatch.setattr(evaluation, "_data_reference", lambda *args: made.append(1) or seen(*args))
+  before = tiny.train(tiny.config("snapshots", total_steps=6), tmp_path)
+  (kept,) = (tmp_path / "references").iterdir()
+  assert len(made) == 1 and kept.suffix == ".npz"
+  tiny.train(config, tmp_path)
+  assert len(made) == 1  # and at two steps
+  kept.unlink()
+  again = tiny.train(tiny.config("snapshots", total_steps=6), tmp_path / "again")
+  assert again == before
+  other = tiny.config("snapshots", total_steps=6, **{"data.toy2d.num_points": 256})
+  tiny.train(other, tmp_path / "other")
+  assert len(made) == 3

@@ -54,6 +54,7 @@ class Detector(NamedTuple):
       outputs do not depend on the others, nor on how many there are.
     record: what a score must be told with, for JSON: name, variant, weights_sha256, resize,
       normalisation, precision.
+    rows: images that this process's devices look at together; fewer are filled up to as many.
   """
 
   name: str
@@ -61,6 +62,7 @@ class Detector(NamedTuple):
   dim: int
   apply: Callable[[np.ndarray], Outputs]
   record: dict[str, Any]
+  rows: int = 1
 
 
 def load(
@@ -105,6 +107,6 @@ def load(
     **pretrained.inputs[variant].record(),
     "precision": "float32, products and convolutions at the highest",
   }
-  return Detector(
-    name, pretrained.score, pretrained.dim, lambda images: Outputs(*run(images)), record
-  )
+  apply = lambda images: Outputs(*run(images))
+  rows = batch_size * (1 if mesh is None else mesh.local_mesh.size)
+  return Detector(name, pretrained.score, pretrained.dim, apply, record, rows)
