@@ -7,12 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import experiment
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     return self.teacher.model[0] if self.teacher else None
 
 
-def prepare(exp: Experiment, workdir: Path) -> Prepared:
+def prepare(exp: Experiment, workdir: epath.Path) -> Prepared:
   """Opens data, teacher and evaluators, and puts the step together; compiles nothing yet."""
   run, mesh = exp.run, experiment.make_mesh(exp.run)
   sharding.check_batch_size(run.batch_size, mesh)
@@ -92,7 +92,7 @@ class Sitting:
   def __init__(
     self,
     exp: Experiment,
-    workdir: Path,
+    workdir: epath.Path,
     allow_config_change: bool,
     check_workdir: Callable[[], None],
     stop: Callable[[], bool] | None = None,

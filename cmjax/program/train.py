@@ -1,7 +1,7 @@
 """Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cmjax import experiment
 from cmjax.base import lock, paths, sharding
@@ -23,7 +23,7 @@ class Interrupted(SystemExit):
 
 def train(
   exp: Experiment,
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   *,
   allow_config_change: bool = False,
   stop: Callable[[], bool] | None = None,
@@ -54,7 +54,7 @@ def train(
     Interrupted: on a signal that asks to go (`sitting.ASKING`) or by `stop`, after saving. It is a
       SystemExit: catch it in a program that goes on.
   """
-  workdir = paths.local(workdir, "workdir").absolute()
+  workdir = paths.place(workdir, "workdir").absolute()
   experiment.check(exp)
   primary = sharding.process()[0] == 0
   with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:

@@ -47,7 +47,7 @@ ALSO = {
   "convert": {"networks"},
 }
 LIBRARIES = {  # wing or room -> the only libraries it knows, beside the standard one
-  "base": {"jax", "numpy", "jaxtyping"},
+  "base": {"jax", "numpy", "jaxtyping", "etils", "fsspec", "aiohttp", "gcsfs", "botocore", "s3fs"},
   "pages": {"ml_collections"},
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
   "networks": {"jax", "numpy", "jaxtyping", "flax", "equinox"},  # equinox if it is there
@@ -61,13 +61,13 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
   "ml_collections": CONFIGURED,
   "ConfigDict": CONFIGURED,
   "absl.flags": {"main", "commands"},
-  "orbax": {"run.checkpoint"},
+  "orbax": {"run.checkpoint", "run.commit"},
   "grain": {"data"},
   # By itself Pillow opens whatever a file looks like, PostScript too.
   "Image.open": {"data.image_files"},
   "PIL.Image.open": {"data.image_files"},
   "tensorflow_datasets": {"data"},
-  "tensorboardX": {"run.writer"},
+  "tensorboardX": {"run.events"},
   "tensorflow": set(),
   "torch": set(),
   **{
