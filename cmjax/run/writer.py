@@ -230,9 +230,9 @@ class Reporter:
       self._history.append(line)
     except OSError as error:
       raise OSError(
-        f"{self._history.name} could not be written: {error.strerror or error}. Mend that (free some space, "
-        "if the disk is full) and start the same command again: it goes on from its newest "
-        "checkpoint."
+        f"{self._history.name} could not be written: {error.strerror or error}. Mend that (free "
+        "some space, if the disk is full) and start the same command again: it goes on from its "
+        "newest checkpoint."
       ) from error
 
   def _draw(self, step: int, scalars: Mapping[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""A run that is killed at random moments, and started again each time, until it ends.
+
+  python tests/helpers/killed.py WORKDIR KILLS STEPS SEED PROCESSES [no_folder_renames]
+
+One process has imported everything, and each sitting is a fork of it: a start takes no seconds.
+"""
+
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+
+import jax
+
+from cmjax.base import sharding
+from helpers import no_folder_renames, tiny
+
+
+def settings(steps):
+  """The config of the run: it saves often, since that is what is to be cut short."""
+  config = tiny.config("snapshots", total_steps=steps, evals={})
+  config.checkpoint.every_steps, config.snapshots.every_steps = 4, 16
+  return config
+
+
+def sitting(workdir, steps, started, processes, index, port):
+  """Trains in a fork; says when the first step begins. Never returns."""
+  if processes > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    sharding.start(f"127.0.0.1:{port}", processes, index)
+  told = []
+
+  def stop():
+    if not told:
+      told.append(os.write(started, b"1"))
+    return False
+
+  try:
+    tiny.train(settings(steps), workdir, stop=stop)
+  except BaseException:
+    sys.excepthook(*sys.exc_info())
+    os._exit(1)
+  os._exit(0)
+
+
+def start(workdir, steps, processes):
+  """The forks of one sitting, and what says that their first step begins."""
+  reader, writer = os.pipe()
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  children = []
+  for index in range(processes):
+    if not (child := os.fork()):
+      sitting(workdir, steps, writer, processes, index, port)
+    children.append(child)
+  os.close(writer)
+  return children, reader
+
+
+def run(workdir, kills, steps, seed, processes):
+  """Kills and starts again; returns how often it was killed."""
+  draw, done = random.Random(seed), 0
+  while True:
+    children, reader = start(workdir, steps, processes)
+    if done < kills:
+      # One in four while it starts: reading, taking the lock, tidying up what was cut short.
+      if draw.random() < 0.75:
+        assert select.select([reader], [], [], 300)[0], "no step in 300 s"
+      time.sleep(draw.uniform(0, 1.5))
+      ended = [os.waitpid(child, os.WNOHANG)[0] for child in children]
+      assert not any(ended), f"it ended by itself after {done} kills"
+      for child in draw.sample(children, len(children)):
+        os.kill(child, signal.SIGKILL)
+      done += 1
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    os.close(reader)
+    print(f"{time.monotonic():.1f} {done} {codes}", flush=True)
+    if set(codes) == {0}:
+      return done
+    assert set(codes) == {-signal.SIGKILL}, codes
+
+
+if __name__ == "__main__":
+  where, *numbers = sys.argv[1:6]
+  if "no_folder_renames" in sys.argv:
+    no_folder_renames.refuse_renames()
+  print("killed", run(where, *map(int, numbers)))
