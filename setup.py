@@ -35,7 +35,7 @@ EXTRAS = {
   # Preparing a tfds image data set runs TensorFlow once; reading and training never do. Hugging
   # Face's parquet files are read with pyarrow.
   "prepare": ["pyarrow>=17", "tensorflow-cpu>=2.20"],
-  # Workdirs at gs:// and s3://. Their versions go together: fsspec of one month with gcsfs and s3fs.
+  # Workdirs at gs:// and s3://. pip finds versions of the two that want the same fsspec.
   "stores": ["gcsfs>=2025.7", "s3fs>=2025.7"],
   "tpu": ["jax[tpu]>=0.10"],
   # CUDA 12 asks less of the driver; `pip install 'jax[cuda13]'` replaces it on a newer one.

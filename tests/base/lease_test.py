@@ -31,7 +31,7 @@ class Clock:
 
 @pytest.fixture(name="folder")
 def _folder(tmp_path, monkeypatch):
-  """Of leases whose holders know nothing of each other's machines, and do not renew by themselves."""
+  """Of leases whose holders do not know each other's machines, nor renew by themselves."""
   monkeypatch.setattr(lease, "_process", dict)
   monkeypatch.setattr(Lease, "_beat", lambda self: None)
   return epath.Path(tmp_path) / "lock.lease"

@@ -5,6 +5,7 @@
 One process has imported everything, and each sitting is a fork of it: a start takes no seconds.
 """
 
+import logging
 import os
 import random
 import select
@@ -78,7 +79,6 @@ def run(workdir, kills, steps, seed, processes):
       done += 1
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     os.close(reader)
-    print(f"{time.monotonic():.1f} {done} {codes}", flush=True)
     if set(codes) == {0}:
       return done
     assert set(codes) == {-signal.SIGKILL}, codes
@@ -88,4 +88,6 @@ if __name__ == "__main__":
   where, *numbers = sys.argv[1:6]
   if "no_folder_renames" in sys.argv:
     no_folder_renames.refuse_renames()
-  print("killed", run(where, *map(int, numbers)))
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  logging.basicConfig(format="%(message)s")
+  logging.getLogger("cmjax").info("killed %d", run(where, *map(int, numbers)))

@@ -138,7 +138,8 @@ def _serve(scheme, port):
     ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False).start()
     address = f"http://127.0.0.1:{port}"
     boto3.client("s3", "us-east-1", endpoint_url=address).create_bucket(Bucket=BUCKET)
-  print("serving", flush=True)
+  sys.stdout.write("serving\n")
+  sys.stdout.flush()
   while True:
     time.sleep(3600)
 

@@ -53,7 +53,7 @@ LIBRARIES = {  # wing or room -> the only libraries it knows, beside the standar
   "networks": {"jax", "numpy", "jaxtyping", "flax", "equinox"},  # equinox if it is there
   "training": {"jax", "numpy", "jaxtyping", "flax", "optax"},
 }
-PRIVATE = {  # what is private in a library and needed all the same -> by whom, with the reason there
+PRIVATE = {  # what is private in a library and is used all the same, with the reason there
   "run.commit": {
     "orbax.checkpoint._src.path.gcs_utils",
     "orbax.checkpoint._src.serialization.tensorstore_utils",
