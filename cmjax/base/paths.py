@@ -62,6 +62,11 @@ def place(path: str | os.PathLike[str], what: str = "path") -> epath.Path:
   return epath.Path(f"{scheme}://" + "/".join((bucket, *names)))
 
 
+def absolute(path: epath.Path) -> epath.Path:
+  """The whole path, which stays the same if the process goes to another folder."""
+  return path if stores.is_remote(path) else path.absolute()  # epath takes a URL for relative
+
+
 def _text(path: str | os.PathLike[str], what: str) -> str:
   text = os.fspath(path)
   if not text:

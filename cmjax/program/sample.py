@@ -80,7 +80,7 @@ def sample(
       picture = np.clip(images, -1, 1)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     pixels = None if latents else writer.picture(picture)
-    written += _write(paths.place(workdir).absolute(), stem, arrays, pixels)
+    written += _write(paths.absolute(paths.place(workdir)), stem, arrays, pixels)
   return written
 
 
@@ -129,7 +129,7 @@ def evaluate(exp: Experiment, workdir: str | os.PathLike[str]) -> str:
     OSError: the workdir was renamed meanwhile.
   """
   emas = stored_runs.averages_of(workdir)  # before a folder is made of a mistyped name
-  workdir, primary = paths.place(workdir).absolute(), sharding.process()[0] == 0
+  workdir, primary = paths.absolute(paths.place(workdir)), sharding.process()[0] == 0
   with lock.hold(workdir, "evaluate", primary=primary, agree=sharding.all_agree) as check_workdir:
     return _evaluate(exp, workdir, emas, check_workdir)
 
@@ -180,7 +180,7 @@ def evaluate_images(exp: Experiment, workdir: str | os.PathLike[str], images: st
   Returns:
     The cards, each with its numbers and their floors.
   """
-  data, workdir, told = image_sets.read(images), paths.place(workdir).absolute(), []
+  data, workdir, told = image_sets.read(images), paths.absolute(paths.place(workdir)), []
   mesh = experiment.make_mesh(exp.run)
   labels = experiment.scorers(exp)
   if not labels:

@@ -78,7 +78,7 @@ def sweep(
   rows.sort(key=lambda row: row["sigma_rel"])
   best = _best(workdir, rows, samplers, step)
   if sharding.process()[0] == 0:
-    curve = _page(paths.place(workdir).absolute().name, label, rows, best, step)
+    curve = _page(paths.absolute(paths.place(workdir)).name, label, rows, best, step)
     write_text(path.with_suffix(".html"), curve)
   return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
 

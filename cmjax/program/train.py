@@ -54,7 +54,7 @@ def train(
     Interrupted: on a signal that asks to go (`sitting.ASKING`) or by `stop`, after saving. It is a
       SystemExit: catch it in a program that goes on.
   """
-  workdir = paths.place(workdir, "workdir").absolute()
+  workdir = paths.absolute(paths.place(workdir, "workdir"))
   experiment.check(exp)
   primary = sharding.process()[0] == 0
   with lock.hold(workdir, "train", primary=primary, agree=sharding.all_agree) as check_workdir:

@@ -128,7 +128,7 @@ class Checkpoints:
     partial: bool = False,
   ):
     self._partial = partial
-    self.workdir = paths.place(directory, "workdir").absolute()
+    self.workdir = paths.absolute(paths.place(directory, "workdir"))
     self.directory = self.workdir / folder
     self._noun = folder.removesuffix("s")
     self._seals = self.workdir / "seals"

@@ -61,8 +61,9 @@ def test_a_run_is_on_a_disk_or_in_a_bucket_by_one_type(monkeypatch, served):
     assert stores.is_remote(found) == ("://" in path)
     assert found == paths.place(found)
   below = paths.place("s3://bucket/a") / "b"
-  assert str(below.absolute()) == "s3://bucket/a/b" and str(below.parent) == "s3://bucket/a"
+  assert str(paths.absolute(below)) == "s3://bucket/a/b" and str(below.parent) == "s3://bucket/a"
   assert paths.place(pathlib.Path("a")) == epath.Path("a")
+  assert str(paths.absolute(epath.Path("a"))) == str(pathlib.Path("a").absolute())
 
 
 @pytest.mark.parametrize(
