@@ -55,7 +55,7 @@ def place(path: str | os.PathLike[str], what: str = "path") -> epath.Path:
       "gs:// or at s3://. Mount it, and give the folder."
     )
   scheme, rest = match[1].lower(), text[match.end() :]
-  bucket, *names = rest.lstrip("/").rstrip("/").split("/")
+  bucket, *names = rest.removeprefix("/").rstrip("/").split("/")
   if not bucket or not rest.startswith("/") or {"", ".", ".."} & set(names):
     raise ValueError(f"{what}={text!r} names no folder of a bucket: {scheme}://bucket/folder does.")
   stores.serve(scheme)

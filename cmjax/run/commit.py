@@ -61,6 +61,13 @@ class ByName(ocp.path.atomicity.AtomicRenameTemporaryPath):
       raise ocp.path.atomicity.ValidationError(f"{final_path} has no {COMMIT}.")
     await super().validate_final(final_path)
 
+  @classmethod
+  def from_temporary(cls, temporary_path: Any, **options: Any) -> Any:
+    """A folder that was begun and not ended."""
+    if _TEMPORARY in temporary_path.name:
+      return super().from_temporary(temporary_path, **options)
+    return cls(temporary_path, temporary_path, **options)  # begun by `ByFile`
+
   def get_final(self) -> Any:
     """Where the folder is to be seen."""
     return super().get_final() if self._step is None else self._step

@@ -1,5 +1,7 @@
 """Checkpoints where no folder can be renamed: whole by a file that comes last."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,8 @@ def test_without_its_last_file_it_is_none_for_any_reader_and_is_removed_by_the_n
     if stage == "digests":
       patch.setattr(checkpoint, "_digests", killed)
     else:
-      patch.setattr(commit.ocp.path.atomicity.CommitFileTemporaryPath, "finalize", killed)
+      add_digests = commit.ByFile._add_digests
+      patch.setattr(commit.ByFile, "_add_digests", lambda self: killed(add_digests(self)))
     checkpoints.save(20, state(20), CONFIG)
     with pytest.raises(OSError, match="killed here"):
       checkpoints.wait()
@@ -81,7 +84,11 @@ def test_without_its_last_file_it_is_none_for_any_reader_and_is_removed_by_the_n
   assert (folder / commit.DIGESTS).exists() == (stage == "COMMIT")
   assert steps(tmp_path, read_only=True) == [10] and folder.is_dir()  # readers try no renames
   assert_is_state_of(checkpoint.read(tmp_path, layout), 10)
-  assert steps(tmp_path) == [10] and not folder.exists()
+  again = checkpoint.Checkpoints(tmp_path)
+  assert again.steps() == [10]
+  again.save(30, state(30), CONFIG)
+  again.close()
+  assert again.steps() == [30, 10] and not folder.exists()
 
 
 def test_on_a_disk_too_one_that_was_begun_on_such_a_mount_counts_only_when_whole(
@@ -101,7 +108,11 @@ def test_one_that_a_disk_wrote_is_read_and_never_taken_for_unfinished(tmp_path, 
   save(tmp_path, 10, 20)
   place._tried.cache_clear()
   refuse_renames(monkeypatch.setattr)
-  (tmp_path / "checkpoints" / "20" / commit.COMMIT).unlink(missing_ok=True)  # of an older orbax
+  folder = tmp_path / "checkpoints" / "20"
+  (folder / commit.COMMIT).unlink()  # of an older orbax
+  written = json.loads((folder / commit.DIGESTS).read_text())
+  del written[commit.COMMIT]
+  (folder / commit.DIGESTS).write_text(json.dumps(written))
   assert steps(tmp_path) == [20, 10]
   again = checkpoint.Checkpoints(tmp_path)
   assert_is_state_of(again.restore(layout), 20)

@@ -606,7 +606,7 @@ def test_a_full_disk_is_named_and_not_hidden_by_what_follows(tmp_path):
     OSError, match="metrics.jsonl could not be written: No space left .* start the sa"
   ):
     with writer.Reporter(tmp_path, total_steps=2, batch_size=1) as reporter:
-      reporter._history.close()
+      reporter._history._file.close()
       reporter._history._file = open(
         "/dev/full", "a"
       )  # a device that is full, and fails at close, too
