@@ -28,15 +28,16 @@ def settings(steps):
 
 
 def sitting(workdir, steps, started, processes, index, port):
-  """Trains in a fork; says when the first step begins. Never returns."""
+  """Trains in a fork; says when it takes steps. Never returns."""
   if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     sharding.start(f"127.0.0.1:{port}", processes, index)
-  told = []
+  asked = []
 
-  def stop():
-    if not told:
-      told.append(os.write(started, b"1"))
+  def stop():  # is asked before each step
+    asked.append(len(asked))
+    if len(asked) == 3:  # the step is compiled
+      os.write(started, b"1")
     return False
 
   try:
@@ -48,7 +49,7 @@ def sitting(workdir, steps, started, processes, index, port):
 
 
 def start(workdir, steps, processes):
-  """The forks of one sitting, and what says that their first step begins."""
+  """The forks of one sitting, and what says that it takes steps."""
   reader, writer = os.pipe()
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ Each server is a process of its own. Programs reach it over a wire, which can be
 """
 
 import contextlib
+import http.server
 import importlib.util
 import os
 import pathlib
@@ -121,12 +122,49 @@ def _shut(connection):
     connection.shutdown(socket.SHUT_RDWR)
 
 
+def _as_google(server, objects):
+  """Adds to the emulator what Google's store has: conditional writes, generations when read.
+
+  TensorStore writes a manifest on the condition that it is still the one that was read, and gcsfs
+  creates on the condition that there is none.
+  """
+  turn = threading.Lock()
+
+  def generation(storage, bucket, name):
+    with contextlib.suppress(objects.NotFound):
+      return storage.get_file_obj(bucket, name)["generation"]
+    return "0"
+
+  def download(request, response, storage, *args, original=objects.download):
+    bucket, name = request.params["bucket_name"], request.params["object_id"]
+    response["x-goog-generation"] = generation(storage, bucket, name)
+    original(request, response, storage)
+
+  def conditional(upload):
+    def uploading(request, response, storage):
+      wanted = request.query.get("ifGenerationMatch")
+      named = request.query.get("name") or [request.data["meta"]["name"]]
+      with turn:
+        if wanted and generation(storage, request.params["bucket_name"], named[0]) != wanted[0]:
+          response.status = http.HTTPStatus.PRECONDITION_FAILED
+          return None
+        return upload(request, response, storage)
+
+    return uploading
+
+  for _, handlers in server.HANDLERS:
+    handlers.update({m: download for m, f in handlers.items() if f is objects.download})
+  objects.download = download
+  objects._media_upload = conditional(objects._media_upload)
+  objects._multipart_upload = conditional(objects._multipart_upload)
+
+
 def _serve(scheme, port):
   if scheme == "gs":
-    import http.server
-
     from gcp_storage_emulator import server
+    from gcp_storage_emulator.handlers import objects
 
+    _as_google(server, objects)
     # Several connections at once, as a store has: a client that keeps one open blocks no other.
     server.server.HTTPServer = http.server.ThreadingHTTPServer
     server.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET).start()

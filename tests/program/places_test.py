@@ -6,6 +6,7 @@ What is here starts servers: it needs the packages of the extra `emulators`.
 import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -95,6 +96,7 @@ def test_a_run_killed_at_random_ends_with_the_bits_of_one_that_was_not(
   with at(where, tmp_path) as (workdir, _):
     said = finished(start(where, workdir, kills, steps, processes), 60 * (kills + 4))
     assert f"killed {kills}" in said
+    assert [step for step in re.findall(r"Starting at step (\d+) of", said) if step != "0"], said
     assert_is_the_same_run(workdir, whole)
     by_name = checkpoint.Checkpoints(workdir, read_only=True)
     by_name.close()
