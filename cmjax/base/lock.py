@@ -115,10 +115,10 @@ def _take(workdir: epath.Path, task: str, wait: bool) -> tuple[IO[str] | Lease |
   """The open file that holds the lock, or the lease; or None and why not."""
   file = None
   try:
-    if TASKS[task].begins:
-      workdir.mkdir(parents=True, exist_ok=True)
     if stores.is_remote(workdir):
       return _lease(workdir, task, wait)
+    if TASKS[task].begins:
+      workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / TASKS[task].file, "a+", encoding="utf-8")
     try:
       refusal = _lock(file, workdir, task, wait)

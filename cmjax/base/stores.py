@@ -131,17 +131,26 @@ def copy_folder(source: Any, target: Any) -> None:
     store.cp_file(system(source / name)[1], system(target / name)[1])
 
 
-async def _patiently(request: Callable[[], Awaitable[Any]], lost: Callable[[Any], bool]) -> Any:
-  """The answer to a request, which is repeated while the connection is lost."""
+async def _patiently(
+  request: Callable[[], Awaitable[Any]], lost: Callable[[Any], bool], refused: Callable[[Any], bool]
+) -> Any:
+  """The answer to a request, which is repeated while the connection is lost.
+
+  Raises:
+    OSError: there is no connection for long, or the credentials are not taken.
+  """
   began, pause, tries = time.monotonic(), 0.5, 0
   while True:
     try:
       answer = await request()
     except Exception as error:
+      if refused(error):
+        said = f"the credentials here do not open this bucket: {_short(error)}"
+        raise PermissionError(errno.EACCES, said) from error
       if not lost(error):
         raise
       if time.monotonic() - began + pause > PATIENCE:
-        said = f"the object store has not answered for {PATIENCE} s: {error!r:.300}"
+        said = f"the object store has not answered for {PATIENCE} s: {_short(error)}"
         raise OSError(errno.EIO, said) from error
       tries += 1
       if tries == 3:
@@ -161,8 +170,12 @@ def _say_lost(error: Exception) -> None:
     _lost_since.append(time.monotonic())
     logger.warning(
       "The object store does not answer (%s). Waiting for it, %d s at most.",
-      *(" ".join(str(error).split())[:200] or type(error).__name__, PATIENCE),
+      *(_short(error), PATIENCE),
     )
+
+
+def _short(error: Exception) -> str:
+  return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _say_back() -> None:
@@ -175,34 +188,44 @@ def _patient_gcs() -> type:
   import aiohttp
   import gcsfs
   from gcsfs import retry
+  from google.auth import exceptions
 
   def lost(error: Any) -> bool:
     return retry.is_retriable(error) or isinstance(error, (aiohttp.ClientError, TimeoutError))
+
+  def refused(error: Any) -> bool:
+    unknown = isinstance(error, retry.HttpError) and str(error.code) == "401"
+    return (unknown or isinstance(error, exceptions.GoogleAuthError)) and not lost(error)
 
   class PatientGCS(gcsfs.GCSFileSystem):
     """Google's object store."""
 
     async def _request(self, *args: Any, **options: Any) -> Any:
       once = gcsfs.core.GCSFileSystem._request.__wrapped__  # without the library's own tries
-      return await _patiently(lambda: once(self, *args, **options), lost)
+      return await _patiently(lambda: once(self, *args, **options), lost, refused)
 
   return PatientGCS
 
 
 def _patient_s3() -> type:
-  import botocore.exceptions
   import s3fs
+  from botocore import exceptions
 
-  kinds = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, TimeoutError)
+  kinds = (exceptions.ConnectionError, exceptions.HTTPClientError, TimeoutError)
 
   def lost(error: Any) -> bool:
     return isinstance(error, (*kinds, ConnectionError)) or "SlowDown" in str(error)
+
+  def refused(error: Any) -> bool:
+    return isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError))
 
   class PatientS3(s3fs.S3FileSystem):
     """Amazon's object store, and what speaks its language."""
 
     async def _call_s3(self, *args: Any, **options: Any) -> Any:
-      return await _patiently(lambda: super(PatientS3, self)._call_s3(*args, **options), lost)
+      return await _patiently(
+        lambda: super(PatientS3, self)._call_s3(*args, **options), lost, refused
+      )
 
   return PatientS3
 

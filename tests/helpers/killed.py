@@ -3,14 +3,17 @@
   python tests/helpers/killed.py WORKDIR KILLS STEPS SEED PROCESSES [no_folder_renames]
 
 One process has imported everything, and each sitting is a fork of it: a start takes no seconds.
+Several processes are no forks: what they talk through does not live through one.
 """
 
+import json
 import logging
 import os
 import random
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -56,8 +59,12 @@ def start(workdir, steps, processes):
     port = free.getsockname()[1]
   children = []
   for index in range(processes):
-    if not (child := os.fork()):
-      sitting(workdir, steps, writer, processes, index, port)
+    arguments = (workdir, steps, writer, processes, index, port)
+    if processes > 1:
+      given = [json.dumps([*arguments, "no_folder_renames" in sys.argv])]
+      child = subprocess.Popen([sys.executable, __file__, *given], pass_fds=[writer]).pid
+    elif not (child := os.fork()):
+      sitting(*arguments)
     children.append(child)
   os.close(writer)
   return children, reader
@@ -86,6 +93,11 @@ def run(workdir, kills, steps, seed, processes):
 
 
 if __name__ == "__main__":
+  if len(sys.argv) == 2:
+    *arguments, refused = json.loads(sys.argv[1])
+    if refused:
+      no_folder_renames.refuse_renames()
+    sitting(*arguments)
   where, *numbers = sys.argv[1:6]
   if "no_folder_renames" in sys.argv:
     no_folder_renames.refuse_renames()

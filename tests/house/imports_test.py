@@ -47,7 +47,18 @@ ALSO = {
   "convert": {"networks"},
 }
 LIBRARIES = {  # wing or room -> the only libraries it knows, beside the standard one
-  "base": {"jax", "numpy", "jaxtyping", "etils", "fsspec", "aiohttp", "gcsfs", "botocore", "s3fs"},
+  "base": {
+    "jax",
+    "numpy",
+    "jaxtyping",
+    "etils",
+    "fsspec",
+    "aiohttp",
+    "gcsfs",
+    "google",
+    "botocore",
+    "s3fs",
+  },
   "pages": {"ml_collections"},
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
   "networks": {"jax", "numpy", "jaxtyping", "flax", "equinox"},  # equinox if it is there

@@ -188,6 +188,12 @@ def test_the_lock_is_refused_by_a_live_owner_and_taken_over_from_a_dead_one(
   tmp_path, where, monkeypatch, caplog
 ):
   with at(where, tmp_path) as (workdir, _):
+    with pytest.raises(
+      ValueError, match="Cannot write to the workdir .*: there is no bucket 'other'"
+    ):
+      with lock.hold(f"{where}://other/run"):
+        pass
+    assert not stores.has_bucket(f"{where}://other/run")  # nor was it made
     command = [sys.executable, "-c", HOLDER, workdir]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
