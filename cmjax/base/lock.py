@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from etils import epath
 
-from cmjax.base import atomic_files, json_files, place, stores
+from cmjax.base import atomic_files, json_files, paths, place, stores
 from cmjax.base.lease import Held, Lease
 
 logger = logging.getLogger("cmjax")
@@ -93,7 +93,7 @@ def hold(
   Raises:
     ValueError: another process holds it, or the workdir cannot be written.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.place(workdir, "workdir")
   held, refusal = _take(workdir, task, wait) if primary else (None, "")
   try:
     if not agree(not refusal):

@@ -69,7 +69,7 @@ def check_writable(
     num_bytes: of all its checkpoints, those that are there already among them.
     folders: where they go, in the workdir.
   """
-  directory = epath.Path(directory)
+  directory = paths.place(directory, "workdir")
   try:
     place.capabilities(directory)
     if stores.is_remote(directory):

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from cmjax.base import json_files
+from cmjax.base import json_files, paths
 from cmjax.base.atomic_files import replacing
 
 FILE, PARTS = "metrics.jsonl", "metrics"
@@ -29,7 +29,7 @@ class History:
   """
 
   def __init__(self, workdir: str | os.PathLike[str], last_step: int, *, appends: bool):
-    self._workdir = epath.Path(workdir)
+    self._workdir = paths.place(workdir, "workdir")
     for path in files(self._workdir):
       _truncate(path, last_step)
     self._file, self._lines, self._size, self.closed = None, [], 0, False
@@ -66,7 +66,7 @@ class History:
 
 def files(workdir: str | os.PathLike[str]) -> list[epath.Path]:
   """The files that a history is in, in order; those that are there."""
-  workdir, found = epath.Path(workdir), []
+  workdir, found = paths.place(workdir, "workdir"), []
   if (workdir / FILE).exists():
     found.append(workdir / FILE)
   if (workdir / PARTS).is_dir():

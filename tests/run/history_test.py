@@ -60,6 +60,6 @@ def test_parts_are_in_the_order_of_their_numbers_and_after_a_file_of_before(tmp_
   write(tmp_path, 1, 2, appends=True)
   write(tmp_path, 3, last=2)
   (tmp_path / "metrics" / "1000000.jsonl").write_text(json.dumps(line(5)) + "\n")
-  (tmp_path / "metrics" / "000002.jsonl").write_text(json.dumps(line(4)) + "\n")
+  (tmp_path / "metrics" / "999999.jsonl").write_text(json.dumps(line(4)) + "\n")
   (tmp_path / "metrics" / "notes.txt").write_text("not ours")
   assert [r["step"] for r in history.records(tmp_path)] == [1, 2, 3, 4, 5]
