@@ -36,9 +36,11 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 slow: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[emulators]'
 	$(VENV)/bin/python -m pytest -m slow -n auto --dist loadfile
 
 soak: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[emulators]'
 	$(VENV)/bin/python -m pytest -m soak -n auto --dist loadfile
 
 # Without a single test pytest fails (5), so a peer that does not import is noticed here.

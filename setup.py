@@ -35,6 +35,8 @@ EXTRAS = {
   # Preparing a tfds image data set runs TensorFlow once; reading and training never do. Hugging
   # Face's parquet files are read with pyarrow.
   "prepare": ["pyarrow>=17", "tensorflow-cpu>=2.20"],
+  # Workdirs at gs:// and s3://. pip finds versions of the two that want the same fsspec.
+  "stores": ["gcsfs>=2025.7", "s3fs>=2025.7"],
   "tpu": ["jax[tpu]>=0.10"],
   # CUDA 12 asks less of the driver; `pip install 'jax[cuda13]'` replaces it on a newer one.
   "cuda": ["jax[cuda12]>=0.10"],
@@ -50,6 +52,15 @@ EXTRAS = {
     "pytest-xdist>=3.6",
     "ruff>=0.12",
     "setuptools>=77",  # the tests build a wheel
+  ],
+  # Object stores on the loopback, for the slow tests of workdirs in buckets.
+  "emulators": [
+    "flask>=3.0",  # of moto's server, whose own extra brings 200 MB that S3 has no use for
+    "flask-cors>=5.0",
+    "gcp-storage-emulator>=2024.8",
+    "gcsfs>=2025.7",
+    "moto[s3]>=5.1",
+    "s3fs>=2025.7",
   ],
   # Has libFuzzer, which feeds the readers of files (benchmarks/robustness/fuzz.py).
   "fuzz": ["atheris>=2.3"],

@@ -7,11 +7,13 @@ change by hand, or by a disk, is then found when the file is read.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+
+from cmjax.base import stores
 
 SEAL = "sha256"
 BLOCK = 2**16  # bytes
@@ -37,7 +39,7 @@ def is_whole(content: Mapping[str, Any]) -> bool | None:
   return content[SEAL] == of_json({k: v for k, v in content.items() if k != SEAL})
 
 
-def of_files(paths: Iterable[Path], root: Path | None = None) -> str:
+def of_files(paths: Iterable[Any], root: Any = None) -> str:
   """The sha256 of names, sizes and content of files; of a large one 16 blocks, evenly spaced.
 
   Args:
@@ -47,7 +49,7 @@ def of_files(paths: Iterable[Path], root: Path | None = None) -> str:
   paths, whole = sorted(paths), hashlib.sha256()
   chosen = set(_spread(len(paths), MOST_FILES).tolist())
   for i, path in enumerate(paths):
-    size = path.stat().st_size
+    size = stores.size(path)
     name = path.relative_to(root).as_posix() if root else ""
     whole.update(json.dumps([name, size]).encode())
     if i in chosen:
@@ -58,9 +60,9 @@ def of_files(paths: Iterable[Path], root: Path | None = None) -> str:
   return whole.hexdigest()
 
 
-def of_folder(folder: Path) -> str:
+def of_folder(folder: epath.Path) -> str:
   """`of_files`, of all files below a folder, by their names in it."""
-  return of_files((path for path in folder.rglob("*") if path.is_file()), folder)
+  return of_files((folder / name for name in stores.files(folder)), folder)
 
 
 def of_arrays(arrays: Mapping[str, Any]) -> str | None:

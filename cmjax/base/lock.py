@@ -1,5 +1,7 @@
 """One writer of a thing in a workdir at a time, by locks that the kernel drops with their process.
 
+Where the kernel has no locks, as in a bucket, a lease takes their place (`base/lease.py`).
+
 Who trains, converts or prepares holds `workdir/lock` to the end. Scores, averages, times and
 samples have locks of their own (`TASKS`), so that they are made beside a training. A lock's file
 stays where it is; what counts is whether a process holds it (flock(2)), so a run that was killed
@@ -10,15 +12,19 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from cmjax.base import atomic_files, json_files
+from etils import epath
+
+from cmjax.base import atomic_files, json_files, paths, place, stores
+from cmjax.base.lease import Held, Lease
 
 logger = logging.getLogger("cmjax")
 MOST_BYTES = 2**16  # of a lock that are read
@@ -62,7 +68,7 @@ TASKS = {
 
 @contextlib.contextmanager
 def hold(
-  workdir: Path,
+  workdir: str | os.PathLike[str],
   task: str = "train",
   *,
   wait: bool = False,
@@ -71,52 +77,62 @@ def hold(
 ) -> Iterator[Callable[[], None]]:
   """Keeps others out of what a task writes in a workdir.
 
-  What killed writers left half-written in it is removed. Where the file system has no locks, a
-  warning says so and the task goes on.
+  What killed writers left half-written in it is removed.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, on a disk or in a bucket.
     task: one of `TASKS`.
     wait: for whoever holds it, after one line that says so: for what is written in a moment.
     primary: whether this process takes the lock, for all processes of the run.
     agree: whether all processes of the run say True; each asks once.
 
   Yields:
-    A function that raises OSError if the workdir was renamed, removed or replaced meanwhile.
+    A function that raises OSError if the workdir was renamed, removed or replaced meanwhile, or if
+    another process has taken its lease.
 
   Raises:
     ValueError: another process holds it, or the workdir cannot be written.
   """
-  file, refusal = _take(workdir, task, wait) if primary else (None, "")
+  workdir = paths.place(workdir, "workdir")
+  held, refusal = _take(workdir, task, wait) if primary else (None, "")
   try:
     if not agree(not refusal):
       raise ValueError(refusal or f"Process 0 was refused {workdir}: its log says why.")
-    if file is not None:
+    if held is not None:
       atomic_files.clear_partials(workdir)
-    yield _still_there(workdir, file) if file is not None else lambda: None
+    yield _check(workdir, held)
   finally:
-    if file is not None:
+    if isinstance(held, Lease):
+      with contextlib.suppress(OSError):  # it is taken for dead after a while
+        held.let_go()
+    elif held is not None:
       with contextlib.suppress(OSError):  # the name of a run that has ended harms nobody
-        file.truncate(0)
-      file.close()
+        held.truncate(0)
+      held.close()
 
 
-def _take(workdir: Path, task: str, wait: bool) -> tuple[IO[str] | None, str]:
-  """The open file that holds the lock, or None and why not."""
+def _take(workdir: epath.Path, task: str, wait: bool) -> tuple[IO[str] | Lease | None, str]:
+  """The open file that holds the lock, or the lease; or None and why not."""
   file = None
   try:
+    if stores.is_remote(workdir):
+      return _lease(workdir, task, wait)
     if TASKS[task].begins:
       workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / TASKS[task].file, "a+", encoding="utf-8")
-    refusal = _lock(file, workdir, task, wait)
+    try:
+      refusal = _lock(file, workdir, task, wait)
+    except NoLocks:
+      file.close()
+      return _lease(workdir, task, wait)
     if not refusal:
       file.truncate(0)
       json.dump(_me(task), file)
       file.flush()
   except OSError as error:
     refusal = (
-      f"Cannot write to the workdir {workdir}: {error.strerror}. Mend that, or choose another "
-      "--workdir."
+      f"Cannot write to the workdir {workdir}: {error.strerror or error}. Mend that, or choose "
+      "another --workdir."
     )
   if refusal and file is not None:
     with contextlib.suppress(OSError):  # of what the full disk had no room for
@@ -125,19 +141,45 @@ def _take(workdir: Path, task: str, wait: bool) -> tuple[IO[str] | None, str]:
   return file, refusal
 
 
-def _lock(file: IO[str], workdir: Path, task: str, wait: bool) -> str:
+class NoLocks(Exception):
+  """The file system has no locks."""
+
+
+def _lease(workdir: epath.Path, task: str, wait: bool) -> tuple[Lease | None, str]:
+  """The lease of a task, after its holder if it may wait; or why not, if another has it."""
+  lease = Lease(
+    workdir / f"{TASKS[task].file}.lease",
+    _me(task),
+    creates=place.capabilities(workdir).creates,
+  )
+
+  @functools.cache  # one line for each, however often it is seen
+  def say(busy: str, who: str) -> None:
+    logger.info("%s %s: %s. This one waits for it.", busy, workdir, who)
+
+  try:
+    lease.take(wait=wait, say=lambda holder: say(_busy(holder, task).busy, _name(holder)))
+  except Held as error:
+    (holder,) = error.args
+    held = _busy(holder, task)
+    return None, f"{held.busy} {workdir}: {_name(holder)}. {held.advice}"
+  return lease, ""
+
+
+def _busy(holder: Mapping[str, Any], task: str) -> Task:
+  """The task of who holds a lock."""
+  return TASKS.get(str(holder.get("task")), TASKS[task])
+
+
+def _lock(file: IO[str], workdir: epath.Path, task: str, wait: bool) -> str:
   """Takes the lock, after its holder if it may wait; returns why not, if another has it."""
   holder = _read(file)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     if error.errno not in _HELD:
-      logger.warning(
-        "The file system of %s has no locks (%s): nothing but you keeps a second run out of it.",
-        *(workdir, error.strerror),
-      )
-      return ""
-    held = TASKS.get(str(holder.get("task")), TASKS[task])
+      raise NoLocks from error
+    held = _busy(holder, task)
     who = _name(holder) if holder else "a process that has only just begun"
     if not wait:
       return f"{held.busy} {workdir}: {who}. {held.advice}"
@@ -153,7 +195,24 @@ def _lock(file: IO[str], workdir: Path, task: str, wait: bool) -> str:
   return ""
 
 
-def _still_there(workdir: Path, file: IO[str]) -> Callable[[], None]:
+def _check(workdir: epath.Path, held: IO[str] | Lease | None) -> Callable[[], None]:
+  """A function that raises if what is held is no longer there, or no longer ours."""
+  if held is None:
+    return lambda: None
+  if not isinstance(held, Lease):
+    return _still_there(workdir, held)
+
+  def check() -> None:
+    if who := held.check():
+      raise OSError(
+        f"This process gave no sign of life for too long, so {who} has taken {workdir} over. It "
+        "stops, and leaves the run to the other."
+      )
+
+  return check
+
+
+def _still_there(workdir: epath.Path, file: IO[str]) -> Callable[[], None]:
   """A function that raises if `workdir` is no longer the folder in which `file` is."""
   began = os.stat(workdir)
   file.seek(0)
@@ -190,6 +249,6 @@ def _read(file: IO[str]) -> dict[str, Any]:
   return holder if isinstance(holder, dict) else {}
 
 
-def _name(holder: dict[str, Any]) -> str:
+def _name(holder: Mapping[str, Any]) -> str:
   pid, host, since = (holder.get(key, "?") for key in ("pid", "host", "since"))
   return f"process {pid} on {host}, since {since}"

@@ -64,10 +64,20 @@ class Where(NamedTuple):
   Attributes:
     schemes: of object stores that are served as well: "gs://".
     empty: whether an empty one has a meaning: there is none.
+    run: whether a run is there, or will be: a path as `paths.place` takes them.
   """
 
   schemes: tuple[str, ...] = ()
   empty: bool = False
+  run: bool = False
+
+  def path(self, text: str, what: str) -> Any:
+    """The path that is meant.
+
+    Raises:
+      ValueError: in one line, if none can be.
+    """
+    return paths.place(text, what) if self.run else paths.local(text, what)
 
 
 Positive = Annotated[float, Range(0, ends="(]")]
@@ -94,6 +104,8 @@ Scale = Annotated[float, Range(-1_000, 1_000, why="1 is no guidance.")]
 Place = Annotated[str, Where(empty=True)]  # of a config, where "" says that there is none
 PlaceOrNone = Annotated[str | None, Where(empty=True)]
 Folder = Annotated[str, Where()]  # of a flag
+Workdir = Annotated[str, Where(run=True)]  # of a flag
+WorkdirOrNone = Annotated[str, Where(empty=True, run=True)]  # of a config, as Place
 
 
 class Option(NamedTuple):
@@ -203,7 +215,7 @@ def _taken(value: Any, option: Option, key: str) -> tuple[bool, Any]:
   if option.type is str and isinstance(value, str) and option.where:
     where = option.where
     if value and not value.startswith(where.schemes or "\0"):
-      paths.local(value, key)
+      where.path(value, key)
     return bool(value) or where.empty, value
   return option.type in _KNOWN and isinstance(value, option.type), value
 

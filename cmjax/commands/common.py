@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmjax.base import limits, parts, paths, printable, ranges
+from cmjax.base import limits, parts, printable, ranges
 from cmjax.base.device_memory import OutOfMemory
-from cmjax.base.ranges import Count, CountOrNone, Folder, Place, Seed
+from cmjax.base.ranges import Count, CountOrNone, Place, Seed, Workdir
 from cmjax.commands import task
 
 
@@ -45,7 +45,7 @@ class ConfigFrom(enum.Enum):
   FLAG_OR_RUN_OR_NONE = f"{FLAG_OR_RUN} With neither, no network is looked at."
 
 
-WORKDIR = Flag("workdir", Folder, None, "Folder of the run.", "the folder of the run")
+WORKDIR = Flag("workdir", Workdir, None, "Folder of the run.", "the folder of the run")
 SAMPLER = Flag("sampler", str, None, "One of config.samplers. By default all of them.")
 NUM_SAMPLES = Flag("num_samples", Count, 64, "How many samples of each sampler.")
 SEED = Flag("seed", Seed, 0, "Of the noise that samples start from.")
@@ -133,10 +133,10 @@ def typed(text: str, kind: Any, key: str) -> Any:
     ValueError: it cannot be meant; in one line with what is allowed.
   """
   value = ranges.typed(text, kind, key)
-  is_path = any(option.where for option in ranges.options(kind))
-  if not (is_path and value):
+  where = next((option.where for option in ranges.options(kind) if option.where), None)
+  if not (where and value):
     return value
-  path = str(paths.local(value, key))
+  path = str(where.path(value, key))
   return f"./{path}" if path.startswith("~") else path  # a file whose name begins so
 
 

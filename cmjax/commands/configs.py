@@ -68,7 +68,7 @@ def allow_own_parts(spec: str | None, config: ConfigDict, argv: Sequence[str]) -
 
 
 def _has_config(workdir: str) -> bool:
-  return (paths.local(workdir, "--workdir") / "config.json").is_file()
+  return (paths.place(workdir, "--workdir") / "config.json").is_file()
 
 
 def why_missing(workdir: str | None, config_from: ConfigFrom) -> str | None:

@@ -11,7 +11,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from cmjax.base.ranges import Folder
+from cmjax.base.ranges import Folder, Workdir
 from cmjax.commands import common
 
 USAGE = """cmjax convert FILE --to DIR [--ema NAME]
@@ -29,6 +29,7 @@ def _convert(argv: Sequence[str] | None) -> int:
   Flags by argparse: there is no config whose values they set, and absl has no positions.
   """
   path = functools.partial(common.argument, Folder)
+  run = functools.partial(common.argument, Workdir)
   parser = argparse.ArgumentParser(
     prog="cmjax convert",
     usage=USAGE,
@@ -40,10 +41,10 @@ def _convert(argv: Sequence[str] | None) -> int:
     "file", nargs="?", type=path("FILE"), help="a .pkl, .pt, .safetensors or msgpack of weights"
   )
   parser.add_argument(
-    "--export", metavar="RUN_DIR", type=path("--export"), help="a run, to write out as safetensors"
+    "--export", metavar="RUN_DIR", type=run("--export"), help="a run, to write out as safetensors"
   )
   parser.add_argument(
-    "--to", required=True, type=path("--to"), help="folder of the new run, or the file to write"
+    "--to", required=True, type=run("--to"), help="folder of the new run, or the file to write"
   )
   parser.add_argument("--ema", metavar="NAME", help="which of several networks or averages")
   common.add_always(parser)

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from cmjax.base.ranges import Count, Folder
+from cmjax.base.ranges import Count, Workdir
 from cmjax.commands import common
 
 MAX_LENGTHS = 1000
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-  path = functools.partial(common.argument, Folder)
+  path = functools.partial(common.argument, Workdir)
   parser = argparse.ArgumentParser(
     prog="cmjax ema",
     description=__doc__,

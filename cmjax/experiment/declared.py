@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cmjax import ema, times, weighting
 from cmjax.base import parts, ranges, sharding
-from cmjax.base.ranges import Place
+from cmjax.base.ranges import Place, WorkdirOrNone
 from cmjax.experiment import evaluation, methods, models, optimizers, run, sampling
 from cmjax.experiment.fields import Run
 from cmjax.experiment.sections import Section, arguments
@@ -23,7 +23,7 @@ from cmjax.training import optim
 SECTIONS = ("data", "net", "loss", "optim", "ema", "init_from", "teacher", "samplers", "evals")
 SECTIONS += ("checkpoint", "mesh")
 OF_SECTIONS = ("ema", "samplers", "evals")
-STORED = {"workdir": Place, "ema": str}
+STORED = {"workdir": WorkdirOrNone, "ema": str}
 NAMED = {"name": str}
 
 # What takes the keys of a section: annotations by key, or a factory with annotations.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from cmjax import guidance, samplers, times
 from cmjax.base import parts, sharding
-from cmjax.base.ranges import Angle, Exponent, InnerAngle, Place, Range, Scale, Sigma
+from cmjax.base.ranges import Angle, Exponent, InnerAngle, Range, Scale, Sigma, WorkdirOrNone
 from cmjax.experiment.fields import Experiment, Method, Sampler, Samples, Stored
 from cmjax.experiment.sections import Section, arguments, call, lacks_input, pick, pick_part, read
 from cmjax.metrics import evaluators as metrics
@@ -23,7 +23,7 @@ _INTERVAL = tuple[Angle, Angle] | None
 GUIDANCE: dict[str, dict[str, Any]] = {  # name -> its arguments
   "input": {"scale": Scale},
   "classifier_free": {"scale": Scale, "interval": _INTERVAL},
-  "autoguidance": {"scale": Scale, "interval": _INTERVAL, "workdir": Place, "ema": str},
+  "autoguidance": {"scale": Scale, "interval": _INTERVAL, "workdir": WorkdirOrNone, "ema": str},
 }
 ABOUT_SAMPLER: dict[str, Any] = {"name": str, "searched": bool}  # whatever the sampler
 

@@ -20,10 +20,12 @@
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from cmjax.base import digests, json_files, paths
 from cmjax.base.atomic_files import replacing
@@ -34,9 +36,9 @@ _MUST_HAVE = ("values", "score", "detector", "reference", "images", "rounding", 
 _KINDS = {"rounding": str, "score": str}  # of those above that are no dicts
 
 
-def write(folder: str | Path, name: str, card: Mapping[str, Any]) -> Path:
+def write(folder: str | os.PathLike[str], name: str, card: Mapping[str, Any]) -> epath.Path:
   """Writes folder/name.json, whole or not at all; characters that no file name has become "-"."""
-  path = Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+  path = epath.Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
   path.parent.mkdir(parents=True, exist_ok=True)
   sealed = digests.sealed({"format": FORMAT, **card})
   text = json.dumps(sealed, indent=2, allow_nan=False) + "\n"
@@ -45,13 +47,13 @@ def write(folder: str | Path, name: str, card: Mapping[str, Any]) -> Path:
   return path
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
   """What `write` wrote, without its digest; a card that has none is taken as it is.
 
   Raises:
     ValueError: there is no such file, it is no card, or it was changed since it was written.
   """
-  path = paths.local(path)
+  path = paths.place(path)
   try:
     card = json_files.read(path)
     missing = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]

@@ -4,8 +4,8 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -143,7 +143,11 @@ def _add(sums: list[Params], averages: dict[str, Params], rows: dict[str, Any]) 
 
 
 def write(
-  workdir: str | Path, sigma_rels: Sequence[float], mesh: Mesh, *, step: int | None = None
+  workdir: str | os.PathLike[str],
+  sigma_rels: Sequence[float],
+  mesh: Mesh,
+  *,
+  step: int | None = None,
 ) -> str:
   """Writes averages of these lengths into the run; one that is there already is left as it is.
 
@@ -180,14 +184,14 @@ def write(
   )
 
 
-def _alone(workdir: str | Path) -> contextlib.AbstractContextManager[Any]:
+def _alone(workdir: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]:
   """Keeps other processes that write averages out meanwhile: they tidy up what is half-written."""
   primary = sharding.process()[0] == 0
-  path = paths.local(workdir)
+  path = paths.place(workdir)
   return lock.hold(path, "average", wait=True, primary=primary, agree=sharding.all_agree)
 
 
-def _is_there(workdir: str | Path, sigma_rel: float, plan: Recipe) -> bool:
+def _is_there(workdir: str | os.PathLike[str], sigma_rel: float, plan: Recipe) -> bool:
   """Whether the average is in the run already; raises if it was made of other copies."""
   folder = stored_runs.posthoc_folder(workdir, sigma_rel)
   if not (folder / "checkpoints").is_dir():

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import edm, experiment, weighting
@@ -33,7 +35,7 @@ LICENCE = (
 LOGVAR = ("logvar_fourier.freqs", "logvar_fourier.phases", "logvar_linear.weight")
 
 
-def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) -> str:
+def convert(source: str | Path, workdir: str | os.PathLike[str], *, ema: str | None = None) -> str:
   """Writes the network of a foreign file as a run, reads it back and runs it.
 
   Args:
@@ -49,7 +51,7 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
     ValueError: for a file that is broken, hostile or of an unknown network, in one line; for a
       workdir that has checkpoints, or in which another process writes.
   """
-  source, workdir = paths.local(source), paths.local(workdir)
+  source, workdir = paths.local(source), paths.place(workdir)
   _check_free(workdir)
   foreign = files.read(source)
   try:
@@ -90,7 +92,7 @@ def convert(source: str | Path, workdir: str | Path, *, ema: str | None = None) 
   return "\n".join(lines)
 
 
-def _check_free(workdir: Path, provenance: Mapping[str, Any] | None = None) -> None:
+def _check_free(workdir: epath.Path, provenance: Mapping[str, Any] | None = None) -> None:
   """Raises if there is a run in a folder, or a conversion that was stopped midway of another file.
 
   Args:
@@ -175,7 +177,9 @@ def _is_stacked(record: Mapping[str, Any]) -> bool:
   return record["net"]["name"] == "dit" and record["net"].get("scan", False)
 
 
-def _save(workdir: Path, made: Experiment, params: Params, provenance: dict[str, Any]) -> None:
+def _save(
+  workdir: epath.Path, made: Experiment, params: Params, provenance: dict[str, Any]
+) -> None:
   """A checkpoint of step 0: parameters and average are the weights, the optimizer's state is 0."""
   abstract = jax.eval_shape(experiment.state_init(made), jax.random.key(0))
   zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract)
@@ -208,7 +212,7 @@ def _logvar(head: Params) -> dict[str, np.ndarray]:
 
 
 def _logvar_head(
-  workdir: Path, record: Mapping[str, Any], mesh: Mesh
+  workdir: epath.Path, record: Mapping[str, Any], mesh: Mesh
 ) -> tuple[dict[str, Any], Params | None]:
   """What is beside the newest checkpoint, and the weights of EDM2's logvar head, if it has one."""
   wanted = record["loss"].get("weighting")
@@ -223,7 +227,7 @@ def _logvar_head(
   return restored.meta, restored.state["params"]["weighting"]
 
 
-def check(workdir: str | Path, expected: Params) -> str:
+def check(workdir: str | os.PathLike[str], expected: Params) -> str:
   """Reads a converted run back, compares its weights bit for bit, and runs it.
 
   Returns:
@@ -253,7 +257,7 @@ def check(workdir: str | Path, expected: Params) -> str:
 
 
 def export(
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   target: str | Path,
   *,
   ema: str | None = None,
@@ -274,7 +278,7 @@ def export(
   Raises:
     ValueError: for an unknown average, or a file that exists.
   """
-  workdir, target = paths.local(workdir), paths.local(target)
+  workdir, target = paths.place(workdir), paths.local(target)
   if target.suffix != ".safetensors":
     raise ValueError(f"--to={target}: the file to export to ends in .safetensors.")
   if target.exists():

@@ -13,15 +13,18 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from cmjax import experiment
-from cmjax.base import digests
+from cmjax.base import digests, place
+from cmjax.base.atomic_files import append_line
 from cmjax.base.flat_dicts import flat
 from cmjax.data import sources
 from cmjax.experiment import Experiment
@@ -202,7 +205,7 @@ def check_same_run(
 
 
 def record_changes(
-  workdir: Path,
+  workdir: str | os.PathLike[str],
   record: Mapping[str, Any],
   restored: checkpoint.Restored,
   identity: Mapping[str, Any],
@@ -231,8 +234,8 @@ def record_changes(
     logger.warning("Goes on with a changed config: %s.", _sentence(key, *values, "checkpoints"))
   values = {key: {"old": old, "new": new} for key, (old, new) in differ.items()}
   line = {"step": restored.step, "changes": values}
-  with open(workdir / CHANGES, "a", encoding="utf-8") as file:
-    file.write(json.dumps(line) + "\n")
+  appends = place.capabilities(workdir).appends
+  append_line(epath.Path(workdir) / CHANGES, json.dumps(line), appends=appends)
 
 
 def _sentence(key: str, stored: Any, now: Any, what: str) -> str:
@@ -250,7 +253,7 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def check_trained(
-  record: Mapping[str, Any], stored: Mapping[str, Any], workdir: str | Path
+  record: Mapping[str, Any], stored: Mapping[str, Any], workdir: str | os.PathLike[str]
 ) -> None:
   """Raises if a config to sample or score a run with is not the run's own.
 
@@ -292,7 +295,7 @@ def _is_place(key: str) -> bool:
 
 
 def with_checked_data(
-  exp: Experiment, stored: Mapping[str, Any] | None, workdir: str | Path
+  exp: Experiment, stored: Mapping[str, Any] | None, workdir: str | os.PathLike[str]
 ) -> Experiment:
   """The experiment with data that are compared with the run's own when they are opened.
 

@@ -10,11 +10,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -351,9 +351,9 @@ def _estimate(parts: dict[str, float], by_xla: float) -> dict[str, Any]:
   return {"seconds": parts[longest], "estimate": f"roofline, bound by {longest}"}
 
 
-def write(report: dict[str, Any], workdir: str | Path) -> Path:
+def write(report: dict[str, Any], workdir: str | os.PathLike[str]) -> epath.Path:
   """Writes plan.json into the workdir, which is made if it is not there."""
-  path = paths.local(workdir) / "plan.json"
+  path = paths.place(workdir) / "plan.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, report)
   return path

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import experiment
@@ -30,13 +32,13 @@ DRAWN_AT_ONCE = 64  # samples on a device: memory does not grow with the number 
 
 def sample(
   exp: Experiment,
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   *,
   num_samples: int,
   name: str | None,
   seed: int,
   ema: str | None = None,
-) -> list[Path]:
+) -> list[epath.Path]:
   """Draws samples from an average of the newest good checkpoint, or from a post-hoc one.
 
   Args:
@@ -79,13 +81,13 @@ def sample(
       picture = np.clip(images, -1, 1)
     stem = f"{key}_{ema}_step{step}_seed{seed}"
     pixels = None if latents else writer.picture(picture)
-    written += _write(paths.local(workdir).absolute(), stem, arrays, pixels)
+    written += _write(paths.absolute(paths.place(workdir)), stem, arrays, pixels)
   return written
 
 
 def _write(
-  workdir: Path, stem: str, arrays: dict[str, np.ndarray], pixels: np.ndarray | None
-) -> list[Path]:
+  workdir: epath.Path, stem: str, arrays: dict[str, np.ndarray], pixels: np.ndarray | None
+) -> list[epath.Path]:
   """The files of some samples, which are of one call where another writes the same."""
   folder = workdir / "samples"
   written = [] if pixels is None else [folder / f"{stem}.png"]
@@ -101,7 +103,7 @@ def _write(
 
 
 def _check_own(
-  exp: Experiment, workdir: str | Path
+  exp: Experiment, workdir: str | os.PathLike[str]
 ) -> tuple[Callable[[Mapping[str, Any]], None], dict[str, Any]]:
   """What raises where an experiment is not that of a run's weights; and the run's identity.
 
@@ -117,7 +119,7 @@ def _check_own(
   return check, known
 
 
-def evaluate(exp: Experiment, workdir: str | Path) -> str:
+def evaluate(exp: Experiment, workdir: str | os.PathLike[str]) -> str:
   """Runs config.evals on the newest good checkpoint, rewrites scores.json, cards and the report.
 
   Returns:
@@ -129,13 +131,13 @@ def evaluate(exp: Experiment, workdir: str | Path) -> str:
   """
   shared_folder.check(paths.local(workdir))
   emas = stored_runs.averages_of(workdir)  # before a folder is made of a mistyped name
-  workdir, primary = paths.local(workdir).absolute(), sharding.process()[0] == 0
+  workdir, primary = paths.absolute(paths.place(workdir)), sharding.process()[0] == 0
   with lock.hold(workdir, "evaluate", primary=primary, agree=sharding.all_agree) as check_workdir:
     return _evaluate(exp, workdir, emas, check_workdir)
 
 
 def _evaluate(
-  exp: Experiment, workdir: Path, emas: Sequence[str], check_workdir: Callable[[], None]
+  exp: Experiment, workdir: epath.Path, emas: Sequence[str], check_workdir: Callable[[], None]
 ) -> str:
   mesh = experiment.make_mesh(exp.run)
   named = {name for one in exp.evaluators.values() for name in one.emas}
@@ -166,11 +168,11 @@ def _evaluate(
   return "\n".join([f"step {step}", *lines, *cards_written])
 
 
-def _told(path: Path, card: Mapping[str, Any]) -> str:
+def _told(path: epath.Path, card: Mapping[str, Any]) -> str:
   return f"{path}: {', '.join(cards.lines(card))}"
 
 
-def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) -> str:
+def evaluate_images(exp: Experiment, workdir: str | os.PathLike[str], images: str | Path) -> str:
   """Scores images that are there already with the Frechet evaluators of config.evals.
 
   Args:
@@ -181,7 +183,7 @@ def evaluate_images(exp: Experiment, workdir: str | Path, images: str | Path) ->
   Returns:
     The cards, each with its numbers and their floors.
   """
-  data, workdir, told = image_sets.read(images), paths.local(workdir).absolute(), []
+  data, workdir, told = image_sets.read(images), paths.absolute(paths.place(workdir)), []
   mesh = experiment.make_mesh(exp.run)
   labels = experiment.scorers(exp)
   if not labels:
@@ -242,7 +244,7 @@ def make_reference(exp: Experiment, to: str | Path) -> str:
 
 def search_times(
   exp: Experiment,
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   *,
   name: str | None,
   num_samples: int,

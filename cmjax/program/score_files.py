@@ -6,12 +6,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from cmjax.base import digests, json_files, sharding
 from cmjax.base.atomic_files import write_json
@@ -27,12 +27,12 @@ EVALUATIONS = "evaluations.json"
 
 def write_card(
   record: Mapping[str, Any],
-  workdir: Path,
+  workdir: epath.Path,
   step: int,
   name: str,
   card: Mapping[str, Any],
   known: Mapping[str, Any] | None = None,
-) -> Path:
+) -> epath.Path:
   """Completes the card of a score with what made it, and writes it to workdir/cards.
 
   Args:
@@ -48,7 +48,7 @@ def write_card(
   return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **of_run, **_where()})
 
 
-def write_image_card(workdir: Path, name: str, card: Mapping[str, Any]) -> Path:
+def write_image_card(workdir: epath.Path, name: str, card: Mapping[str, Any]) -> epath.Path:
   """Writes the card of images that no run of ours has made."""
   return cards.write(workdir / "cards", name, {**card, **_where()})
 
@@ -117,7 +117,7 @@ class Scored(NamedTuple):
     )
 
 
-def remember(workdir: Path, scored: Scored, label: str, scalars: Mapping[str, float]) -> None:
+def remember(workdir: epath.Path, scored: Scored, label: str, scalars: Mapping[str, float]) -> None:
   """Notes that an evaluator came to its end, and its scalars, for a later sitting at this step.
 
   They are in a file of their own, with its digest, which has those of the newest step alone.
@@ -136,7 +136,7 @@ def remember(workdir: Path, scored: Scored, label: str, scalars: Mapping[str, fl
   )
 
 
-def _remembered(workdir: Path) -> dict[str, Any]:
+def _remembered(workdir: epath.Path) -> dict[str, Any]:
   """What `remember` wrote; {} where there is nothing, or it was changed since."""
   path = workdir / EVALUATIONS
   if not path.is_file():
@@ -152,7 +152,7 @@ def _remembered(workdir: Path) -> dict[str, Any]:
   return {}
 
 
-def done(workdir: Path, scored: Scored) -> dict[str, dict[str, float]]:
+def done(workdir: epath.Path, scored: Scored) -> dict[str, dict[str, float]]:
   """The evaluators that came to their end at this step in an earlier sitting, with their scalars.
 
   By the file of `remember`, which the first process reads; the history is for people. None whose
@@ -176,7 +176,7 @@ def done(workdir: Path, scored: Scored) -> dict[str, dict[str, float]]:
 
 
 def finish(
-  exp: Experiment, record: Mapping[str, Any], workdir: Path, scores: Mapping[str, float]
+  exp: Experiment, record: Mapping[str, Any], workdir: epath.Path, scores: Mapping[str, float]
 ) -> None:
   """Writes scores.json and the run's page."""
   write_json(workdir / "scores.json", dict(scores))

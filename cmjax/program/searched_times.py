@@ -1,9 +1,11 @@
 """The intermediate times that were searched for a run: how they are kept, and who takes them."""
 
 import logging
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from cmjax.base import digests, json_files, lock, paths
 from cmjax.base.atomic_files import write_json
@@ -15,9 +17,9 @@ logger = logging.getLogger("cmjax")
 FILE = "sampler_times.json"
 
 
-def write(workdir: str | Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+def write(workdir: str | os.PathLike[str], found: Mapping[str, Mapping[str, Any]]) -> None:
   """Adds the times that a search found, {sampler: {mid_times, weights, ...}}, to the run's."""
-  path = paths.local(workdir) / FILE
+  path = paths.place(workdir) / FILE
   with lock.hold(path.parent, "search", wait=True):  # so that none of another search is lost
     try:
       before = _read(path)
@@ -27,7 +29,9 @@ def write(workdir: str | Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     write_json(path, before | {key: digests.sealed(one) for key, one in found.items()})
 
 
-def use(exp: Experiment, workdir: str | Path, weights: Mapping[str, Any] | None) -> Experiment:
+def use(
+  exp: Experiment, workdir: str | os.PathLike[str], weights: Mapping[str, Any] | None
+) -> Experiment:
   """The experiment with the intermediate times that were searched for these weights of a run.
 
   Times that were searched for other weights are not used, and a line says so.
@@ -40,7 +44,7 @@ def use(exp: Experiment, workdir: str | Path, weights: Mapping[str, Any] | None)
   Raises:
     ValueError: in one line, where the file is damaged.
   """
-  path, samplers = paths.local(workdir) / FILE, dict(exp.samplers)
+  path, samplers = paths.place(workdir) / FILE, dict(exp.samplers)
   for key, found in _read(path).items():
     sampler = samplers.get(key)
     if sampler is None:
@@ -58,7 +62,7 @@ def use(exp: Experiment, workdir: str | Path, weights: Mapping[str, Any] | None)
   return exp._replace(samplers=samplers)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: epath.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:

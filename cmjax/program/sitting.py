@@ -7,12 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import experiment
@@ -64,7 +64,7 @@ class _Stopped(Exception):
   """An evaluator was told to stop between two of its batches."""
 
 
-def prepare(exp: Experiment, workdir: Path, ask: Callable[[], None]) -> Prepared:
+def prepare(exp: Experiment, workdir: epath.Path, ask: Callable[[], None]) -> Prepared:
   """Opens data, teacher and evaluators, and puts the step together; compiles nothing yet.
 
   Args:
@@ -116,7 +116,7 @@ class Sitting:
   def __init__(
     self,
     exp: Experiment,
-    workdir: Path,
+    workdir: epath.Path,
     allow_config_change: bool,
     check_workdir: Callable[[], None],
     stop: Callable[[], bool] | None = None,

@@ -7,12 +7,13 @@ sigma_rel 0.05 at the latest step that it was made for, posthoc_0.050_step4096 t
 import contextlib
 import functools
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import experiment
@@ -45,9 +46,9 @@ class Trained(NamedTuple):
   step: int
 
 
-def read_record(workdir: str | Path) -> dict[str, Any]:
+def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """The config that a run had when it last started, as plain data."""
-  path = paths.local(workdir) / "config.json"
+  path = paths.place(workdir) / "config.json"
   if not path.is_file():
     raise ValueError(f"No config.json in {workdir}: train first, or correct the path of the run.")
   try:
@@ -61,13 +62,13 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
   return record
 
 
-def read_trained_record(workdir: str | Path) -> dict[str, Any]:
+def read_trained_record(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """The config of a run's newest checkpoint, to sample and score it with.
 
   Samplers, evaluators and what else may change are those of config.json. Where that file says
   something else of the run itself, the checkpoint is believed, and a line says so.
   """
-  record, folder = read_record(workdir), paths.local(workdir) / "checkpoints"
+  record, folder = read_record(workdir), paths.place(workdir) / "checkpoints"
   meta = _newest_meta(workdir) if folder.is_dir() else None
   if meta is None:
     return record
@@ -86,13 +87,13 @@ def read_trained_record(workdir: str | Path) -> dict[str, Any]:
   return {**meta["config"], **{key: record[key] for key in identity.FREE if key in record}}
 
 
-def _newest_meta(workdir: str | Path) -> dict[str, Any] | None:
+def _newest_meta(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
   """What is beside the newest checkpoint that can be read; None where none can.
 
   Raises:
     ValueError: there is no folder of checkpoints.
   """
-  stored = checkpoint.Checkpoints(paths.local(workdir), read_only=True)
+  stored = checkpoint.Checkpoints(paths.place(workdir), read_only=True)
   with contextlib.closing(stored):
     for step in stored.steps():
       with contextlib.suppress(Exception):  # damaged, which is told where it is read
@@ -100,13 +101,13 @@ def _newest_meta(workdir: str | Path) -> dict[str, Any] | None:
   return None
 
 
-def read_experiment(workdir: str | Path) -> Experiment:
+def read_experiment(workdir: str | os.PathLike[str]) -> Experiment:
   """The experiment of a run, of the config that it had when it last started."""
   return experiment.parse(read_record(workdir))
 
 
 def load_state(
-  workdir: str | Path, mesh: Mesh, exp: Experiment | None = None
+  workdir: str | os.PathLike[str], mesh: Mesh, exp: Experiment | None = None
 ) -> checkpoint.Restored:
   """The newest good checkpoint of a run, laid out on `mesh`; the run is not changed by it.
 
@@ -120,7 +121,7 @@ def load_state(
     init = experiment.state_init(exp or experiment.parse(meta["config"]))
     return sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
 
-  return checkpoint.read(paths.local(workdir), layout)
+  return checkpoint.read(paths.place(workdir), layout)
 
 
 def average_names(record: Mapping[str, Any]) -> list[str]:
@@ -129,7 +130,7 @@ def average_names(record: Mapping[str, Any]) -> list[str]:
   return [*record["ema"], *(["target"] if target != "current" else [])]
 
 
-def averages_of(workdir: str | Path) -> list[str]:
+def averages_of(workdir: str | os.PathLike[str]) -> list[str]:
   """The averages of a run's config, in its order, by its newest checkpoint that says so."""
   meta = _newest_meta(workdir)
   if meta is None:
@@ -138,7 +139,7 @@ def averages_of(workdir: str | Path) -> list[str]:
 
 
 def load_network(
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   mesh: Mesh,
   *,
   emas: Sequence[str] | None = None,
@@ -174,7 +175,7 @@ def load_network(
     names = list(dict.fromkeys(stored)) or there[:1]
     return {"ema": {name: sharded(shapes, mesh) for name in names}}
 
-  restored = checkpoint.read(paths.local(workdir), layout, partial=True)
+  restored = checkpoint.read(paths.place(workdir), layout, partial=True)
   assert described is not None, "a checkpoint that was read had a layout"
   return Trained(described, restored.state["ema"], restored.step)
 
@@ -195,7 +196,7 @@ def load_model(fits: Experiment, stored: Stored, mesh: Mesh) -> Loaded:
   return Loaded((described.network, params), described, weights)
 
 
-def weights_of(workdir: str | Path, step: int, ema: str = "") -> dict[str, Any]:
+def weights_of(workdir: str | os.PathLike[str], step: int, ema: str = "") -> dict[str, Any]:
   """By what stored weights are known: their step, and a digest of the checkpoint's files.
 
   Args:
@@ -203,30 +204,30 @@ def weights_of(workdir: str | Path, step: int, ema: str = "") -> dict[str, Any]:
     step: of the checkpoint.
     ema: the average's name, where it may be a post-hoc one.
   """
-  wanted, run = _POSTHOC.fullmatch(ema), paths.local(workdir)
+  wanted, run = _POSTHOC.fullmatch(ema), paths.place(workdir)
   if wanted and posthoc_folder(workdir, float(wanted[1])).is_dir():
     run = posthoc_folder(workdir, float(wanted[1]))
   folder = run / "checkpoints" / str(step) / "state"
   return {"step": step, "digest": digests.of_folder(folder) if folder.is_dir() else None}
 
 
-def newest_weights(workdir: str | Path) -> dict[str, Any] | None:
+def newest_weights(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
   """`weights_of` the newest checkpoint; None where there is none."""
-  if not (paths.local(workdir) / "checkpoints").is_dir():
+  if not (paths.place(workdir) / "checkpoints").is_dir():
     return None
-  stored = checkpoint.Checkpoints(paths.local(workdir), read_only=True)
+  stored = checkpoint.Checkpoints(paths.place(workdir), read_only=True)
   with contextlib.closing(stored):
     steps = stored.steps()
   return weights_of(workdir, steps[0]) if steps else None
 
 
-def kept(workdir: Path, data: Callable[[], sources.Source]) -> experiment.Kept:
+def kept(workdir: epath.Path, data: Callable[[], sources.Source]) -> experiment.Kept:
   """Where a run keeps references of its training data, by the digest of these."""
   return experiment.Kept(workdir, functools.cache(lambda: identity.of_data(data())["digest"]))
 
 
 def load_average(
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   name: str,
   mesh: Mesh,
   network: Network | None = None,
@@ -252,7 +253,7 @@ def load_average(
 
 
 def load_averages(
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   names: Collection[str],
   mesh: Mesh,
   network: Network | None = None,
@@ -275,17 +276,17 @@ def length(sigma_rel: float) -> str:
   return f"{whole}.{digits[:3]}{digits[3:].rstrip('0')}"
 
 
-def posthoc_folder(workdir: str | Path, sigma_rel: float) -> Path:
+def posthoc_folder(workdir: str | os.PathLike[str], sigma_rel: float) -> epath.Path:
   """Where the post-hoc averages of one length are: checkpoints, by the steps that they are of."""
-  return paths.local(workdir) / "posthoc" / f"sigma_rel_{length(sigma_rel)}"
+  return paths.place(workdir) / "posthoc" / f"sigma_rel_{length(sigma_rel)}"
 
 
 @contextlib.contextmanager
 def open_snapshots(
-  workdir: str | Path, mesh: Mesh, network: Network | None = None
+  workdir: str | os.PathLike[str], mesh: Mesh, network: Network | None = None
 ) -> Iterator[Snapshots]:
   """The stored copies of a run's averages, laid out on `mesh` when they are read."""
-  path = paths.local(workdir)
+  path = paths.place(workdir)
   if not (path / snapshots.FOLDER).is_dir():
     raise ValueError(
       f"No snapshots in {workdir}: averages are made of those that a run with config.snapshots "

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from cmjax import experiment
 from cmjax.base import digests, json_files, lock, paths, sharding
@@ -22,7 +23,7 @@ IRRELEVANT = ("every_steps", "at_start", "emas")
 
 
 def sweep(
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   sigma_rels: Sequence[float],
   *,
   step: int | None = None,
@@ -53,7 +54,7 @@ def sweep(
     identity.check_trained(experiment.stored_record(exp), snapshots.run.record, workdir)
     step = averages.end_step(snapshots, step)
     recipe = averages.recipe(snapshots, sigma_rels, step)
-    path = paths.local(workdir) / "posthoc" / f"sweep_{label}_step{step}.json"
+    path = paths.place(workdir) / "posthoc" / f"sweep_{label}_step{step}.json"
     samplers = exp.evaluators[label].samplers
     evaluator = exp.record["evals"][label]
     conditions = {
@@ -69,7 +70,7 @@ def sweep(
       logger.info(
         "sigma_rel %s: %s", average.sigma_rel, scores[stored_runs.length(average.sigma_rel)]
       )
-      scores = _add(paths.local(workdir), path, conditions, scores)
+      scores = _add(paths.place(workdir), path, conditions, scores)
   rows = [
     {"sigma_rel": s, "residual": fit.residual} | scores[stored_runs.length(s)]
     for s, fit in recipe.fits.items()
@@ -77,7 +78,7 @@ def sweep(
   rows.sort(key=lambda row: row["sigma_rel"])
   best = _best(workdir, rows, samplers, step)
   if sharding.process()[0] == 0:
-    curve = _page(paths.local(workdir).absolute().name, label, rows, best, step)
+    curve = _page(paths.absolute(paths.place(workdir)).name, label, rows, best, step)
     write_text(path.with_suffix(".html"), curve)
   return "\n".join([*_table(rows), *best, f"Curve: {path.with_suffix('.html')}"])
 
@@ -87,7 +88,7 @@ def _section(exp: Experiment, sampler: str) -> dict[str, Any]:
   return dict(exp.samplers[sampler].record)
 
 
-def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _stored(path: epath.Path, conditions: dict[str, Any]) -> dict[str, dict[str, float]]:
   """The scores that are there already; raises if they were computed under other conditions."""
   if not path.is_file():
     return {}
@@ -113,7 +114,10 @@ def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, dict[str, float
 
 
 def _add(
-  workdir: Path, path: Path, conditions: dict[str, Any], scores: dict[str, dict[str, float]]
+  workdir: epath.Path,
+  path: epath.Path,
+  conditions: dict[str, Any],
+  scores: dict[str, dict[str, float]],
 ) -> dict[str, dict[str, float]]:
   """Writes the scores beside those that another sweep has written meanwhile; returns all."""
   if sharding.process()[0] != 0:
@@ -133,7 +137,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _best(
-  workdir: str | Path, rows: list[dict[str, Any]], samplers: Sequence[str], step: int
+  workdir: str | os.PathLike[str], rows: list[dict[str, Any]], samplers: Sequence[str], step: int
 ) -> list[str]:
   """For each sampler its best length, and how to have the average of that length."""
   lines = []

@@ -1,8 +1,8 @@
 """Training: from an experiment and a workdir to a trained model, in one sitting or in many."""
 
 import functools
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cmjax import experiment
 from cmjax.base import lock, paths, sharding, shared_folder
@@ -26,7 +26,7 @@ class Interrupted(SystemExit):
 
 def train(
   exp: Experiment,
-  workdir: str | Path,
+  workdir: str | os.PathLike[str],
   *,
   allow_config_change: bool = False,
   stop: Callable[[], bool] | None = None,
@@ -66,7 +66,7 @@ def train(
     Interrupted: on a signal that asks to go (`sitting.ASKING`) or by `stop`, after saving. It is a
       SystemExit: catch it in a program that goes on.
   """
-  workdir = paths.local(workdir, "workdir").absolute()
+  workdir = paths.absolute(paths.place(workdir, "workdir"))
   experiment.check(exp)
   primary = sharding.process()[0] == 0
   goodput = Goodput()

@@ -6,13 +6,13 @@ the loop wait for that, so that no more than an interval can be lost.
 
 A checkpoint is `checkpoints/<step>/` with the state, and beside it the config and the versions it
 was made with. Orbax writes it under a temporary name; then `digests.json`, the sha256 of its files,
-goes into it; then it is renamed. So a kill leaves no half of one, and all that can be read have
+goes into it; then it is renamed. Where folders cannot be renamed, as in a bucket, a last file takes
+the place of that (`run/commit.py`). So a kill leaves no half of one, and all that can be read have
 digests, by which later damage is found. Versions before wrote them afterwards, to
 `seals/<step>.json`: such checkpoints are read as well, and of one without any it is said that it is
 unverified. Snapshots of averages and reconstructed averages are written and read in the same way.
 """
 
-import asyncio
 import contextlib
 import functools
 import hashlib
@@ -25,15 +25,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from cmjax.base import json_files, meeting, sharding
-from cmjax.base.atomic_files import write_json
-from cmjax.run import read_once
+from cmjax.base import json_files, meeting, paths, place, sharding, stores
+from cmjax.run import commit, read_once
+from cmjax.run.commit import DIGESTS
 
 logger = logging.getLogger("cmjax")
 
@@ -54,8 +54,6 @@ UNHURRIED = ocp.AsyncOptions(
 )
 # Its other barriers are collectives of JAX, which wait in silence and for ever; it has no option.
 sys.modules[ocp.multihost.sync_global_processes.__module__].sync_global_processes = _meet
-DIGESTS = "digests.json"
-_TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 ABSENT = "not installed"
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -75,7 +73,7 @@ def version(name: str) -> str:
 
 
 def check_writable(
-  directory: Path, num_bytes: int, folders: tuple[str, ...] = ("checkpoints",)
+  directory: str | os.PathLike[str], num_bytes: int, folders: tuple[str, ...] = ("checkpoints",)
 ) -> None:
   """Fails before training, not after hours of it, if the checkpoints of a run do not fit.
 
@@ -84,13 +82,17 @@ def check_writable(
     num_bytes: of all its checkpoints, those that are there already among them.
     folders: where they go, in the workdir.
   """
+  directory = paths.place(directory, "workdir")
   try:
-    directory.mkdir(parents=True, exist_ok=True)
+    place.capabilities(directory)
+    if stores.is_remote(directory):
+      return  # a bucket is never full
     with tempfile.TemporaryFile(dir=directory) as probe:  # other processes try it as well
       probe.write(b"0")
   except OSError as error:
     raise ValueError(
-      f"Cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir."
+      f"Cannot write to the workdir {directory}: {error.strerror or error}. Choose another "
+      "--workdir."
     ) from error
   free = shutil.disk_usage(directory).free
   there = sum(_folder_bytes(directory / folder) for folder in folders)
@@ -102,38 +104,8 @@ def check_writable(
     )
 
 
-def _folder_bytes(folder: Path) -> int:
-  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-class _Written(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A folder that orbax writes: a step, to which its digests are added before its last rename."""
-
-  _step: Any = None  # where the step is to be seen; None for a folder inside of one
-
-  @classmethod
-  def from_final(cls, final_path: Any, **options: Any) -> "_Written":
-    """The folder that becomes `final_path`: what is to be written is here at first."""
-    if _TEMPORARY in final_path.parent.name:
-      return super().from_final(final_path, **options)  # pyright: ignore[reportReturnType]
-    # To orbax this is still the name of one that is not complete.
-    whole = final_path.with_name(f"{final_path.name}{_TEMPORARY}-whole")
-    written: Any = super().from_final(whole, **options)
-    written._step = final_path
-    return written
-
-  def get_final(self) -> Any:
-    """Where the folder is to be seen."""
-    return super().get_final() if self._step is None else self._step
-
-  async def finalize(self) -> None:
-    """Gives the folder its digests and then its name, on one process."""
-    whole = Path(super().get_final())
-    if self._step is not None:  # of a save that failed before
-      await asyncio.to_thread(shutil.rmtree, whole, ignore_errors=True)
-    await super().finalize()
-    if self._step is not None:
-      await asyncio.to_thread(_complete, whole, Path(self._step))
+def _folder_bytes(folder: epath.Path) -> int:
+  return sum(stores.files(folder).values())
 
 
 class _Manager(ocp.CheckpointManager):
@@ -146,11 +118,6 @@ class _Manager(ocp.CheckpointManager):
   def reached_preemption(self, step: int) -> bool:
     """No: the loop asks (`sharding.told_to_stop`)."""
     return False
-
-
-def _complete(whole: Path, step: Path) -> None:
-  write_json(whole / DIGESTS, _digests(whole), indent=None)
-  os.rename(whole, step)
 
 
 class Restored(NamedTuple):
@@ -176,7 +143,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     *,
     keep: int | None = 2,
     primary: bool = True,
@@ -186,7 +153,7 @@ class Checkpoints:
     partial: bool = False,
   ):
     self._partial = partial
-    self.workdir = Path(directory).absolute()
+    self.workdir = paths.absolute(paths.place(directory, "workdir"))
     self.directory = self.workdir / folder
     self._noun = folder.removesuffix("s")
     self._seals = self.workdir / "seals"
@@ -201,13 +168,14 @@ class Checkpoints:
       raise ValueError(
         f"No {folder} in {directory}: train that run first, or correct the path to its workdir."
       )
+    kind = commit.path_class(self.directory, lambda path: _digests(path), read_only=read_only)
     # Of another run nothing may be tidied up: it may be training just now.
     options = ocp.CheckpointManagerOptions(
       read_only=read_only,
       create=not read_only,
       max_to_keep=None if read_only else keep,
       cleanup_tmp_directories=not read_only,
-      temporary_path_class=_Written,
+      temporary_path_class=kind,
       async_options=UNHURRIED,
     )
     self._manager = _Manager(
@@ -415,7 +383,7 @@ class Checkpoints:
         if not isinstance(expected, dict):
           raise ValueError("it is no table of files")
         expected = {name: one for name, one in expected.items() if name.startswith(below)}
-        sizes = {name: path.stat().st_size for name, path in _files_below(folder, below).items()}
+        sizes = _sizes(folder, below)
     except (ValueError, OSError) as error:
       refusal = f"{path.name if path else folder} cannot be read: {error}"
     return {"expected": expected, "sizes": sizes, "refusal": refusal}
@@ -426,15 +394,14 @@ class Checkpoints:
     if self.read_only:
       return
     if self.primary:
-      broken = self.workdir / "broken"
-      broken.mkdir(exist_ok=True)
-      shutil.move(self.directory / str(step), broken / f"{step}.{time.time_ns()}")
+      broken = self.workdir / "broken" / f"{step}.{time.time_ns()}"
+      commit.set_aside(self.directory / str(step), broken)
     self._agree(True)  # none looks again before it is moved
     self._manager.reload()
 
 
 @functools.cache  # once for each, however often it is read
-def _say_unverified(noun: str, path: Path) -> None:
+def _say_unverified(noun: str, path: epath.Path) -> None:
   logger.warning(
     "The %s %s is unverified: it has no digests, so damage to its numbers would not be seen. It is "
     "of an earlier version, which was stopped before it wrote them.",
@@ -442,27 +409,23 @@ def _say_unverified(noun: str, path: Path) -> None:
   )
 
 
-def _digests(folder: Path, below: str = "") -> dict[str, str]:
+def _digests(folder: Any, below: str = "") -> dict[str, str]:
   """The sha256 of every file below a folder, by its path, as far as these begin with `below`."""
   digests = {}
-  for name, path in _files_below(folder, below).items():
-    with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
+  for name in _sizes(folder, below):
+    with (folder / name).open("rb") as file:  # by parts: it may be larger than what memory is left
       digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return digests
 
 
-def _files_below(folder: Path, below: str) -> dict[str, Path]:
-  """The files of a checkpoint, by their names in it, as far as these begin with `below`."""
-  found = {
-    path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
-  }
-  return {
-    name: path for name, path in sorted(found.items()) if name.startswith(below) and name != DIGESTS
-  }
+def _sizes(folder: Any, below: str = "") -> dict[str, int]:
+  """{name: bytes} of the files of a checkpoint, as far as their names begin with `below`."""
+  found = stores.files(folder)
+  return {name: found[name] for name in found if name.startswith(below) and name != DIGESTS}
 
 
 def read(
-  workdir: str | Path, layout: Callable[[dict[str, Any]], Any], *, partial: bool = False
+  workdir: str | os.PathLike[str], layout: Callable[[dict[str, Any]], Any], *, partial: bool = False
 ) -> Restored:
   """The newest good checkpoint of another run, which is not changed by it; `layout` as above.
 

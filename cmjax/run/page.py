@@ -9,18 +9,19 @@ import datetime
 import html
 import math
 import os
-import pathlib
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from cmjax.base import json_files
+from cmjax.base import paths
 from cmjax.base.atomic_files import replacing
 from cmjax.run import checkpoint
 from cmjax.run.charts import Series, chart, groups, number
+from cmjax.run.history import records
 
 _PICTURE = re.compile(r"(.+)_(\d{8,})\.png")
 _MAX_PICTURES = 12  # of one name, and the last
@@ -71,7 +72,7 @@ def read_metrics(workdir: str | os.PathLike) -> dict[str, Series]:
   Raises:
     ValueError: for a line before the last that is no record: the file is damaged.
   """
-  return _history(records(pathlib.Path(workdir) / "metrics.jsonl"))
+  return _history(records(workdir))
 
 
 def _history(lines: list[dict[str, Any]]) -> dict[str, Series]:
@@ -93,7 +94,7 @@ def report(
   config: Mapping[str, Any],
   scores: Sequence[Mapping[str, Any]],
   notes: str | Sequence[str] = (),
-) -> pathlib.Path:
+) -> epath.Path:
   """Writes workdir/report.html: one file that needs nothing else, and no network, to be read.
 
   Args:
@@ -106,8 +107,8 @@ def report(
   Returns:
     The path of the page.
   """
-  workdir = pathlib.Path(workdir)
-  lines = records(workdir / "metrics.jsonl")
+  workdir = paths.place(workdir, "workdir")
+  lines = records(workdir)
   last_step = max((line["step"] for line in lines), default=math.inf)
   text = page(
     title=title,
@@ -125,9 +126,9 @@ def report(
   return workdir / "report.html"
 
 
-def _pictures(folder: pathlib.Path, last_step: int | float) -> dict[str, list[tuple[int, bytes]]]:
-  found: dict[str, list[tuple[int, pathlib.Path]]] = {}
-  for path in folder.glob("*.png"):
+def _pictures(folder: epath.Path, last_step: int | float) -> dict[str, list[tuple[int, bytes]]]:
+  found: dict[str, list[tuple[int, epath.Path]]] = {}
+  for path in folder.iterdir() if folder.is_dir() else ():
     match = _PICTURE.fullmatch(path.name)
     if match and int(match[2]) <= last_step:
       found.setdefault(match[1], []).append((int(match[2]), path))
@@ -150,30 +151,6 @@ def versions() -> dict[str, str]:
   libraries = ("cmjax", "jax", "jaxlib", "flax", "optax", "numpy")
   known = {name: checkpoint.version(name) for name in libraries}
   return found | {name: version for name, version in known.items() if version != checkpoint.ABSENT}
-
-
-def records(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl as dicts, without a half-written last one; [] if it is missing.
-
-  Raises:
-    ValueError: for a line before the last that is no record.
-  """
-  lines = path.read_bytes().split(b"\n") if path.exists() else []
-  lines = [line for line in lines if line.strip()]
-  read = []
-  for i, line in enumerate(lines):
-    try:
-      record = json_files.parse(line)
-      _ = int(record["step"]), float(record["time"])
-    except (ValueError, KeyError, TypeError) as error:
-      if i == len(lines) - 1:
-        break
-      raise ValueError(
-        f"{path}: record {i + 1} of {len(lines)} cannot be read ({error!r}). "
-        "The file is damaged: remove that line, or move the file away."
-      ) from error
-    read.append(record)
-  return read
 
 
 def page(

@@ -5,8 +5,8 @@ are kept.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class Snapshots:
 
   def __init__(
     self,
-    directory: Path,
+    directory: str | os.PathLike[str],
     plan: Plan | None,
     *,
     check: Callable[[dict[str, Any]], Any],
@@ -113,7 +113,7 @@ def _halve(tree: Params) -> tuple[Params, Params]:
 
 
 def check_writable(
-  directory: Path,
+  directory: str | os.PathLike[str],
   num_bytes: int,
   plan: Plan | None,
   total_steps: int,

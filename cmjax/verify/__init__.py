@@ -8,8 +8,8 @@ and its loss's gradient too.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from cmjax.experiment import Experiment
 from cmjax.verify import formulas, losses, sampling
@@ -46,7 +46,7 @@ def caught(check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 
 def verify(
   exp: Experiment | None = None,
-  workdir: str | Path | None = None,
+  workdir: str | os.PathLike[str] | None = None,
   groups: Iterable[str] | None = None,
 ) -> tuple[str, bool]:
   """The table of all checks, with those of one network and loss where an experiment is given.

@@ -3,8 +3,8 @@
 import functools
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ POLICIES = (
 )
 
 
-def network(exp: Experiment, workdir: str | Path | None = None) -> list[Row]:
+def network(exp: Experiment, workdir: str | os.PathLike[str] | None = None) -> list[Row]:
   """Rows of an experiment: its network's derivative and rounding, and its loss's gradient.
 
   Judged are F in the precision of the network, and dF/dt in that of the tangent, which
@@ -162,9 +162,9 @@ def _label(policy: dict[str, str]) -> str:
   return policy["dtype"] + ("" if products == "default" else f" ({products} products)")
 
 
-def _weights(exp: Experiment, workdir: str | Path | None) -> tuple[Network, Any]:
+def _weights(exp: Experiment, workdir: str | os.PathLike[str] | None) -> tuple[Network, Any]:
   """The network, and weights of it: those of a run, or random ones."""
-  if workdir is not None and any((paths.local(workdir) / "checkpoints").glob("*")):
+  if workdir is not None and any((paths.place(workdir) / "checkpoints").glob("*")):
     first = stored_runs.averages_of(workdir)[0]
     mesh = experiment.make_mesh(exp.run)
     check = functools.partial(_check_scale, exp, workdir)
@@ -173,7 +173,9 @@ def _weights(exp: Experiment, workdir: str | Path | None) -> tuple[Network, Any]
   return exp.network, _random_weights(exp.network, exp.run.seed)
 
 
-def _check_scale(exp: Experiment, workdir: str | Path, stored: Mapping[str, Any]) -> None:
+def _check_scale(
+  exp: Experiment, workdir: str | os.PathLike[str], stored: Mapping[str, Any]
+) -> None:
   """Raises where a run's weights were trained at another scale than the config's."""
   sigma_data = stored["config"]["sigma_data"]
   if sigma_data != exp.run.sigma_data:

@@ -77,14 +77,18 @@ def test_a_run_of_another_host_that_did_not_end_by_itself_is_named(tmp_path, cap
   assert "process 7 on elsewhere, since yesterday, did not end by itself" in caplog.text
 
 
-def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
+def test_where_a_file_system_has_no_locks_there_is_a_lease(tmp_path, monkeypatch):
   def flock(file, flags):
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
   monkeypatch.setattr(fcntl, "flock", flock)
-  with lock.hold(tmp_path):
-    pass
-  assert f"The file system of {tmp_path} has no locks (" in caplog.text
+  with lock.hold(tmp_path) as check:
+    check()
+    with pytest.raises(ValueError, match=f"Another run trains in .*: process {os.getpid()} on "):
+      with lock.hold(tmp_path):
+        pass
+  with lock.hold(tmp_path):  # it was let go
+    assert [path.name for path in (tmp_path / "lock.lease").iterdir()] == ["000002.json"]
 
 
 def test_one_process_of_a_run_takes_it_and_all_are_told(tmp_path):

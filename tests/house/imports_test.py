@@ -47,11 +47,29 @@ ALSO = {
   "convert": {"networks"},
 }
 LIBRARIES = {  # wing or room -> the only libraries it knows, beside the standard one
-  "base": {"jax", "numpy", "jaxtyping"},
+  "base": {
+    "jax",
+    "numpy",
+    "jaxtyping",
+    "etils",
+    "fsspec",
+    "aiohttp",
+    "gcsfs",
+    "google",
+    "botocore",
+    "s3fs",
+  },
   "pages": {"ml_collections"},
   "mathematics": {"jax", "numpy", "jaxtyping", "scipy"},
   "networks": {"jax", "numpy", "jaxtyping", "flax", "equinox"},  # equinox if it is there
   "training": {"jax", "numpy", "jaxtyping", "flax", "optax"},
+}
+PRIVATE = {  # what is private in a library and is used all the same, with the reason there
+  "base.meeting": {"jax._src.distributed"},
+  "run.commit": {
+    "orbax.checkpoint._src.path.gcs_utils",
+    "orbax.checkpoint._src.serialization.tensorstore_utils",
+  },
 }
 CONFIGURED = {"experiment", "commands", "main", "pages"}
 OWNERS = {  # what is known in few places -> the rooms, or modules, that may
@@ -61,13 +79,13 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
   "ml_collections": CONFIGURED,
   "ConfigDict": CONFIGURED,
   "absl.flags": {"main", "commands"},
-  "orbax": {"run.checkpoint"},
+  "orbax": {"run.checkpoint", "run.commit"},
   "grain": {"data"},
   # By itself Pillow opens whatever a file looks like, PostScript too.
   "Image.open": {"data.image_files"},
   "PIL.Image.open": {"data.image_files"},
   "tensorflow_datasets": {"data"},
-  "tensorboardX": {"run.writer"},
+  "tensorboardX": {"run.events"},
   "tensorflow": set(),
   "torch": set(),
   **{
@@ -76,7 +94,6 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
   },
 }
 # What has no public name -> the module that may take it all the same, and says why.
-PRIVATE = {"jax._src.distributed": "base.meeting"}
 # A thing that is banned -> the modules that may have it all the same.
 ALLOWED = {"os.environ": {"commands.task"}}  # of the cluster, who numbers its tasks so
 BANNED = {  # anywhere else
@@ -169,8 +186,8 @@ def import_breaches(name, imported):
       yield f"relative import {full}: write it out"
     elif parts[-1] == "*":
       yield f"star import of {full}"
-    elif PRIVATE.get(full) == name:
-      pass
+    elif full in PRIVATE.get(name, ()):
+      yield from library_breaches(name, full)
     elif any(part.startswith("_") for part in parts if part != "__future__"):
       yield f"private import {full}"
     elif top != "cmjax":
@@ -310,6 +327,7 @@ def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
     ("pages", "import jax", "knows only"),
     ("tangent", "from jax._src import core", "private"),
     ("base.sharding", "from jax._src import distributed", "private"),
+    ("run.checkpoint", "from orbax.checkpoint._src.path import gcs_utils", "private"),
     ("tangent", "from cmjax.trigflow import *", "star"),
     ("tangent", "from . import trigflow", "relative"),
     ("commands.ema", "from cmjax.ema import __main__", "private"),
@@ -326,7 +344,7 @@ def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
     ("experiment", "from absl import flags", "only in commands, main"),
     ("program.train", "import orbax.checkpoint as ocp", "only in run.checkpoint"),
     ("run.snapshots", "import orbax.checkpoint as ocp", "only in run.checkpoint"),
-    ("run.page", "import tensorboardX", "only in run.writer"),
+    ("run.page", "import tensorboardX", "only in run.events"),
     (
       "data.pipeline",
       "import jax\nn = jax.process_count()",
@@ -358,7 +376,7 @@ def test_a_breach_is_found(name, source, word):
     ("networks.mlp", "from cmjax.networks import layers"),
     ("metrics.detectors.inception", "from flax import nnx"),
     ("metrics.references", "from cmjax.convert import pickles"),
-    ("run.writer", "import tensorboardX\nfrom cmjax.run.page import page"),
+    ("run.events", "import tensorboardX\nfrom cmjax.run.page import page"),
     ("experiment", "from cmjax import networks, trigflow\nfrom ml_collections import ConfigDict"),
     ("pages", "import ml_collections as mlc\nc = mlc.ConfigDict()"),
     ("ema.__main__", "import sys\nfrom cmjax.commands import ema"),

@@ -21,7 +21,7 @@ from cmjax import experiment
 from cmjax.data import sources
 from cmjax.experiment import evaluation
 from cmjax.program import compiled_step, course, doctor, identity, train
-from cmjax.run import checkpoint, goodput
+from cmjax.run import checkpoint, commit, goodput
 from helpers import tiny
 from helpers.earlier_versions import as_before
 
@@ -587,7 +587,7 @@ def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
   tmp_path, monkeypatch, asynchronous
 ):
   """Else whoever is killed meanwhile loses more than an interval, or the loop is held up."""
-  there, original, complete = {}, course.Course.next_batches, checkpoint._complete
+  there, original, complete = {}, course.Course.next_batches, commit._complete
   gone_on = {4: threading.Event(), 8: threading.Event()}
 
   def next_batches(self, count):
@@ -596,12 +596,12 @@ def test_the_next_step_waits_for_the_checkpoint_only_when_asked(
       gone_on[self.step].set()
     return original(self, count)
 
-  def held_up(whole, step):
+  def held_up(digests, whole, step):
     if asynchronous and int(step.name) in gone_on:
       assert gone_on[int(step.name)].wait(30)
-    complete(whole, step)
+    complete(digests, whole, step)
 
-  monkeypatch.setattr(checkpoint, "_complete", held_up)
+  monkeypatch.setattr(commit, "_complete", held_up)
   monkeypatch.setattr(course.Course, "next_batches", next_batches)
   tiny.train(tiny.config(evals={}, **{"checkpoint.asynchronous": asynchronous}), tmp_path)
   assert (there[4], there[8]) == (not asynchronous, not asynchronous)

@@ -21,7 +21,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from cmjax.base import atomic_files, sharding
-from cmjax.run import checkpoint
+from cmjax.run import checkpoint, commit
 from helpers.earlier_versions import as_before
 
 # A read or write that fails leaves others behind in orbax, which are never awaited or report to an
@@ -347,26 +347,26 @@ class Dying:
 
 STAGES = {
   "before the digests": (checkpoint, "_digests", killed),
-  "before their file": (checkpoint, "write_json", killed),
+  "before their file": (commit, "write_json", killed),
   "before they are written": (atomic_files, "json", Dying(json, "dumps")),
   "before they are on the disk": (atomic_files, "os", Dying(os, "fsync")),
   "before they have their name": (atomic_files, "os", Dying(os, "replace")),
-  "before the checkpoint has its name": (checkpoint, "os", Dying(os, "rename")),
+  "before the checkpoint has its name": (commit, "os", Dying(os, "rename")),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_kill_at_any_moment_leaves_none_that_is_not_whole(workdir, monkeypatch, stage, caplog):
-  complete = checkpoint._complete
+  complete = commit._complete
 
-  def dying(whole, step):
+  def dying(digests, whole, step):
     with monkeypatch.context() as patch:
       patch.setattr(*stage)
-      complete(whole, step)
+      complete(digests, whole, step)
 
   checkpoints = checkpoint.Checkpoints(workdir)
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, "_complete", dying)
+    patch.setattr(commit, "_complete", dying)
     checkpoints.save(30, state(30), CONFIG)
     with pytest.raises(OSError, match="killed here"):
       checkpoints.wait()

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from cmjax.base import place
 from cmjax.base.atomic_files import replacing
 from cmjax.run import page as html_report
 from cmjax.run import writer
@@ -190,15 +191,15 @@ def test_a_workdir_that_cannot_be_written_is_refused_with_advice(tmp_path, open_
   for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
     with pytest.raises(OSError, match="Cannot write in workdir .* Pass a folder"):
       open_reporter(workdir)
-  with pytest.raises(ValueError, match="is a URL.*Mount the bucket"):
-    open_reporter("gs://bucket/run")
+  with pytest.raises(ValueError, match="is a URL.*Mount it"):
+    open_reporter("az://bucket/run")
 
 
 def test_the_probe_write_finds_a_full_or_read_only_disk(tmp_path, open_reporter, monkeypatch):
-  def full(**kwargs):
+  def full(folder, name):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(writer.tempfile, "TemporaryFile", full)
+  monkeypatch.setattr(place, "_wait_until_listed", full)
   with pytest.raises(OSError, match="No space left on device.*--workdir="):
     open_reporter(tmp_path)
   assert list(tmp_path.iterdir()) == []
@@ -602,11 +603,13 @@ def test_a_long_curve_is_drawn_as_means_with_its_range_and_a_log_axis_has_decade
 
 def test_a_full_disk_is_named_and_not_hidden_by_what_follows(tmp_path):
   with pytest.raises(
-    OSError, match="/dev/full could not be written: No space left .* start the sa"
+    OSError, match="metrics.jsonl could not be written: No space left .* start the sa"
   ):
     with writer.Reporter(tmp_path, total_steps=2, batch_size=1) as reporter:
-      reporter._history.close()
-      reporter._history = open("/dev/full", "a")  # a device that is full, and fails at close, too
+      reporter._history._file.close()
+      reporter._history._file = open(
+        "/dev/full", "a"
+      )  # a device that is full, and fails at close, too
       reporter.write(1, {"loss": 1.0})
 
 
