@@ -267,7 +267,7 @@ def keep_compiled(folder: str | Path) -> None:
   lines = info.read_text().splitlines() if info.exists() else []
   flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
   kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
-  jax.config.update("jax_compilation_cache_dir", str(paths.local(folder) / kind))
+  jax.config.update("jax_compilation_cache_dir", os.fspath(paths.place(folder) / kind))
 
 
 def process() -> tuple[int, int]:

@@ -8,7 +8,8 @@ import contextlib
 import platform
 import secrets
 import time
-from pathlib import Path
+
+from etils import epath
 
 from cmjax.base import meeting, sharding
 
@@ -16,7 +17,7 @@ PATIENCE = 10.0  # seconds: mounted buckets and NFS show a file of another host 
 _RETRY = 0.25
 
 
-def check(folder: Path, what: str = "workdir") -> None:
+def check(folder: epath.Path, what: str = "workdir") -> None:
   """Raises on every process if one of them does not see a file that the first has just written.
 
   Args:
@@ -57,7 +58,7 @@ def check(folder: Path, what: str = "workdir") -> None:
     )
 
 
-def _sees(path: Path, content: str) -> bool:
+def _sees(path: epath.Path, content: str) -> bool:
   """Whether a file is there with this content, now or a little later."""
   deadline = time.monotonic() + PATIENCE
   while True:

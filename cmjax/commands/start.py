@@ -170,8 +170,8 @@ def _compile_cache(command: Command) -> str:
     from cmjax.base import sharding
 
     if sharding.process()[1] > 1 and values[name].using_default_value:
-      return str(paths.local(values.workdir).absolute().parent / ".compiled")
-  return values[name].value
+      return os.fspath(paths.absolute(paths.place(values.workdir)).parent / ".compiled")
+  return values[name].value or ""
 
 
 def run(command: Command) -> int | None:

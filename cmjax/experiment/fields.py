@@ -5,12 +5,12 @@
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import ema
@@ -140,7 +140,7 @@ class Kept(NamedTuple):
     data: -> the digest of its training data.
   """
 
-  folder: Path
+  folder: epath.Path
   data: Callable[[], str]
 
 

@@ -18,11 +18,13 @@ import json
 import logging
 import mmap
 import pickle
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from cmjax.base import digests, json_files, paths
 from cmjax.base.atomic_files import replacing
@@ -106,7 +108,7 @@ def write(path: str | Path, reference: Reference) -> None:
 
 
 def kept(
-  path: Path,
+  path: epath.Path,
   made_of: Mapping[str, Any],
   make: Callable[[], Reference],
   *,
@@ -132,7 +134,10 @@ def kept(
     if primary:
       record = {**made.record, "made_of": digest}
       try:
-        write(path, made._replace(record=record))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder, replacing(path) as target:
+          write(Path(folder) / path.name, made._replace(record=record))
+          target.write((Path(folder) / path.name).read_bytes())
       except (OSError, ValueError) as error:
         logger.warning("%s is not kept for later: %s.", path, error)
     agree(True)  # it is there now, or cannot be
@@ -144,12 +149,15 @@ def kept(
   return found._replace(record={k: v for k, v in found.record.items() if k not in beside})
 
 
-def _read_kept(path: Path, digest: str) -> Reference | None:
+def _read_kept(path: epath.Path, digest: str) -> Reference | None:
   """The statistics of a file, if they were made of what has this digest."""
   if not path.is_file():
     return None
   try:
-    found = read(path, "")
+    with tempfile.TemporaryDirectory() as folder:  # of a bucket no arrays can be mapped
+      copy = Path(folder) / path.name
+      copy.write_bytes(path.read_bytes())
+      found = read(copy, "")
     if found.record.get("made_of") == digest:
       return found
     why = "it was made of other data, or by another detector"

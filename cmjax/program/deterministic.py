@@ -7,10 +7,13 @@ and TPUs compute a compiled program to the same bits anyway, and are told nothin
 """
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from cmjax.base import sharding
+from etils import epath
+
+from cmjax.base import digests, sharding, stores
 from cmjax.experiment import Run
 
 logger = logging.getLogger("cmjax")
@@ -20,7 +23,7 @@ KEEP, TAKE = "xla_gpu_dump_autotune_results_to", "xla_gpu_load_autotune_results_
 
 
 def options(
-  run: Run, platform: str, workdir: Path, *, started: bool = False
+  run: Run, platform: str, workdir: epath.Path, *, started: bool = False
 ) -> dict[str, Any] | None:
   """The options of the compiler for a train step; None: its own.
 
@@ -35,9 +38,11 @@ def options(
   """
   if not run.deterministic or platform != "gpu":
     return None
-  path = kernels(workdir)
+  path, on_disk = kernels(workdir), _on_disk(kernels(workdir))
   if path.exists():
-    return ON_GPU | {TAKE: str(path)}
+    if stores.is_remote(path):
+      on_disk.write_bytes(path.read_bytes())
+    return ON_GPU | {TAKE: str(on_disk)}
   if started:
     logger.warning(
       "%s is missing, which has the kernels that this run was compiled with. They are chosen anew: "
@@ -45,9 +50,23 @@ def options(
       path,
     )
   path.parent.mkdir(parents=True, exist_ok=True)
-  return ON_GPU | {KEEP: str(path)}
+  return ON_GPU | {KEEP: str(on_disk)}
 
 
-def kernels(workdir: Path) -> Path:
+def keep(workdir: epath.Path) -> None:
+  """Puts what XLA has chosen where the run keeps it, if that is no disk; after the compilation."""
+  path = kernels(workdir)
+  if stores.is_remote(path) and (on_disk := _on_disk(path)).exists() and not path.exists():
+    stores.put(str(on_disk), path)
+
+
+def _on_disk(path: epath.Path) -> Path:
+  """Where XLA reads and writes it: it knows disks alone."""
+  if not stores.is_remote(path):
+    return Path(path)
+  return Path(tempfile.gettempdir()) / f"cmjax-autotuned-{digests.of_json(str(path))[:16]}"
+
+
+def kernels(workdir: epath.Path) -> epath.Path:
   """Where this process keeps the kernels that XLA chose."""
   return workdir / "autotuned" / f"process_{sharding.process()[0]}.textproto"

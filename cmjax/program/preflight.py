@@ -6,15 +6,16 @@ written and read back in the workdir. Batches and the teacher's weights are rand
 right shapes: neither data nor a teacher is read.
 """
 
-import shutil
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from cmjax import experiment
@@ -44,7 +45,7 @@ class Row(NamedTuple):
   verdict: str = OK
 
 
-def preflight(exp: Experiment, workdir: str | Path) -> tuple[str, bool]:
+def preflight(exp: Experiment, workdir: str | os.PathLike[str]) -> tuple[str, bool]:
   """Checks the devices that are here, with the experiment's own step, mesh and workdir.
 
   Every process of a run must call it.
@@ -64,7 +65,7 @@ def preflight(exp: Experiment, workdir: str | Path) -> tuple[str, bool]:
   exp = exp._replace(run=exp.run._replace(steps_per_dispatch=1))
   mesh = experiment.make_mesh(exp.run)
   sharding.check_batch_size(exp.run.batch_size, mesh)
-  folder = paths.local(workdir, "workdir").absolute() / FOLDER
+  folder = paths.absolute(paths.place(workdir, "workdir")) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   rows = [*_tried("host to devices", lambda: _transfer(mesh))]
   rows += _tried("all-reduce", lambda: _all_reduce(mesh))
@@ -103,12 +104,13 @@ def _table(mesh: Mesh, rows: list[Row], end: str) -> str:
   return "\n".join([head, "", *lines, "", end])
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: epath.Path) -> None:
   """Removes what was written for the checks; the trace stays."""
   sharding.all_agree(True)  # all have read it
   if sharding.process()[0] == 0:
     for name in ("checkpoints", "autotuned", "broken"):
-      shutil.rmtree(folder / name, ignore_errors=True)
+      with contextlib.suppress(OSError):
+        (folder / name).rmtree(missing_ok=True)
 
 
 # --- between host and devices, and between devices ---
@@ -194,7 +196,7 @@ def _products() -> Iterator[Row]:
 # --- the experiment's own step ---
 
 
-def _of_steps(exp: Experiment, mesh: Mesh, folder: Path) -> Iterator[Row]:
+def _of_steps(exp: Experiment, mesh: Mesh, folder: epath.Path) -> Iterator[Row]:
   """Ten steps twice, three that are traced, and their state saved and restored."""
   start = time.perf_counter()
   key = sharding.create(lambda: key_for(exp.run.seed, "train"), mesh)[0]
@@ -301,7 +303,7 @@ def _determinism_row(exp: Experiment, platform: str, same: bool) -> Row:
 
 
 def _traced(
-  state: TrainState, step: Callable[[TrainState], TrainState], folder: Path
+  state: TrainState, step: Callable[[TrainState], TrainState], folder: epath.Path
 ) -> tuple[TrainState, Row]:
   """Three steps in a trace, which is read back."""
   profile = profiling.Profile((STEPS, STEPS + TRACED), folder, 0)
@@ -309,12 +311,12 @@ def _traced(
     with profile.step(i):
       state = step(state)
     profile.stop_after(i + 1, state)
-  found = profiling.steps_in(profile.folder)
+  found = profiling.steps_in(profile.traced)
   right = found == list(range(STEPS, STEPS + TRACED))
   return state, Row("a trace", f"{len(found)} steps in {profile.folder}", _verdict(right))
 
 
-def _saved(state: TrainState, mesh: Mesh, folder: Path) -> Iterator[Row]:
+def _saved(state: TrainState, mesh: Mesh, folder: epath.Path) -> Iterator[Row]:
   """The state written to the workdir and read back."""
   before, size = _checksums(state, mesh), checkpoint.num_bytes(state)
   abstract = jax.tree.map(

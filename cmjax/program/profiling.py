@@ -7,14 +7,16 @@ Each dispatch of steps is annotated as `train` with the number of its first step
 import contextlib
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
-from cmjax.base import sharding
+from cmjax.base import sharding, stores
 
 logger = logging.getLogger("cmjax")
 
@@ -49,9 +51,13 @@ class Profile:
     start: the step that this sitting begins with.
   """
 
-  def __init__(self, steps: tuple[int, int] | None, workdir: Path, start: int):
+  def __init__(self, steps: tuple[int, int] | None, workdir: epath.Path, start: int):
     index, count = sharding.process()
     self.folder = workdir / "profile" / (f"process_{index}" if count > 1 else "")
+    # JAX writes to disks: a trace for a bucket is put there at its end.
+    self.traced = Path(self.folder)
+    if steps and stores.is_remote(workdir):
+      self.traced = Path(tempfile.mkdtemp(prefix="cmjax-profile-"))
     self._steps, self._running = steps, False
     if steps and steps[1] <= start:
       self._steps = None
@@ -64,8 +70,8 @@ class Profile:
   def step(self, step: int) -> Iterator[None]:
     """Around the dispatch of the steps that follow this one: starts the trace where it is due."""
     if self._steps and not self._running and self._steps[0] <= step < self._steps[1]:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      jax.profiler.start_trace(self.folder)
+      self.traced.mkdir(parents=True, exist_ok=True)
+      jax.profiler.start_trace(self.traced)
       self._running = True
     with jax.profiler.StepTraceAnnotation(NAME, step_num=step):
       yield
@@ -81,6 +87,9 @@ class Profile:
     if self._running:
       self._running, self._steps = False, None
       jax.profiler.stop_trace()
+      if stores.is_remote(self.folder):
+        for name in stores.files(self.traced):
+          stores.put(str(self.traced / name), self.folder / name)
       logger.info("The trace is in %s: tensorboard --logdir=%s", self.folder, self.folder)
 
 

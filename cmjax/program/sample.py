@@ -57,7 +57,7 @@ def sample(
   if num_samples < 1:
     raise ValueError(f"--num_samples={num_samples} must be at least 1.")
   experiment.check_seed(seed, "--seed")
-  shared_folder.check(paths.local(workdir))
+  shared_folder.check(paths.place(workdir))
   mesh = experiment.make_mesh(exp.run)
   ema = ema or stored_runs.averages_of(workdir)[0]
   check, _ = _check_own(exp, workdir)
@@ -129,7 +129,7 @@ def evaluate(exp: Experiment, workdir: str | os.PathLike[str]) -> str:
     ValueError: another process scores the run.
     OSError: the workdir was renamed meanwhile.
   """
-  shared_folder.check(paths.local(workdir))
+  shared_folder.check(paths.place(workdir))
   emas = stored_runs.averages_of(workdir)  # before a folder is made of a mistyped name
   workdir, primary = paths.absolute(paths.place(workdir)), sharding.process()[0] == 0
   with lock.hold(workdir, "evaluate", primary=primary, agree=sharding.all_agree) as check_workdir:

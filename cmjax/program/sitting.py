@@ -382,6 +382,7 @@ class Sitting:
           started=self._start > 0,
         ),
       )
+      deterministic.keep(self._workdir)
     self._record_goodput()
     return self._compiled
 

@@ -5,7 +5,8 @@ time (it has not the memory, a file breaks it) would be started for as long as s
 """
 
 import contextlib
-from pathlib import Path
+
+from etils import epath
 
 from cmjax.base import json_files, sharding
 from cmjax.base.atomic_files import write_json
@@ -14,7 +15,7 @@ from cmjax.run import checkpoint
 STARTS = "starts.json"  # in the workdir: {"step": of the newest checkpoint, "starts": from it}
 
 
-def count(workdir: Path, most: int | None) -> None:
+def count(workdir: epath.Path, most: int | None) -> None:
   """Counts this start; call it on every process, before anything that may end the process.
 
   Args:
@@ -40,21 +41,20 @@ def count(workdir: Path, most: int | None) -> None:
     )
 
 
-def forget(workdir: Path) -> None:
+def forget(workdir: epath.Path) -> None:
   """Counts from nothing again: the run came to its end, or somebody started it by hand."""
   if sharding.process()[0] == 0:
-    with contextlib.suppress(FileNotFoundError):
-      (workdir / STARTS).unlink()
+    (workdir / STARTS).unlink(missing_ok=True)
 
 
-def _newest(workdir: Path) -> int | None:
+def _newest(workdir: epath.Path) -> int | None:
   if not (workdir / "checkpoints").is_dir():
     return None
   with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
     return max(checkpoints.steps(), default=None)
 
 
-def _before(workdir: Path, step: int | None) -> int:
+def _before(workdir: epath.Path, step: int | None) -> int:
   """The starts from this checkpoint so far; none where the file is no such table."""
   try:
     found = json_files.read(workdir / STARTS)

@@ -53,7 +53,8 @@ UNHURRIED = ocp.AsyncOptions(
   barrier_sync_fn=_meet,
 )
 # Its other barriers are collectives of JAX, which wait in silence and for ever; it has no option.
-sys.modules[ocp.multihost.sync_global_processes.__module__].sync_global_processes = _meet
+_barriers: Any = sys.modules[ocp.multihost.sync_global_processes.__module__]
+_barriers.sync_global_processes = _meet
 ABSENT = "not installed"
 PACKAGES = ("cmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -131,7 +131,7 @@ def path_class(
   if os.fspath(directory).startswith("s3://"):
     _write_to_s3(stores.endpoint(directory))
   by_name = not remote if read_only else place.capabilities(directory.parent).renames_folders
-  kind = ByName if by_name else ByFile
+  kind: Any = ByName if by_name else ByFile
   return type(kind.__name__, (kind,), {"digests": staticmethod(digests)})
 
 

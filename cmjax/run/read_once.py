@@ -12,11 +12,11 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmjax.base import meeting, sharding
@@ -27,7 +27,7 @@ MIN_SIZE = 2**14  # numbers in an array below which gathering costs more than it
 _WRITTEN_BY = re.compile(r"(?:.*/)?ocdbt\.process_(\d+)/")
 
 
-def digests(folder: Path, sizes: Mapping[str, int], what: str) -> dict[str, str]:
+def digests(folder: epath.Path, sizes: Mapping[str, int], what: str) -> dict[str, str]:
   """The sha256 of files of a folder, by their names; every process must ask for the same.
 
   Args:
@@ -45,7 +45,7 @@ def digests(folder: Path, sizes: Mapping[str, int], what: str) -> dict[str, str]
   return {name: one for part in meeting.exchange(what, found) for name, one in part.items()}
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Any) -> str:
   try:
     with path.open("rb") as file:  # by parts: a file may be larger than what memory is left
       return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,11 +13,16 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from etils import epath
+
+from cmjax.base import stores
 
 logger = logging.getLogger("cmjax")
 
@@ -28,7 +33,8 @@ class Stacks:
   """Writes stacks while it is open.
 
   Args:
-    workdir: of the run; there already.
+    workdir: of the run; there already. What it would have is in a folder for temporary files where
+      it is in a bucket: the handler in C writes to disks alone.
     process: the number of this one.
     limit: seconds without a sign of life after which all stacks are written, and again after twice
       and four times as long, and so on; None: never.
@@ -41,7 +47,7 @@ class Stacks:
 
   def __init__(
     self,
-    workdir: Path,
+    workdir: epath.Path,
     process: int,
     limit: float | None,
     turns: Callable[[], int],
@@ -51,7 +57,9 @@ class Stacks:
     clock: Callable[[], float] = time.monotonic,
     tick: float = TICK,
   ):
-    self.path = workdir / f"stacks.{process}.txt"
+    folder = Path(tempfile.gettempdir() if stores.is_remote(workdir) else workdir)
+    number = f"{os.getpid()}.{process}" if stores.is_remote(workdir) else process
+    self.path = folder / f"stacks.{number}.txt"
     self._limit, self._turns, self._doing = limit, turns, doing
     self._stream, self._clock, self._tick = stream, clock, tick
     self._registered = False
