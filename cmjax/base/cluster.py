@@ -124,7 +124,7 @@ def _slurm_tasks(env: Variables) -> tuple[int, int | None]:
 MEGASCALE = ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID")
 ROWS = (
   Row(
-    # github.com/AI-Hypercomputer/xpk, src/xpk/core/docker_resources.py; launch/jobset.yaml too.
+    # github.com/AI-Hypercomputer/xpk, src/xpk/core/docker_resources.py; launch/jobset.sh too.
     "a JobSet of GPU nodes, as xpk makes it",
     ("JAX_COORDINATOR_ADDRESS", "NNODES", "NODE_RANK"),
     _told("NNODES"),

@@ -58,7 +58,10 @@ def place(path: str | os.PathLike[str], what: str = "path") -> epath.Path:
   bucket, *names = rest.removeprefix("/").rstrip("/").split("/")
   if not bucket or not rest.startswith("/") or {"", ".", ".."} & set(names):
     raise ValueError(f"{what}={text!r} names no folder of a bucket: {scheme}://bucket/folder does.")
-  stores.serve(scheme)
+  try:
+    stores.serve(scheme)
+  except ValueError as error:
+    raise ValueError(f"{what}={text!r}: {error}") from error
   return epath.Path(f"{scheme}://" + "/".join((bucket, *names)))
 
 

@@ -243,7 +243,7 @@ def _ask_jax() -> None:
   if cluster.POD in os.environ and importlib.util.find_spec("kubernetes") is None:
     raise ValueError(
       f"{cluster.INDEX} says that this is a pod of an Indexed Job, but not how many there are. Set "
-      "JAX_COORDINATOR_ADDRESS, NNODES and NODE_RANK as launch/jobset.yaml does, or install "
+      "JAX_COORDINATOR_ADDRESS, NNODES and NODE_RANK as launch/jobset.sh does, or install "
       "jax[k8s]; or give --num_processes=1 to start alone."
     )
   try:

@@ -12,6 +12,7 @@ import time
 from etils import epath
 
 from cmjax.base import meeting, sharding
+from cmjax.base.atomic_files import write_text
 
 PATIENCE = 10.0  # seconds: mounted buckets and NFS show a file of another host a little later
 _RETRY = 0.25
@@ -34,7 +35,7 @@ def check(folder: epath.Path, what: str = "workdir") -> None:
   path = folder / f".seen-by-all.{token}"
   if index == 0:
     try:
-      path.write_text(token)
+      write_text(path, token)
     except OSError as error:
       refusal = error.strerror or str(error)
   try:

@@ -17,6 +17,7 @@ Ours have the names that the others look for, so that all of them can read it.
 import json
 import logging
 import mmap
+import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ EDM2_KEYS = {"inception": "fid", "dinov2": "fd_dinov2"}
 FORMAT = 1
 
 
-def read(path: str | Path, detector: str) -> Reference:
+def read(path: str | os.PathLike[str], detector: str) -> Reference:
   """The statistics in a file.
 
   Args:
@@ -76,7 +77,7 @@ def read(path: str | Path, detector: str) -> Reference:
   return found._replace(record=record)
 
 
-def write(path: str | Path, reference: Reference) -> None:
+def write(path: str | os.PathLike[str], reference: Reference) -> None:
   """Writes statistics: .npz with all that there is, .pkl as EDM2 has it. Whole or not at all.
 
   Raises:
@@ -156,7 +157,8 @@ def _read_kept(path: epath.Path, digest: str) -> Reference | None:
   try:
     with tempfile.TemporaryDirectory() as folder:  # of a bucket no arrays can be mapped
       copy = Path(folder) / path.name
-      copy.write_bytes(path.read_bytes())
+      with replacing(copy) as file:
+        file.write(path.read_bytes())
       found = read(copy, "")
     if found.record.get("made_of") == digest:
       return found

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from cmjax.base import digests, sharding, stores
+from cmjax.base.atomic_files import replacing
 from cmjax.experiment import Run
 
 logger = logging.getLogger("cmjax")
@@ -41,7 +42,8 @@ def options(
   path, on_disk = kernels(workdir), _on_disk(kernels(workdir))
   if path.exists():
     if stores.is_remote(path):
-      on_disk.write_bytes(path.read_bytes())
+      with replacing(on_disk) as file:
+        file.write(path.read_bytes())
     return ON_GPU | {TAKE: str(on_disk)}
   if started:
     logger.warning(

@@ -6,9 +6,15 @@ import time
 
 import jax
 import pytest
+from etils import epath
 
 from cmjax.base import meeting, sharding, shared_folder
 from helpers.threads import Processes
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
 
 
 @pytest.fixture(autouse=True)

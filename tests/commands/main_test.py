@@ -116,8 +116,8 @@ def test_training_is_told_whether_the_config_may_change_and_what_to_trace(progra
   for args in ((), ("--allow_config_change", "--profile_steps=10:15")):
     assert program("--workdir=x", *args)[0] == 0
   assert told == [
-    {"allow_config_change": False, "profile_steps": None},
-    {"allow_config_change": True, "profile_steps": (10, 15)},
+    {"allow_config_change": False, "profile_steps": None, "tries": None},
+    {"allow_config_change": True, "profile_steps": (10, 15), "tries": None},
   ]
   code, _, err = program("--workdir=x", "--profile_steps=15")
   assert code == 1 and err.startswith("cmjax: --profile_steps=15 must be two steps")

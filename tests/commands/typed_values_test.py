@@ -80,7 +80,7 @@ def test_a_value_is_read_by_what_its_key_may_be(key, text, value):
     *(("data.flip", text) for text in ("maybe", "2", "none", "")),
     *(("optim.lr", text) for text in ("fast", "1/3", "off", "-1", "1e39")),
     *(("samplers.two_steps.mid_times", text) for text in ("80", "none", "a", "0.0")),
-    *(("teacher.workdir", text) for text in ("gs://b/x", "a\x1b[31m", "file:///x", "a\nb")),
+    *(("teacher.workdir", text) for text in ("az://b/x", "a\x1b[31m", "file:///x", "a\nb")),
     ("evals.swd", "3"),
     ("evals", "none"),
   ],
@@ -140,7 +140,7 @@ def test_a_path_is_a_path_in_every_verb(verb, flag, monkeypatch, told, tmp_path)
   monkeypatch.setenv("HOME", str(tmp_path))
   values = parsed(f"--{flag}=~/x", verb=verb)[1]
   assert values[flag].value == str(tmp_path / "x")
-  for wrong in ("gs://b/run", "https://x", "a\x1b[2Jb", "~nobody_of_that_name/x", "a\tb"):
+  for wrong in ("az://b/run", "https://x", "a\x1b[2Jb", "~nobody_of_that_name/x", "a\tb"):
     code, out, err = told(verb, CONFIG, f"--{flag}={wrong}")
     assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith(f"cmjax: --{flag}=")
   if flag != "compile_cache":
@@ -150,7 +150,7 @@ def test_a_path_is_a_path_in_every_verb(verb, flag, monkeypatch, told, tmp_path)
 TOOLS = [
   ("convert", ("f.pt", "--to=gs://b")), ("convert", ("s3://b/f.pt", "--to=x")),
   ("convert", ("--export=a\x1b[0m", "--to=x")), ("detectors", ("f.pth", "--to=https://x")),
-  ("ema", ("--workdir=gs://b", "--sigma_rel=0.1")), ("prepare", ("a", "--out=gs://b")),
+  ("ema", ("--workdir=az://b", "--sigma_rel=0.1")), ("prepare", ("a", "--out=gs://b")),
   ("prepare", ("--validate=~nobody_of_that_name",)), ("prepare", ("a", "--out=b", "--workers=-1")),
   ("prepare", ("a", "--out=b", "--held_out=1.5")), ("prepare", ("a", "--out=b", "--max_bad=x")),
   ("ema", ("--workdir=w", "--sigma_rel=0.1", "--step=0")),
@@ -173,8 +173,8 @@ def test_a_workdir_below_home_is_trained_there_and_no_folder_is_called_so(tmp_pa
   (folder / "config.json").write_text(json.dumps(tiny.config(seed=7).to_dict()))
   command = start.parse(["cmjax sample", "--workdir=~/x"], "sample", flags.FlagValues())
   assert command.config is not None and command.config.seed == 7
-  with pytest.raises(ValueError, match="workdir='gs://b' is a URL"):
-    train.train(tiny.experiment_of(), "gs://b")
+  with pytest.raises(ValueError, match="workdir='az://b' is a URL"):
+    train.train(tiny.experiment_of(), "az://b")
   with pytest.raises(ValueError, match="no complete checkpoint|No checkpoints"):
     sample.sample(tiny.experiment_of(), "~/x", num_samples=1, name=None, seed=0, ema="main")
   assert not (tmp_path / "~").exists()

@@ -132,7 +132,7 @@ def _called(monkeypatch):
 
 
 WITH_RUN = {  # verb: what it calls, with what beside the config, and what that answers
-  "train": (train, "train", dict(allow_config_change=False, profile_steps=None), None),
+  "train": (train, "train", dict(allow_config_change=False, profile_steps=None, tries=None), None),
   "evaluate": (sample, "evaluate", {}, "scores"),
   "sample": (sample, "sample", dict(num_samples=64, name=None, seed=0, ema=None), ["path"]),
   "search": (sample, "search_times", dict(name=None, num_samples=64, num_probes=12, seed=0), "t"),
@@ -247,7 +247,8 @@ def test_whoever_stops_reading_the_answer_ends_the_program_quietly(words):
   assert (done.returncode, done.stderr) == (141, "")
 
 
-ALONE = [verb for verb in VERBS if verb not in ("train", "sample", "evaluate", "reference")]
+TOGETHER = ("train", "sample", "evaluate", "reference", "preflight")
+ALONE = [verb for verb in VERBS if verb not in TOGETHER]
 ARGUMENTS = {
   "convert": ("none.pkl", "--to=none"),
   "prepare": ("none", "--out=none"),
@@ -303,5 +304,5 @@ def test_several_processes_keep_what_they_compile_where_all_see_it(
   monkeypatch.setattr(sharding, "process", lambda: (0, count))
   arguments = ("cmjax train", CONFIG, f"--workdir={tmp_path / 'runs' / 'a'}", *given)
   command = start.parse(arguments, "train", flags.FlagValues())
-  expected = str(tmp_path / folder) if folder.startswith("runs") else folder
+  expected = str(tmp_path / folder) if folder.startswith("runs") else os.path.expanduser(folder)
   assert start._compile_cache(command) == expected

@@ -95,7 +95,7 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
 }
 # What has no public name -> the module that may take it all the same, and says why.
 # A thing that is banned -> the modules that may have it all the same.
-ALLOWED = {"os.environ": {"commands.task"}}  # of the cluster, who numbers its tasks so
+ALLOWED = {"os.environ": {"commands.task", "base.sharding"}}  # of a cluster, who tells by them
 BANNED = {  # anywhere else
   "os.environ": "environment variables are for launch scripts",
   "os.getenv": "environment variables are for launch scripts",

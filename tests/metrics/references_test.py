@@ -5,10 +5,17 @@ import pickle
 
 import numpy as np
 import pytest
+from etils import epath
 
 from cmjax.metrics import features, frechet, references, scoring
 from cmjax.metrics.detectors import Detector
 from helpers.fake_detectors import LINEAR, linear
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
+
 
 D = 4
 

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from cmjax import experiment
@@ -14,6 +15,11 @@ from cmjax.metrics import cards, references
 from cmjax.program import averages, convert, sample, searched_times, stored_runs, sweep
 from cmjax.run import writer
 from helpers import tiny
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
 
 
 def at_once(*calls):

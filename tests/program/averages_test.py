@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from cmjax import ema, experiment
 from cmjax.base import lock, sharding
@@ -546,6 +547,7 @@ def test_an_evaluation_whose_workdir_is_renamed_says_so_and_makes_none_anew(copy
 
 
 def test_two_sweeps_at_once_keep_the_scores_of_both(tmp_path):
+  tmp_path = epath.Path(tmp_path)  # as `paths.place` gives it
   path, conditions = tmp_path / "posthoc" / "sweep.json", {"seed": 0}
   together = [
     threading.Thread(

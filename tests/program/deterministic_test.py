@@ -3,9 +3,16 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from cmjax.program import deterministic, identity
 from helpers import tiny
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
+
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 ALONE = {"evals": {}, "checkpoint.every_steps": 4, "total_steps": 4}

@@ -1,10 +1,16 @@
 """A run that is lost at the same place each time is not started for ever."""
 
 import pytest
+from etils import epath
 
 from cmjax.base.atomic_files import write_json, write_text
 from cmjax.program import sitting, starts, train
 from helpers import tiny
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
 
 
 class Lost(BaseException):

@@ -7,12 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmjax.base import sharding
 from cmjax.run import checkpoint, read_once
 from helpers.threads import Processes
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
+
 
 pytestmark = pytest.mark.devices
 

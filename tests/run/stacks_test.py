@@ -8,8 +8,14 @@ import sys
 import time
 
 import pytest
+from etils import epath
 
 from cmjax.run.stacks import Stacks
+
+
+@pytest.fixture(name="tmp_path")
+def _tmp_path(tmp_path):
+  return epath.Path(tmp_path)  # as `paths.place` gives it
 
 
 class Clock:
