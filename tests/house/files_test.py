@@ -7,9 +7,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 # What is written otherwise, and why that is well.
 OTHERWISE = {
   "cmjax/base/atomic_files.py: open xb",  # the one way
+  "cmjax/base/atomic_files.py: open a",  # config_changes.jsonl, a line
+  "cmjax/base/place.py: open ab",  # what a place can do is tried in a folder that is removed
+  "cmjax/base/place.py: open a",
+  "cmjax/base/place.py: write_bytes",
+  "cmjax/base/place.py: open xb",  # a lease, of which another writer must not be overwritten
   "cmjax/base/lock.py: open a+",  # whoever holds it is the only one to write
-  "cmjax/run/writer.py: open a",  # metrics.jsonl, line by line; a half-written last one is left out
-  "cmjax/program/identity.py: open a",  # config_changes.jsonl, a line
+  "cmjax/run/history.py: open a",  # metrics.jsonl, by lines; a half-written last one is left out
 }
 STREAMS = ("file", "stream")  # the names of open files, to which numpy may write
 BY_NAME = ("write_text", "write_bytes", "touch")
