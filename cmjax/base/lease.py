@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cmjax.base import json_files, place, stores
+from cmjax.base.atomic_files import write_json, write_text
 
 logger = logging.getLogger("cmjax")
 RENEW = 15.0  # seconds between two beats
@@ -130,7 +131,7 @@ class Lease:
     """Seconds since a lease was renewed, by the clock of the place; 0 where that is not known."""
     now = self._folder / f"now-{secrets.token_hex(8)}"
     try:
-      now.write_bytes(b"")
+      write_text(now, "")
       return max(0.0, age(_path(self._folder, found.number), now))
     except (OSError, KeyError, TypeError):
       return 0.0
@@ -140,15 +141,15 @@ class Lease:
 
   def _write_next(self, before: Found) -> bool:
     """Whether the next lease is ours."""
-    number, content = before.number + 1, json.dumps(self._content).encode()
+    number = before.number + 1
     path = _path(self._folder, number)
     try:
       if self._creates:
-        place.create(path, content)
+        place.create(path, json.dumps(self._content).encode())
       elif path.exists():
         return False
       else:
-        path.write_bytes(content)
+        write_json(path, self._content, indent=None)
         self._sleep(_SETTLED)
     except FileExistsError:
       pass  # ours too, where the answer to the first try was lost
@@ -185,7 +186,7 @@ class Lease:
         )
         return
       self._content["beat"] += 1
-      _path(self._folder, self.number).write_bytes(json.dumps(self._content).encode())
+      write_json(_path(self._folder, self.number), self._content, indent=None)
       self._renewed = began
 
   def check(self) -> str:
@@ -203,8 +204,8 @@ class Lease:
     with self._writing:
       found = newest(self._folder)
       if found.content.get("token") == self._content["token"]:
-        ended = json.dumps({**self._content, "ended": True}).encode()
-        _path(self._folder, self.number).write_bytes(ended)
+        ended = {**self._content, "ended": True}
+        write_json(_path(self._folder, self.number), ended, indent=None)
 
 
 def newest(folder: epath.Path) -> Found:

@@ -178,6 +178,8 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       temporary_path_class=kind,
       async_options=UNHURRIED,
+      # Several processes may save a checkpoint and a snapshot of one step at the same time.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder),
     )
     self._manager = _Manager(
       self.directory,

@@ -19,11 +19,11 @@ from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from cmjax.base import place, stores
-from cmjax.base.atomic_files import write_json
+from cmjax.base.atomic_files import write_json, write_text
 
 DIGESTS = "digests.json"
 COMMIT = ocp.path.atomicity_types.COMMIT_SUCCESS_FILE
-UNFINISHED = "unfinished"  # in a step that counts when COMMIT is there: it was begun, and by whom
+UNFINISHED = "unfinished"  # in a step that counts when COMMIT is there: it was begun
 # Orbax writes when the saving began and ended to it, the last after the digests.
 _TIMES = "_CHECKPOINT_METADATA"
 _TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
@@ -108,7 +108,7 @@ class ByFile(ocp.path.atomicity.CommitFileTemporaryPath):
     """Makes the folder, on one process."""
     made = await super().create()
     if _is_step(made):
-      await asyncio.to_thread((made / UNFINISHED).write_text, "It counts if it has the other file.")
+      await asyncio.to_thread(write_text, made / UNFINISHED, f"It counts if {COMMIT} is there.\n")
     return made
 
   async def finalize(self) -> None:

@@ -79,7 +79,7 @@ def run(workdir, kills, steps, seed, processes):
       # One in four while it starts: reading, taking the lock, tidying up what was cut short.
       if draw.random() < 0.75:
         assert select.select([reader], [], [], 300)[0], "no step in 300 s"
-      time.sleep(draw.uniform(0, 1.5))
+      time.sleep(draw.uniform(0, 3))
       ended = [os.waitpid(child, os.WNOHANG)[0] for child in children]
       assert not any(ended), f"it ended by itself after {done} kills"
       for child in draw.sample(children, len(children)):

@@ -93,6 +93,7 @@ class Server:
   def close(self):
     self._process.kill()
     self._process.wait()
+    self._process.stdout.close()
 
 
 @contextlib.contextmanager

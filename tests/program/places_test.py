@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 
 from cmjax.base import lease, lock, place, stores
 from cmjax.program import sample, stored_runs
@@ -82,10 +83,10 @@ def assert_is_the_same_run(workdir, expected):
 @pytest.mark.parametrize(
   ("kills", "steps", "processes"),
   [
-    (3, 40, 1),
-    (2, 24, 2),
-    pytest.param(20, 200, 1, marks=pytest.mark.soak),
-    pytest.param(20, 200, 2, marks=pytest.mark.soak),
+    (3, 60, 1),
+    (2, 32, 2),
+    pytest.param(20, 400, 1, marks=pytest.mark.soak),
+    pytest.param(20, 400, 2, marks=pytest.mark.soak),
   ],
 )
 def test_a_run_killed_at_random_ends_with_the_bits_of_one_that_was_not(
@@ -154,7 +155,7 @@ def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, 
 
     newest = f"{workdir}/checkpoints/8"
     damaged = next(name for name in stores.files(newest) if name.startswith("state/d/"))
-    (stores.epath.Path(newest) / damaged).write_bytes(b"other")
+    (epath.Path(newest) / damaged).write_bytes(b"other")
     opened = checkpoint.Checkpoints(workdir)
     run = stored_runs.read_experiment(workdir)
     assert opened.restore(lambda meta: _layout(run, meta)).step == 4
@@ -196,17 +197,19 @@ def test_the_lock_is_refused_by_a_live_owner_and_taken_over_from_a_dead_one(
     assert not stores.has_bucket(f"{where}://other/run")  # nor was it made
     command = [sys.executable, "-c", HOLDER, workdir]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with contextlib.ExitStack() as ends:
+      process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+      ends.enter_context(process)
+      ends.callback(process.kill)  # first, so that a test that fails need not wait for its end
       assert process.stdout is not None and process.stdout.readline() == "held\n"
       with pytest.raises(ValueError, match=f"Another run trains in .*: process {process.pid} on"):
-        with lock.hold(stores.epath.Path(workdir)):
+        with lock.hold(epath.Path(workdir)):
           pass
-      process.kill()
     with monkeypatch.context() as patch:  # as from another machine, which waits
       patch.setattr(lease, "_process", dict)
       patch.setattr(lease, "DEAD", 8.0)
       began = time.monotonic()
-      with lock.hold(stores.epath.Path(workdir)) as check:
+      with lock.hold(epath.Path(workdir)) as check:
         assert time.monotonic() - began > 3
         check()
     assert "it is taken over" in caplog.text
