@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from cmjax import experiment
@@ -67,7 +68,9 @@ LATE = {
   ),
   "latents": lambda workdir: sample._write(workdir, "one_step", {"samples": POINTS}, None),
   "search": lambda workdir: searched_times.write(workdir, {"one_step": {"mid_times": [0.1]}}),
-  "sweep": lambda workdir: sweep._add(workdir, workdir / "posthoc" / "a.json", {}, {}),
+  "sweep": lambda workdir: sweep._add(
+    epath.Path(workdir), epath.Path(workdir) / "posthoc" / "a.json", {}, {}
+  ),
   "ema": lambda workdir: averages._alone(workdir).__enter__(),
 }
 
