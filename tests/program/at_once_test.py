@@ -66,7 +66,9 @@ LATE = {
   "sample": lambda workdir: sample._write(
     epath.Path(workdir), "one_step", {"samples": POINTS}, writer.picture(POINTS)
   ),
-  "latents": lambda workdir: sample._write(epath.Path(workdir), "one_step", {"samples": POINTS}, None),
+  "latents": lambda workdir: sample._write(
+    epath.Path(workdir), "one_step", {"samples": POINTS}, None
+  ),
   "search": lambda workdir: searched_times.write(workdir, {"one_step": {"mid_times": [0.1]}}),
   "sweep": lambda workdir: sweep._add(
     epath.Path(workdir), epath.Path(workdir) / "posthoc" / "a.json", {}, {}
