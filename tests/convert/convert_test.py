@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from etils import epath
 from flax import serialization
 
 from cmjax import experiment
@@ -583,7 +584,7 @@ def _small(tmp_path_factory):
   net = dict(name="mlp", dim=2, width=16, depth=1, embed_channels=16, dtype="float32")
   given = experiment.parse(convert.run_record(detect.Found("cmjax", net, SIGMA_DATA, (1, 1), {})))
   params = random_like(jax.eval_shape(given.network.init, jax.random.key(0)))
-  convert._save(root / "source", given, {"net": params, "weighting": {}}, {})
+  convert._save(epath.Path(root) / "source", given, {"net": params, "weighting": {}}, {})
   convert.export(root / "source", root / "weights.safetensors")
   convert.convert(root / "weights.safetensors", root / "run")
   return root / "weights.safetensors", root / "run"
@@ -688,7 +689,7 @@ def test_our_own_networks_go_out_under_their_own_names_and_come_back(net, name, 
   given = experiment.parse(convert.run_record(detect.Found("cmjax", net, SIGMA_DATA, (1, 1), {})))
   params = random_like(jax.eval_shape(given.network.init, jax.random.key(0)))
   before, after, path = tmp_path / "before", tmp_path / "after", tmp_path / "own.safetensors"
-  convert._save(before, given, {"net": params, "weighting": {}}, {})
+  convert._save(epath.Path(before), given, {"net": params, "weighting": {}}, {})
   convert.export(before, path)
   assert only(files.read(path)).tensors[name].shape == shape
   convert.convert(path, after)

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from cmjax import experiment
@@ -277,7 +278,7 @@ def test_a_card_of_a_run_knows_its_step_and_what_makes_the_run_what_it_is(tmp_pa
 
   def written(**values):
     record = tiny.experiment_of(**values).record
-    path = score_files.write_card(record, tmp_path, 12, "fd_one_step_main", card)
+    path = score_files.write_card(record, epath.Path(tmp_path), 12, "fd_one_step_main", card)
     assert path == tmp_path / "cards" / "fd_one_step_main_step12.json"
     return cards.read(path)
 

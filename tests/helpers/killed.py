@@ -39,7 +39,7 @@ def sitting(workdir, steps, started, processes, index, port):
 
   def stop():  # is asked before each step
     asked.append(len(asked))
-    if len(asked) == 3:  # the step is compiled
+    if len(asked) == 6:  # the step is compiled, and the first checkpoint is being written
       os.write(started, b"1")
     return False
 

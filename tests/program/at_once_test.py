@@ -47,7 +47,7 @@ def test_samples_and_their_picture_are_of_the_same_call(tmp_path, shape):
   def write(x0):
     for _ in range(4):
       pixels = writer.picture(x0)
-      sample._write(tmp_path, "one_step_main_step6_seed0", {"samples": x0}, pixels)
+      sample._write(epath.Path(tmp_path), "one_step_main_step6_seed0", {"samples": x0}, pixels)
 
   assert not at_once(*(lambda x0=x0: write(x0) for x0 in drawn))
   (picture,), (arrays,) = (list((tmp_path / "samples").glob(f"*.{end}")) for end in ("png", "npz"))
@@ -69,11 +69,15 @@ def test_searches_of_several_samplers_at_once_keep_the_times_of_all(tmp_path):
 POINTS = np.zeros((4, 2), np.float32)
 LATE = {
   "sample": lambda workdir: sample._write(
-    workdir, "one_step", {"samples": POINTS}, writer.picture(POINTS)
+    epath.Path(workdir), "one_step", {"samples": POINTS}, writer.picture(POINTS)
   ),
-  "latents": lambda workdir: sample._write(workdir, "one_step", {"samples": POINTS}, None),
+  "latents": lambda workdir: sample._write(
+    epath.Path(workdir), "one_step", {"samples": POINTS}, None
+  ),
   "search": lambda workdir: searched_times.write(workdir, {"one_step": {"mid_times": [0.1]}}),
-  "sweep": lambda workdir: sweep._add(workdir, workdir / "posthoc" / "a.json", {}, {}),
+  "sweep": lambda workdir: sweep._add(
+    epath.Path(workdir), epath.Path(workdir) / "posthoc" / "a.json", {}, {}
+  ),
   "ema": lambda workdir: averages._alone(workdir).__enter__(),
 }
 

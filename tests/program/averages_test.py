@@ -547,11 +547,11 @@ def test_an_evaluation_whose_workdir_is_renamed_says_so_and_makes_none_anew(copy
 
 
 def test_two_sweeps_at_once_keep_the_scores_of_both(tmp_path):
-  tmp_path = epath.Path(tmp_path)  # as `paths.place` gives it
-  path, conditions = tmp_path / "posthoc" / "sweep.json", {"seed": 0}
+  path, conditions = epath.Path(tmp_path) / "posthoc" / "sweep.json", {"seed": 0}
   together = [
     threading.Thread(
-      target=sweep._add, args=(tmp_path, path, conditions, {f"0.{i:03d}": {"one_step": i / 8}})
+      target=sweep._add,
+      args=(epath.Path(tmp_path), path, conditions, {f"0.{i:03d}": {"one_step": i / 8}}),
     )
     for i in range(12)
   ]
@@ -562,7 +562,7 @@ def test_two_sweeps_at_once_keep_the_scores_of_both(tmp_path):
   scores = sweep._stored(path, conditions)
   assert scores == {f"0.{i:03d}": {"one_step": i / 8} for i in range(12)}
   with pytest.raises(ValueError, match="cannot be compared with new ones: seed differ"):
-    sweep._add(tmp_path, path, {"seed": 1}, {"0.9": {"one_step": 1.0}})
+    sweep._add(epath.Path(tmp_path), path, {"seed": 1}, {"0.9": {"one_step": 1.0}})
 
 
 def test_an_average_that_was_not_made_says_how_to_make_it(run, average):
