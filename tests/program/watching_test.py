@@ -96,11 +96,12 @@ def test_data_that_come_late_have_their_share(tmp_path, monkeypatch):
   assert 12 * 0.05 * 0.7 < seconds["data"]  # of 12 batches
 
 
-def test_evaluators_have_their_share_and_a_finished_run_adds_nothing(tmp_path):
+def test_evaluators_have_their_share(tmp_path):
   tiny.train(tiny.config(), tmp_path)
   _, seconds = ledger(tmp_path)
   measured = sum(v for line in records(tmp_path) for k, v in line.items() if "evaluation_sec" in k)
-  assert seconds["evaluations"] == pytest.approx(measured, rel=0.2, abs=0.05)
+  # With what is around them: the key of their noise, and the file that remembers them.
+  assert 0 < measured - 0.01 < seconds["evaluations"] < measured + 1.0
 
 
 # --- the share of the peak ---
