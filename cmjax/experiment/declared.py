@@ -86,7 +86,9 @@ def left_out(config: Section) -> dict[str, Any]:
         typed = {key for key in optional & set(known) if ranges.can_be_typed(known[key])}
         typed -= {"split"}  # of data: whoever reads it says which
         found |= {f"{prefix}{key}": known[key] for key in sorted(typed - set(section))}
-  return found
+  data, fields = _at(config, "data"), ranges.of(Run)
+  reading = {run.NUMBERS[field]: fields[field] for field in ("read_threads", "prefetch")}
+  return found | {".".join(path): one for path, one in reading.items() if path[1] not in data}
 
 
 def numbers(config: Section) -> dict[str, Any]:
