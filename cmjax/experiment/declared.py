@@ -86,7 +86,7 @@ def left_out(config: Section) -> dict[str, Any]:
         typed = {key for key in optional & set(known) if ranges.can_be_typed(known[key])}
         typed -= {"split"}  # of data: whoever reads it says which
         found |= {f"{prefix}{key}": known[key] for key in sorted(typed - set(section))}
-  for name in ("", "doctor"):
+  for name in ("", "doctor", "data"):
     there = _at(config, name) if name else config
     for key, hint in run.optional(name).items():
       if key not in there and ranges.can_be_typed(hint):

@@ -304,5 +304,6 @@ def test_several_processes_keep_what_they_compile_where_all_see_it(
   monkeypatch.setattr(sharding, "process", lambda: (0, count))
   arguments = ("cmjax train", CONFIG, f"--workdir={tmp_path / 'runs' / 'a'}", *given)
   command = start.parse(arguments, "train", flags.FlagValues())
-  expected = str(tmp_path / folder) if folder.startswith("runs") else os.path.expanduser(folder)
-  assert start._compile_cache(command) == expected
+  found = pathlib.Path(start._compile_cache(command))
+  expected = pathlib.Path(folder).expanduser()
+  assert found == (tmp_path / expected if folder.startswith("runs") else expected)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from cmjax import experiment, weighting
 from cmjax.base import sharding
+from cmjax.commands import configs
 from cmjax.data import pipeline
 from cmjax.program import identity
 from helpers import tiny
@@ -247,3 +248,8 @@ def test_how_data_are_read_ahead_can_be_set_and_is_no_part_of_what_a_run_is():
     patch.setattr(pipeline, "batches", lambda *args, **options: seen.update(options) or iter(()))
     experiment.batches(given, MESH, 0)
   assert seen == {"start": 0, "num_threads": 16, "prefetch": 32}
+  typed = tiny.config()
+  assert configs.override(typed, ["--config.data.threads=8"]) == []
+  assert experiment.parse(typed).run.read_threads == 8
+  with pytest.raises(ValueError, match="data.threads=-1"):
+    configs.override(typed, ["--config.data.threads=-1"])
