@@ -169,7 +169,7 @@ def _is_together(command: Command) -> bool:
   return common.COORDINATOR in command.verb.FLAGS
 
 
-def _compile_cache(command: Command) -> str:
+def _compile_cache(command: Command) -> str | None:
   """The folder of compiled programs: for several processes one that all see, beside the workdir.
 
   JAX writes them on process 0 alone. In a folder of each host's own the others would compile again

@@ -53,7 +53,8 @@ UNHURRIED = ocp.AsyncOptions(
   barrier_sync_fn=_meet,
 )
 # Its other barriers are collectives of JAX, which wait in silence and for ever; it has no option.
-sys.modules[ocp.multihost.sync_global_processes.__module__].sync_global_processes = _meet
+_multihost: Any = sys.modules[ocp.multihost.sync_global_processes.__module__]
+_multihost.sync_global_processes = _meet
 DIGESTS = "digests.json"
 _TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 ABSENT = "not installed"
