@@ -41,26 +41,35 @@ class Command(NamedTuple):
     title: the verb as the user wrote it: `cmjax train`, or --mode=train.
     values: of the flags.
     config: with the values that flags set; None where the verb does without.
+    joined: whether this process has joined the others of its job already.
   """
 
   verb: ModuleType
   title: str
   values: flags.FlagValues
   config: ConfigDict | None
+  joined: bool = False
 
 
 def start(argv: Sequence[str], verb: str | None = None) -> None:
   """Runs a verb, and ends the process with its exit code; without a verb --mode says which."""
-  app.run(join_and_run, argv=list(argv), flags_parser=lambda argv: parse(argv, verb))
+  app.run(join_and_run, argv=list(argv), flags_parser=lambda argv: parse(argv, verb, join=True))
 
 
-def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None = None) -> Command:
+def parse(
+  argv: Sequence[str],
+  verb: str | None,
+  values: flags.FlagValues | None = None,
+  *,
+  join: bool = False,
+) -> Command:
   """Defines the flags and gives them their values; what is mistyped is one message, exit code 1.
 
   Args:
     argv: its first is the name of the program.
     verb: None: all flags of all verbs, and --mode says which verb.
     values: to define the flags in; None: absl's own.
+    join: whether to join the other processes where the config is a run's: to read that uses JAX.
   """
   values = flags.FLAGS if values is None else values
   try:
@@ -70,6 +79,11 @@ def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None
     module = importlib.import_module(f"cmjax.commands.{name if name in MODES else MODES[0]}")
     workdir = configs.take(plain, "workdir")[0]
     common.permit(*(configs.take(plain, flag.name)[0] for flag in common.ALWAYS))
+    reads_run = spec is None and module.CONFIG_FROM is common.ConfigFrom.FLAG_OR_TRAINED
+    joined = join and reads_run and common.COORDINATOR in module.FLAGS
+    if joined:
+      given = ((flag, configs.take(plain, flag.name)[0]) for flag in common.PROCESSES)
+      _join(*(text and common.typed(text, flag.kind, f"--{flag.name}") for flag, text in given))
     config = configs.load(spec, workdir, module.CONFIG_FROM)
     if config is not None:
       configs.allow_own_parts(spec, config, plain)
@@ -83,7 +97,8 @@ def parse(argv: Sequence[str], verb: str | None, values: flags.FlagValues | None
     _exit(re.sub("(?s)^flag --.*?: (?=--)", "", str(error)))  # ours begin with the flag
   except Exception as error:
     sys.exit(common.told(error))
-  command = Command(module, f"cmjax {verb}" if verb else f"--mode={name}", values, config)
+  title = f"cmjax {verb}" if verb else f"--mode={name}"
+  command = Command(module, title, values, config, joined)
   if wrong := _wrong(command, others):
     _exit(wrong)
   return command
@@ -134,19 +149,8 @@ def _all_flags() -> Iterator[Flag]:
 def join_and_run(command: Command) -> int | None:
   """`run`, after this process has joined the others of its run: once, before any use of JAX."""
   values = command.values
-  if _is_together(command):
-    from cmjax.base import sharding  # here, so that a misspelt flag need not wait for jax
-
-    try:
-      sharding.start(values.coordinator, values.num_processes, values.process_id)
-    except sharding.OthersMissing as error:
-      common.refuse(error)
-      sys.exit(os.EX_UNAVAILABLE)  # 69, which launchers know from an error: the same command, again
-    except (ValueError, RuntimeError) as error:
-      _exit(error)
-    index, count = sharding.process()
-    if count > 1:
-      logging.getLogger("cmjax").addFilter(common.Rank(index, count))
+  if _is_together(command) and not command.joined:
+    _join(values.coordinator, values.num_processes, values.process_id)
   if common.COMPILE_CACHE in command.verb.FLAGS and (folder := _compile_cache(command)):
     from cmjax.base import sharding
 
@@ -154,12 +158,27 @@ def join_and_run(command: Command) -> int | None:
   return run(command)
 
 
+def _join(*processes: Any) -> None:
+  from cmjax.base import sharding  # here, so that a misspelt flag need not wait for jax
+
+  try:
+    sharding.start(*processes)
+  except sharding.OthersMissing as error:
+    common.refuse(error)
+    sys.exit(os.EX_UNAVAILABLE)  # 69, which launchers know from an error: the same command, again
+  except (ValueError, RuntimeError) as error:
+    _exit(error)
+  index, count = sharding.process()
+  if count > 1:
+    logging.getLogger("cmjax").addFilter(common.Rank(index, count))
+
+
 def _is_together(command: Command) -> bool:
   """Whether a verb is for all processes of a job, which join each other before it starts."""
   return common.COORDINATOR in command.verb.FLAGS
 
 
-def _compile_cache(command: Command) -> str:
+def _compile_cache(command: Command) -> str | None:
   """The folder of compiled programs: for several processes one that all see, beside the workdir.
 
   JAX writes them on process 0 alone. In a folder of each host's own the others would compile again

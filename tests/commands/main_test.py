@@ -15,7 +15,7 @@ from cmjax import verify
 from cmjax.base import lock
 from cmjax.commands import start
 from cmjax.program import train
-from helpers import in_process
+from helpers import in_process, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=tests/helpers/tiny.py"
@@ -244,3 +244,17 @@ def test_a_search_without_features_or_samples_says_so(workdir, program):
   assert code == 1 and "--num_probes=4 must be at least 5" in err
   code, _, err = program(*args, "--sampler=one_step")
   assert code == 1 and "needs a 'frechet'" in err
+
+
+@pytest.mark.slow
+def test_a_process_joins_before_it_reads_the_config_of_a_run(tmp_path):
+  """As the program itself: to read a checkpoint is a use of JAX, after which none can join."""
+  tiny.train(tiny.config(total_steps=4), tmp_path / "run")
+  command = (sys.executable, "-m", "cmjax", "sample", f"--workdir={tmp_path / 'run'}")
+  path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+  done = subprocess.run(
+    [*command, "--num_samples=4"], env=os.environ | {"PYTHONPATH": path}, capture_output=True,
+    text=True, timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert len(done.stdout.splitlines()) == 4  # a picture and an .npz of each sampler
