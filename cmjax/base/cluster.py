@@ -5,6 +5,7 @@ trains alone. So the variables are read here first, of every cluster in `ROWS`: 
 which are missing. A cluster that is half told is an error, and never many lonely runs.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -124,7 +125,7 @@ def _slurm_tasks(env: Variables) -> tuple[int, int | None]:
 MEGASCALE = ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID")
 ROWS = (
   Row(
-    # github.com/AI-Hypercomputer/xpk, src/xpk/core/docker_resources.py; launch/jobset.yaml too.
+    # docker_resources.py of github.com/AI-Hypercomputer/xpk; launch/jobset.sh too.
     "a JobSet of GPU nodes, as xpk makes it",
     ("JAX_COORDINATOR_ADDRESS", "NNODES", "NODE_RANK"),
     _told("NNODES"),
@@ -224,15 +225,22 @@ ROWS = (
 POD, INDEX = "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"
 
 
-def read(env: Variables) -> Told | None:
+def is_in_job(env: Variables | None = None) -> bool | None:
+  """Whether this pod is one of an Indexed Job; None: it is in no pod."""
+  env = os.environ if env is None else env
+  return INDEX in env if POD in env else None
+
+
+def read(env: Variables | None = None) -> Told | None:
   """What the variables say; None: nothing, so that there are no others as far as they know.
 
   Args:
-    env: the environment; a variable that is empty counts as missing.
+    env: the environment, by default this process's; an empty variable counts as missing.
 
   Raises:
     ValueError: a cluster is half told, its numbers are none, or two clusters tell different things.
   """
+  env = os.environ if env is None else env
   env = {name: value for name, value in env.items() if value.strip()}
   meant = [row for row in ROWS if _is_meant(row, env)]
   told = {row: _read(row, env) for row in meant if not _missing(row, env) or _is_alone(row, env)}

@@ -115,7 +115,8 @@ def test_training_is_told_whether_the_config_may_change(program, monkeypatch):
   monkeypatch.setattr(train, "train", lambda *args, **options: told.append(options))
   for args in ((), ("--allow_config_change",)):
     assert program("--workdir=x", *args)[0] == 0
-  assert told == [{"allow_config_change": False}, {"allow_config_change": True}]
+  allowed = [{"allow_config_change": answer, "tries": None} for answer in (False, True)]
+  assert told == allowed
 
 
 def test_samples_are_drawn_from_a_run_the_same_for_the_same_seed(workdir, program):

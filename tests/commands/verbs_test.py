@@ -130,7 +130,7 @@ def _called(monkeypatch):
 
 
 WITH_RUN = {  # verb: what it calls, with what beside the config, and what that answers
-  "train": (train, "train", {"allow_config_change": False}, None),
+  "train": (train, "train", {"allow_config_change": False, "tries": None}, None),
   "evaluate": (sample, "evaluate", {}, "scores"),
   "sample": (sample, "sample", dict(num_samples=64, name=None, seed=0, ema=None), ["path"]),
   "search": (sample, "search_times", dict(name=None, num_samples=64, num_probes=12, seed=0), "t"),
