@@ -75,7 +75,7 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
     for name in ("devices", "local_devices", "process_index", "process_count")
   },
 }
-# Clusters tell by variables who the other processes are; all else is a flag or a value of the config.
+# Clusters tell by variables who the other processes are; all else is a flag, or in the config.
 OWNERS["os.environ"] = {"base.cluster"}
 BANNED = {  # anywhere
   "os.getenv": "environment variables are for launch scripts",
