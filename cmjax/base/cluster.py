@@ -5,6 +5,8 @@ trains alone. So the variables are read here first, of every cluster in `ROWS`: 
 which are missing. A cluster that is half told is an error, and never many lonely runs.
 """
 
+import contextlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -124,7 +126,7 @@ def _slurm_tasks(env: Variables) -> tuple[int, int | None]:
 MEGASCALE = ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID")
 ROWS = (
   Row(
-    # github.com/AI-Hypercomputer/xpk, src/xpk/core/docker_resources.py; launch/jobset.sh too.
+    # docker_resources.py of github.com/AI-Hypercomputer/xpk; launch/jobset.sh too.
     "a JobSet of GPU nodes, as xpk makes it",
     ("JAX_COORDINATOR_ADDRESS", "NNODES", "NODE_RANK"),
     _told("NNODES"),
@@ -224,15 +226,40 @@ ROWS = (
 POD, INDEX = "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"
 
 
-def read(env: Variables) -> Told | None:
+def is_in_job(env: Variables | None = None) -> bool | None:
+  """Whether this pod is one of an Indexed Job; None: it is in no pod."""
+  env = os.environ if env is None else env
+  return INDEX in env if POD in env else None
+
+
+# What numbers the tasks of a job from 0, also where no more is told: srun, mpirun, PMI.
+_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def index(env: Variables | None = None) -> int:
+  """The number of this task of a job, before it has joined any other; 0 where none is told.
+
+  Args:
+    env: the environment, by default this process's.
+  """
+  env = os.environ if env is None else env
+  with contextlib.suppress(ValueError):  # half told: no error for what is done by one alone
+    if (told := read(env)) is not None:
+      return told.process
+  numbers = (env.get(name, "") for name in _NUMBERS)
+  return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def read(env: Variables | None = None) -> Told | None:
   """What the variables say; None: nothing, so that there are no others as far as they know.
 
   Args:
-    env: the environment; a variable that is empty counts as missing.
+    env: the environment, by default this process's; an empty variable counts as missing.
 
   Raises:
     ValueError: a cluster is half told, its numbers are none, or two clusters tell different things.
   """
+  env = os.environ if env is None else env
   env = {name: value for name, value in env.items() if value.strip()}
   meant = [row for row in ROWS if _is_meant(row, env)]
   told = {row: _read(row, env) for row in meant if not _missing(row, env) or _is_alone(row, env)}

@@ -10,7 +10,6 @@ import importlib.util
 import io
 import itertools
 import math
-import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -203,7 +202,7 @@ def start(
     if not 0 <= process_id < num_processes:
       raise ValueError(f"process_id={process_id} is none of 0 to {num_processes - 1}.")
     _join(cluster.Told("the command line", num_processes, process_id, coordinator))
-  elif (told := cluster.read(os.environ)) is None:
+  elif (told := cluster.read()) is None:
     _ask_jax()
   elif told.number > 1:
     _join(told)
@@ -238,9 +237,10 @@ def _join(told: cluster.Told) -> None:
 
 def _ask_jax() -> None:
   """Where no variables tell: Cloud TPU has metadata, and Kubernetes an API."""
-  if cluster.POD in os.environ and cluster.INDEX not in os.environ:
+  in_job = cluster.is_in_job()
+  if in_job is False:
     return  # a notebook, a plain pod: JAX would take it for a part of a Job
-  if cluster.POD in os.environ and importlib.util.find_spec("kubernetes") is None:
+  if in_job and importlib.util.find_spec("kubernetes") is None:
     raise ValueError(
       f"{cluster.INDEX} says that this is a pod of an Indexed Job, but not how many there are. Set "
       "JAX_COORDINATOR_ADDRESS, NNODES and NODE_RANK as launch/jobset.sh does, or install "

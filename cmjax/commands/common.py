@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmjax.base import limits, parts, printable, ranges
+from cmjax.base import cluster, limits, parts, printable, ranges
 from cmjax.base.device_memory import OutOfMemory
 from cmjax.base.ranges import Count, CountOrNone, Place, Seed, Workdir
-from cmjax.commands import task
 
 
 class Flag(NamedTuple):
@@ -173,7 +172,7 @@ def answered(work: Callable[[], int | None], *, together: bool = False) -> int |
     Its exit code: 1 after an error, 130 where it was interrupted by hand, 141 where nobody reads
     any more what it prints.
   """
-  if not together and (index := task.index()):
+  if not together and (index := cluster.index()):
     print(  # noqa: T201
       f"cmjax: process {index} of this job has nothing to do: process 0 does this alone.",
       file=sys.stderr,

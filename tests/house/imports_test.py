@@ -93,11 +93,9 @@ OWNERS = {  # what is known in few places -> the rooms, or modules, that may
     for name in ("devices", "local_devices", "process_index", "process_count")
   },
 }
-# What has no public name -> the module that may take it all the same, and says why.
-# A thing that is banned -> the modules that may have it all the same.
-ALLOWED = {"os.environ": {"commands.task", "base.sharding"}}  # of a cluster, who tells by them
-BANNED = {  # anywhere else
-  "os.environ": "environment variables are for launch scripts",
+# Clusters tell by variables who the other processes are; all else is a flag, or in the config.
+OWNERS["os.environ"] = {"base.cluster"}
+BANNED = {  # anywhere
   "os.getenv": "environment variables are for launch scripts",
   "os.putenv": "environment variables are for launch scripts",
   "pickle.load": "untrusted bytes are never executed",
@@ -229,7 +227,7 @@ def use_breaches(name, used):
       if known and not any(_starts(name, owner) for owner in owners):
         yield f"{full}: only in {', '.join(sorted(owners)) or 'tests'}"
     for thing, reason in BANNED.items():
-      if _starts(full, thing) and name not in ALLOWED.get(thing, ()):
+      if _starts(full, thing):
         yield f"{full}: {reason}"
 
 
@@ -354,8 +352,9 @@ def test_imports_point_down_and_each_thing_is_known_in_its_place(name):
     ("run.writer", "from PIL import Image\nImage.open('a.png')", "only in data.image_files"),
     ("data.sources", "import PIL.Image\nPIL.Image.open('a.png')", "only in data.image_files"),
     ("convert.edm", "import torch", "only in tests"),
-    ("main", "import os\nx = os.environ['A']", "launch scripts"),
-    ("main", "from os import environ", "launch scripts"),
+    ("main", "import os\nx = os.environ['A']", "only in base.cluster"),
+    ("main", "from os import environ", "only in base.cluster"),
+    ("main", "import os\nx = os.getenv('A')", "launch scripts"),
     ("convert.edm", "import pickle\npickle.load(f)", "never executed"),
     ("convert.edm", "from pickle import loads", "never executed"),
     ("experiment", "f = eval('1')", "never executed"),
