@@ -10,6 +10,7 @@ import importlib.util
 import io
 import itertools
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -36,7 +36,8 @@ HELP = ("--help", "-h", "-?", "-help", "--helpshort")
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the verb that comes first in argv, by default the process's; returns the exit code."""
   words = sys.argv[1:] if argv is None else list(argv)
-  return answered(lambda: _run(*(words or [""]))) or 0
+  # What is for one process alone is answered as that by the verb.
+  return answered(lambda: _run(*(words or [""])), together=True) or 0
 
 
 def _run(verb: str, *words: str) -> int:

@@ -292,6 +292,7 @@ def test_those_with_nothing_to_do_say_so(told, monkeypatch):
   code, out, error = told("ema", "--workdir=none", "--sigma_rel=0.05")
   assert (code, out) == (0, "")
   assert error == "cmjax: process 3 of this job has nothing to do: process 0 does this alone.\n"
+  assert "usage: cmjax train" in told("train", "--help")[1]  # it may well have
 
 
 @pytest.mark.parametrize(
