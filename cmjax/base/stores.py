@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import fsspec
+import fsspec.config
 from etils.epath import gpath
 
 logger = logging.getLogger("cmjax")
@@ -185,10 +186,10 @@ def _say_back() -> None:
 
 
 def _patient_gcs() -> type:
-  import aiohttp
-  import gcsfs
-  from gcsfs import retry
-  from google.auth import exceptions
+  import aiohttp  # pyright: ignore[reportMissingImports]
+  import gcsfs  # pyright: ignore[reportMissingImports]
+  from gcsfs import retry  # pyright: ignore[reportMissingImports]
+  from google.auth import exceptions  # pyright: ignore[reportMissingImports]
 
   def lost(error: Any) -> bool:
     return retry.is_retriable(error) or isinstance(error, (aiohttp.ClientError, TimeoutError))
@@ -208,8 +209,8 @@ def _patient_gcs() -> type:
 
 
 def _patient_s3() -> type:
-  import s3fs
-  from botocore import exceptions
+  import s3fs  # pyright: ignore[reportMissingImports]
+  from botocore import exceptions  # pyright: ignore[reportMissingImports]
 
   kinds = (exceptions.ConnectionError, exceptions.HTTPClientError, TimeoutError)
 

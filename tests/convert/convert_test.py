@@ -24,7 +24,7 @@ from cmjax.commands import convert as command
 from cmjax.convert import detect, files, jcm, names, pickles, tensors
 from cmjax.experiment import models
 from cmjax.program import convert, sample, stored_runs
-from cmjax.run import checkpoint
+from cmjax.run import checkpoint, commit
 from helpers import foreign_files as ff
 from helpers import tiny
 
@@ -613,7 +613,7 @@ def stop_when(monkeypatch, module, name, condition=lambda *args: True):
 KILLS = {
   "before anything": (checkpoint, "check_writable"),
   "before the checkpoint": (checkpoint.Checkpoints, "save"),
-  "in it": (checkpoint, "_complete"),
+  "in it": (commit, "_complete"),
   "after it": (convert, "check"),
   "before provenance.json": (convert, "write_json", lambda path, _: path.name[0] == "p"),
   "before config.json": (convert, "write_json", lambda path, _: path.name[0] == "c"),
