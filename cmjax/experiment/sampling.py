@@ -180,7 +180,8 @@ def _under_guidance(trained: Trained, key: str, section: Section, made: Sampler)
     )
   _check_guidance(trained, key, name, kwargs)
   guided = functools.partial(_guided, name, scale, kwargs.get("interval"))
-  guided(lambda *args: jnp.zeros(()), (None, None))  # a wrong scale or interval is found here
+  nothing = lambda *args: jnp.zeros(())
+  guided(nothing, (nothing, None))  # a wrong scale or interval is found here
   guide = Stored(kwargs["workdir"], kwargs.get("ema", "main")) if name == "autoguidance" else None
   nfe = made.nfe * (1 if name == "input" else 2)
   return made._replace(guided=guided, guide=guide, nfe=nfe)

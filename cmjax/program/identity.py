@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -66,7 +67,10 @@ EXAMPLES = "data (number of examples)"
 
 
 def of(
-  exp: Experiment, data: sources.Source, teacher: Mapping[str, Any] | None = None
+  exp: Experiment,
+  data: sources.Source,
+  teacher: Mapping[str, Any] | None = None,
+  guides: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """The identity of a run beside its config, as it is stored with a state.
 
@@ -74,10 +78,13 @@ def of(
     exp: the experiment.
     data: its training split.
     teacher: step and digest of the weights that it distils; None: it distils none.
+    guides: the same of the models that lead its samplers, by the sampler's key. They may change
+      between two sittings, as samplers may: scores that others made are made again.
   """
   return {
     "data": of_data(data),
     "teacher": None if teacher is None else dict(teacher),
+    "guides": dict(guides),
     "files": _files(exp.record),
     "jax": settings(),
   }

@@ -63,7 +63,8 @@ def sample(
   check, _ = _check_own(exp, workdir)
   _, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network, check)
   exp = searched_times.use(exp, workdir, stored_runs.weights_of(workdir, step))
-  guides, decoding = stored_runs.load_guides(exp, mesh), experiment.decoder(exp.samples, mesh)
+  guides = stored_runs.models(stored_runs.load_guides(exp, mesh))
+  decoding = experiment.decoder(exp.samples, mesh)
   if latents := exp.samples.latents and not decoding:
     logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
   written = []
@@ -149,7 +150,7 @@ def _evaluate(
   record |= {key: run.record[key] for key in identity.PAST if key in run.record}
   exp = identity.with_checked_data(exp, known, workdir)
   scores, cards_written, primary = {}, [], sharding.process()[0] == 0
-  guides = stored_runs.load_guides(exp, mesh)
+  guides = stored_runs.models(stored_runs.load_guides(exp, mesh))
   kept = stored_runs.kept(workdir, lambda: experiment.opened(exp))
   opened = experiment.open_evaluators(exp, mesh, guides, emas=averages, kept=kept)
   for label, evaluate in opened.items():

@@ -108,11 +108,13 @@ class Scored(NamedTuple):
   def settings(self, label: str) -> str:
     """The digest of all that an evaluator is made of: config and files."""
     files, start = self.identity.get("files") or {}, f"evals.{label}."
+    guides = self.identity.get("guides")
     return digests.of_json(
       {
         "evaluator": self.record["evals"][label],
         **{key: self.record[key] for key in ("samplers", "data")},
         "files": {key: value for key, value in files.items() if key.startswith(start)},
+        **({"guides": guides} if guides else {}),
       }
     )
 

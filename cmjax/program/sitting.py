@@ -52,6 +52,7 @@ class Prepared(NamedTuple):
   step_fn: Callable[..., Any]
   abstract: Any
   evaluators: dict[str, Any]
+  guides: dict[str, Any]  # by which weights each sampler under autoguidance is led
   probe: doctor.Probe | None
 
   @property
@@ -87,10 +88,12 @@ def prepare(exp: Experiment, workdir: epath.Path, ask: Callable[[], None]) -> Pr
   check_writable(workdir, num_bytes, exp.snapshots, run.total_steps, abstract.ema)
   guides = stored_runs.load_guides(exp, mesh)
   kept = stored_runs.kept(workdir, lambda: data)
-  evaluators = experiment.open_evaluators(exp, mesh, guides, kept=kept, ask=ask)
+  models = stored_runs.models(guides)
+  evaluators = experiment.open_evaluators(exp, mesh, models, kept=kept, ask=ask)
   probing = run.probe_every_steps is not None
   probe = doctor.Probe(exp.network, exp.samples, exp.method.tangent) if probing else None
-  return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators, probe)
+  known = {key: dict(one.weights or {}) for key, one in guides.items()}
+  return Prepared(mesh, teacher, frozen, data, init, step_fn, abstract, evaluators, known, probe)
 
 
 class Sitting:
@@ -131,7 +134,7 @@ class Sitting:
     self.stop, self._interrupted = None, _never
     self._prepared = prepared = prepare(exp, workdir, self._ask)
     teacher = prepared.teacher and prepared.teacher.weights
-    self._identity = identity.of(exp, prepared.data, teacher)
+    self._identity = identity.of(exp, prepared.data, teacher, prepared.guides)
     self._open_stores(allow_config_change)
     restored = self._checkpoints.restore(self._layout)
     fresh = functools.partial(fresh_state, exp, prepared.init, prepared.mesh, prepared.teacher)

@@ -332,10 +332,15 @@ def _placed(params: Params, mesh: Mesh) -> Params:
   return jax.device_put(params, sharding.shard_params(params, mesh))
 
 
-def load_guides(exp: Experiment, mesh: Mesh) -> dict[str, Model]:
+def load_guides(exp: Experiment, mesh: Mesh) -> dict[str, Loaded]:
   """The weaker models of the samplers under autoguidance, by the sampler's key."""
   guides = {key: s.guide for key, s in exp.samplers.items() if s.guide is not None}
-  return {key: load_model(exp, guide, mesh).model for key, guide in guides.items()}
+  return {key: load_model(exp, guide, mesh) for key, guide in guides.items()}
+
+
+def models(loaded: Mapping[str, Loaded]) -> dict[str, Model]:
+  """The networks and weights alone."""
+  return {key: one.model for key, one in loaded.items()}
 
 
 def _check_relative(exp: Experiment, other: Described, workdir: str) -> None:

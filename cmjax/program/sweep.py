@@ -49,7 +49,8 @@ def sweep(
   exp = exp or experiment.parse(stored_runs.read_trained_record(workdir))
   mesh, key = experiment.make_mesh(exp.run), key_for(exp.run.seed, "evaluate")
   exp = searched_times.use(exp, workdir, stored_runs.newest_weights(workdir))
-  label, score = experiment.frechet_scores(exp, mesh, stored_runs.load_guides(exp, mesh))
+  guides = stored_runs.models(stored_runs.load_guides(exp, mesh))
+  label, score = experiment.frechet_scores(exp, mesh, guides)
   with stored_runs.open_snapshots(workdir, mesh, exp.network) as snapshots:
     identity.check_trained(experiment.stored_record(exp), snapshots.run.record, workdir)
     step = averages.end_step(snapshots, step)

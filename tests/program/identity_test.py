@@ -490,6 +490,20 @@ def test_what_is_for_people_is_not_believed(scored, tmp_path, name):
   assert json.loads((workdir / "scores.json").read_text()) == {"own/answer": 42.125}
 
 
+def test_scores_that_another_guide_led_are_made_again(scored, tmp_path):
+  run, train, calls = scored
+  guide = shutil.copytree(run, tmp_path / "guide")
+  led = {"samplers.led": dict(name="consistency", guidance=dict(
+    name="autoguidance", workdir=str(guide), scale=1.5))}  # fmt: skip
+  calls.clear()
+  for times in (1, 1):
+    assert train(tmp_path / "led", **led) == {"own/answer": 42.125} and len(calls) == times
+  train(guide, total_steps=4)  # goes on, and leads with other weights from now on
+  calls.clear()
+  train(tmp_path / "led", **led)
+  assert calls == [1]
+
+
 # --- seeds ----------------------------------------------------------------------------------------
 
 
