@@ -17,7 +17,11 @@ import sys
 import threading
 import time
 
+import fsspec
 import pytest
+from etils.epath import backend
+
+from cmjax.base import place
 
 ROOT = pathlib.Path(__file__).parents[2]
 BUCKET = "bucket"
@@ -104,12 +108,23 @@ def served(scheme):
       pytest.skip(f"{package} is not installed: pip install -e '.[stores]'")
   server, before = Server(scheme), dict(os.environ)
   os.environ.update(server.environment)
+  _forget()
   try:
     yield server
   finally:
     os.environ.clear()
     os.environ.update(before)
+    _forget()
     server.close()
+
+
+def _forget():
+  """The next use of a store in this process asks the environment where it is."""
+  backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+  place._tried.cache_clear()
+  for protocol in ("gs", "gcs", "s3"):
+    with contextlib.suppress(ImportError):
+      fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
 
 def free_port():
