@@ -30,7 +30,11 @@ def settings(steps):
   return config
 
 
-def sitting(workdir, steps, started, processes, index, port):
+# Seconds. A machine however fast makes 14 steps a sitting at most: 6 that are waited for, and 8.
+PACE, LATEST = 0.25, 2
+
+
+def sitting(workdir, steps, started, processes, index, port, pace):
   """Trains in a fork; says when it takes steps. Never returns."""
   if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -39,6 +43,7 @@ def sitting(workdir, steps, started, processes, index, port):
 
   def stop():  # is asked before each step
     asked.append(len(asked))
+    time.sleep(pace)
     if len(asked) == 6:  # the step is compiled, and the first checkpoint is being written
       os.write(started, b"1")
     return False
@@ -51,7 +56,7 @@ def sitting(workdir, steps, started, processes, index, port):
   os._exit(0)
 
 
-def start(workdir, steps, processes):
+def start(workdir, steps, processes, pace):
   """The forks of one sitting, and what says that it takes steps."""
   reader, writer = os.pipe()
   with socket.socket() as free:
@@ -59,7 +64,7 @@ def start(workdir, steps, processes):
     port = free.getsockname()[1]
   children = []
   for index in range(processes):
-    arguments = (workdir, steps, writer, processes, index, port)
+    arguments = (workdir, steps, writer, processes, index, port, pace)
     if processes > 1:
       given = [json.dumps([*arguments, "no_folder_renames" in sys.argv])]
       child = subprocess.Popen([sys.executable, __file__, *given], pass_fds=[writer]).pid
@@ -74,12 +79,12 @@ def run(workdir, kills, steps, seed, processes):
   """Kills and starts again; returns how often it was killed."""
   draw, done = random.Random(seed), 0
   while True:
-    children, reader = start(workdir, steps, processes)
+    children, reader = start(workdir, steps, processes, PACE * (done < kills))
     if done < kills:
       # One in four while it starts: reading, taking the lock, tidying up what was cut short.
       if draw.random() < 0.75:
         assert select.select([reader], [], [], 300)[0], "no step in 300 s"
-      time.sleep(draw.uniform(0, 3))
+      time.sleep(draw.uniform(0, LATEST))
       ended = [os.waitpid(child, os.WNOHANG)[0] for child in children]
       assert not any(ended), f"it ended by itself after {done} kills"
       for child in draw.sample(children, len(children)):
@@ -93,6 +98,8 @@ def run(workdir, kills, steps, seed, processes):
 
 
 if __name__ == "__main__":
+  logging.getLogger("cmjax").setLevel(logging.INFO)
+  logging.basicConfig(format="%(message)s")
   if len(sys.argv) == 2:
     *arguments, refused = json.loads(sys.argv[1])
     if refused:
@@ -101,6 +108,4 @@ if __name__ == "__main__":
   where, *numbers = sys.argv[1:6]
   if "no_folder_renames" in sys.argv:
     no_folder_renames.refuse_renames()
-  logging.getLogger("cmjax").setLevel(logging.INFO)
-  logging.basicConfig(format="%(message)s")
   logging.getLogger("cmjax").info("killed %d", run(where, *map(int, numbers)))

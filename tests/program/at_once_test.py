@@ -17,11 +17,6 @@ from cmjax.run import writer
 from helpers import tiny
 
 
-@pytest.fixture(name="tmp_path")
-def _tmp_path(tmp_path):
-  return epath.Path(tmp_path)  # as `paths.place` gives it
-
-
 def at_once(*calls):
   """Runs the functions in threads; returns what they raised."""
   errors = []

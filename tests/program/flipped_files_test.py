@@ -1,5 +1,6 @@
 """One bit of one file of a run turns over: what reads the file is right, or says so."""
 
+import json
 import random
 import shutil
 
@@ -57,6 +58,13 @@ def all_cards(workdir):
   return [cards.read(path) for path in sorted((workdir / "cards").glob("*.json"))]
 
 
+def distances(workdir):
+  """Those to the kept statistics of the training images."""
+  sample.evaluate(experiment.parse(CONFIG), workdir)
+  scores = json.loads((workdir / "scores.json").read_text())
+  return {name: score for name, score in scores.items() if name.startswith("fd")}
+
+
 # Beginning of a file's path -> what reads it; the first that fits.
 READS = {
   "cards": all_cards,
@@ -66,6 +74,7 @@ READS = {
   "metrics.jsonl": gone_on,
   "posthoc/sigma_rel": average("posthoc_0.100"),
   "posthoc/sweep": lambda workdir: sweep.sweep(workdir, [0.05, 0.1]),
+  "references": distances,
   "sampler_times.json": times,
   "scores.json": gone_on,
   "snapshots": of_snapshots,

@@ -130,7 +130,7 @@ def test_a_lost_connection_is_waited_for_said_once_and_costs_nothing(tmp_path, w
 def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, caplog):
   """One run with all of it, in this process; the lock is a lease, and what breaks is set aside."""
   with at(where, tmp_path) as (workdir, _):
-    assert place.capabilities(workdir) == (False, False, False, where == "s3")
+    assert place.capabilities(workdir) == (False, False, False, True)
     config = tiny.config("snapshots", total_steps=8)
     scores = tiny.train(config, workdir)
     local = tiny.train(config, tmp_path / "whole")
@@ -144,7 +144,8 @@ def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, 
     folders = {name.split("/")[0] for name in there if "/" in name}
     assert folders >= {"checkpoints", "snapshots", "metrics", "tensorboard", "cards", "lock.lease"}
     exp = tiny.experiment_of("snapshots", total_steps=8)
-    (picture, arrays) = sample.sample(exp, workdir, name="one_step", num_samples=4)
+    how = dict(name="one_step", num_samples=4, seed=0, ema="main")
+    (picture, arrays) = sample.sample(exp, workdir, **how)
     with arrays.open("rb") as file:
       assert np.load(file)["samples"].shape == (4, 2) and picture.exists()
     assert "fd" in sample.evaluate(exp, workdir)
