@@ -19,7 +19,7 @@ import time
 
 import jax
 
-from cmjax.base import sharding
+from cmjax.base import paths, sharding, stores
 from helpers import no_folder_renames, tiny
 
 
@@ -75,6 +75,14 @@ def start(workdir, steps, processes, pace):
   return children, reader
 
 
+def wait_for_a_checkpoint(workdir):
+  """Until one counts: a run that has to save waits for the save before, so that it cannot end."""
+  deadline = time.monotonic() + 300
+  while not any(name.endswith("commit_success.txt") for name in stores.files(paths.place(workdir))):
+    assert time.monotonic() < deadline, "no checkpoint in 300 s"
+    time.sleep(0.1)
+
+
 def run(workdir, kills, steps, seed, processes):
   """Kills and starts again; returns how often it was killed."""
   draw, done = random.Random(seed), 0
@@ -84,6 +92,8 @@ def run(workdir, kills, steps, seed, processes):
       # One in four while it starts: reading, taking the lock, tidying up what was cut short.
       if draw.random() < 0.75:
         assert select.select([reader], [], [], 300)[0], "no step in 300 s"
+      if not done:  # the first of them leaves something to go on from
+        wait_for_a_checkpoint(workdir)
       time.sleep(draw.uniform(0, LATEST))
       ended = [os.waitpid(child, os.WNOHANG)[0] for child in children]
       assert not any(ended), f"it ended by itself after {done} kills"
