@@ -3,7 +3,8 @@
 #   NODES=2 GPUS=8 TIME=24:00:00 CPUS=8 MEM=0 launch/slurm.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]
 # CPUS for each process: it compiles, and threads of it read data. MEM for each node; 0 is all of it.
 # SLURM_OPTIONS holds what else sbatch is to be told: "--partition=gpu --account=me". The workdir is
-# on a file system that all nodes share. --dry_run prints the job instead of submitting it.
+# on a file system that all nodes share, or in a bucket: then the log is in slurm/NAME, here.
+# --dry_run prints the job instead of submitting it.
 set -euo pipefail
 
 dry_run=
@@ -15,7 +16,8 @@ if [ $# -lt 2 ]; then
   echo "Usage: NODES=2 GPUS=8 launch/slurm.sh [--dry_run] CONFIG WORKDIR [FLAGS ...]" >&2
   exit 64
 fi
-workdir=$2 gpus=${GPUS:-8} cpus=${CPUS:-8}
+workdir=$2 logs=$2 gpus=${GPUS:-8} cpus=${CPUS:-8}
+case $workdir in *://*) logs=$PWD/slurm/$(basename "$workdir") ;; esac
 run=$(printf '%q ' .venv/bin/python -m cmjax.main "--config=$1" "--workdir=$2" \
   "--tries=${TRIES:-3}" "${@:3}")
 
@@ -25,7 +27,7 @@ run=$(printf '%q ' .venv/bin/python -m cmjax.main "--config=$1" "--workdir=$2" \
 command=(
   sbatch "--job-name=$(basename "$workdir")" "--nodes=${NODES:-1}" "--ntasks-per-node=$gpus"
   "--gpus-per-node=$gpus" "--cpus-per-task=$cpus" "--mem=${MEM:-0}" "--time=${TIME:-24:00:00}"
-  --signal=B:USR1@180 --requeue --open-mode=append "--output=${workdir//%/%%}/slurm-%j.log"
+  --signal=B:USR1@180 --requeue --open-mode=append "--output=${logs//%/%%}/slurm-%j.log"
   ${SLURM_OPTIONS:-}
 )
 # USR1 comes to this script three minutes before the end of the time: then the run saves, and the
@@ -52,5 +54,5 @@ if [ -n "$dry_run" ]; then
   printf "<<'JOB'\n%s\nJOB\n" "$job"
   exit
 fi
-mkdir -p "$workdir"
+mkdir -p "$logs"
 printf '%s\n' "$job" | "${command[@]}"
