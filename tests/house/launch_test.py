@@ -332,4 +332,4 @@ def test_every_host_gets_the_same_versions():
   text = (LAUNCH.parent / "setup.py").read_text()
   core = re.findall(r'^  "([a-zA-Z0-9-]+)>=', text.split("EXTRAS")[0], re.MULTILINE)
   assert len(core) > 15 and {name.lower() for name in core} <= names
-  assert {"libtpu", "jax-cuda12-plugin", "jaxlib"} <= names
+  assert {"libtpu", "jax-cuda12-plugin", "jaxlib", "gcsfs", "s3fs"} <= names
