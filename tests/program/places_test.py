@@ -127,13 +127,14 @@ def test_a_lost_connection_is_waited_for_said_once_and_costs_nothing(tmp_path, w
   assert said.count("The object store answers again") == 1
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs, of a trace
 @pytest.mark.parametrize("where", ["gs", "s3"])
 def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, caplog):
   """One run with all of it, in this process; the lock is a lease, and what breaks is set aside."""
   with at(where, tmp_path) as (workdir, _):
     assert place.capabilities(workdir) == (False, False, False, True)
     config = tiny.config("snapshots", total_steps=8)
-    scores = tiny.train(config, workdir)
+    scores = tiny.train(config, workdir, profile_steps=(2, 4))
     local = tiny.train(config, tmp_path / "whole")
     times = ("steps_per_sec", "images_per_sec")
     assert {k: v for k, v in scores.items() if k not in times} == {
@@ -144,6 +145,8 @@ def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, 
       assert there[name] > 0
     folders = {name.split("/")[0] for name in there if "/" in name}
     assert folders >= {"checkpoints", "snapshots", "metrics", "tensorboard", "cards", "lock.lease"}
+    assert folders >= {"references", "profile"}
+    assert any(name.endswith(".xplane.pb") for name in there)
     exp = tiny.experiment_of("snapshots", total_steps=8)
     how = dict(name="one_step", num_samples=4, seed=0, ema="main")
     (picture, arrays) = sample.sample(exp, workdir, **how)
