@@ -78,11 +78,11 @@ def _numbered(name: str) -> Callable[[Variables], int]:
   return lambda env: integer(env, name)
 
 
-def _at(host: str, env: Variables, port: str, default: int, *, add: int = 0) -> str:
+def _at(host: str, env: Variables, port: str, default: int) -> str:
   """host:port; a host that has a port already keeps it."""
   if ":" in host and not host.endswith("]") and host.count(":") == 1:
     return host
-  return f"{host}:{integer(env, port) + add if port in env else default}"
+  return f"{host}:{integer(env, port) if port in env else default}"
 
 
 def _torch_coordinator(env: Variables) -> str:

@@ -14,20 +14,21 @@ variant of it stays unknown. Of a pickle nothing is executed.
 Ours have the names that the others look for, so that all of them can read it.
 """
 
+import contextlib
 import json
 import logging
 import mmap
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from cmjax.base import digests, json_files, paths
+from cmjax.base import digests, json_files, paths, stores
 from cmjax.base.atomic_files import replacing
 from cmjax.base.npz import opened
 from cmjax.base.printable import shown
@@ -83,7 +84,10 @@ def write(path: str | os.PathLike[str], reference: Reference) -> None:
   Raises:
     ValueError: for another ending; for a .pkl of a detector that EDM2 has no name for.
   """
-  path = paths.local(path)
+  _write(epath.Path(paths.local(path)), reference)
+
+
+def _write(path: epath.Path, reference: Reference) -> None:
   features, record = reference.features, reference.record
   assert features.moments is not None, "statistics that are made have moments"
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,10 +139,7 @@ def kept(
     if primary:
       record = {**made.record, "made_of": digest}
       try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder, replacing(path) as target:
-          write(Path(folder) / path.name, made._replace(record=record))
-          target.write((Path(folder) / path.name).read_bytes())
+        _write(path, made._replace(record=record))
       except (OSError, ValueError) as error:
         logger.warning("%s is not kept for later: %s.", path, error)
     agree(True)  # it is there now, or cannot be
@@ -155,11 +156,8 @@ def _read_kept(path: epath.Path, digest: str) -> Reference | None:
   if not path.is_file():
     return None
   try:
-    with tempfile.TemporaryDirectory() as folder:  # of a bucket no arrays can be mapped
-      copy = Path(folder) / path.name
-      with replacing(copy) as file:
-        file.write(path.read_bytes())
-      found = read(copy, "")
+    with _on_disk(path) as file:
+      found = read(file, "")
     if found.record.get("made_of") == digest:
       return found
     why = "it was made of other data, or by another detector"
@@ -167,6 +165,19 @@ def _read_kept(path: epath.Path, digest: str) -> Reference | None:
     why = str(error)
   logger.warning("%s is made anew: %s.", path, why)
   return None
+
+
+@contextlib.contextmanager
+def _on_disk(path: epath.Path) -> Iterator[Path]:
+  """A file, or of one in a bucket a copy for as long: no arrays there can be mapped."""
+  if not stores.is_remote(path):
+    yield Path(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder) / path.name
+    with replacing(copy) as file:
+      file.write(path.read_bytes())
+    yield copy
 
 
 def _statistics(moments: frechet.Moments, suffix: str = "") -> dict[str, np.ndarray]:
