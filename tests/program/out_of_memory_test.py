@@ -195,9 +195,9 @@ def test_a_real_lack_of_memory_on_a_cpu(tmp_path):
     "sys.path[:0] = ['tests']\n"
     "from helpers import tiny\n"
     "from cmjax.program import train\n"
-    "exp = tiny.experiment_of(evals={}, **{'net.width': 16384, 'net.depth': 2})\n"
+    "exp = tiny.experiment_of(evals={}, **{'net.width': 8192, 'net.depth': 2})\n"
     "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
-    "resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, used + 2**32))\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
     "train.train(exp, sys.argv[1])\n"
   )
   ran = subprocess.run(
@@ -207,4 +207,4 @@ def test_a_real_lack_of_memory_on_a_cpu(tmp_path):
   )  # fmt: skip
   last = ran.stderr.strip().splitlines()[-1]
   assert "OutOfMemory: Preparing the run needs more memory than this machine has" in last, last
-  assert "1 GiB were asked for. Take more devices, a smaller batch_size or a smaller netw" in last
+  assert "0.25 GiB were asked for. Take more devices, a smaller batch_size or a smaller netw" in last
