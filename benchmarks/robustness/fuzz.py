@@ -31,7 +31,7 @@ from cmjax.base import npz
 from cmjax.convert import detect, files
 from cmjax.data import image_files, image_sets, manifest, sources
 from cmjax.data.prepare import originals
-from cmjax.metrics import cards, references
+from cmjax.metrics import cards, compare, references
 from cmjax.program import searched_times
 
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
@@ -68,6 +68,12 @@ def _arrays(path: Path) -> None:
       arrays[name]
 
 
+def _card(path: Path) -> None:
+  card = cards.read(path)
+  cards.lines(card)
+  compare.table(card, card)
+
+
 def _config(path: Path) -> None:
   experiment.parse(pages.load(path))
 
@@ -94,7 +100,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
   "safetensors": ("weights.safetensors", _foreign),
   "pickle": ("weights.pkl", _foreign),
   "torch": ("weights.pt", _foreign),
-  "card": ("card.json", lambda path: cards.lines(cards.read(path))),
+  "card": ("card.json", _card),
   "sampler_times": ("sampler_times.json", _times),
   "config": ("config.json", _config),
   "picture": ("a.png", lambda path: _all_elements(sources.folder(path.parent))),

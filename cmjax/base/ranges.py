@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from cmjax.base import paths
 
@@ -103,6 +103,7 @@ Exponent = Annotated[float, Range(0, 100, "(]")]
 Scale = Annotated[float, Range(-1_000, 1_000, why="1 is no guidance.")]
 Place = Annotated[str, Where(empty=True)]  # of a config, where "" says that there is none
 PlaceOrNone = Annotated[str | None, Where(empty=True)]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Folder = Annotated[str, Where()]  # of a flag
 Workdir = Annotated[str, Where(run=True)]  # of a flag
 WorkdirOrNone = Annotated[str, Where(empty=True, run=True)]  # of a config, as Place
@@ -115,6 +116,7 @@ class Option(NamedTuple):
   range: Range | None = None
   where: Where | None = None
   items: tuple[Any, ...] = ()  # of a tuple; the last may be an Ellipsis
+  choices: tuple[str, ...] = ()  # of a str; () if it may be any
 
 
 def options(hint: Any) -> Iterator[Option]:
@@ -127,6 +129,8 @@ def options(hint: Any) -> Iterator[Option]:
   elif origin in (typing.Union, types.UnionType):
     for arg in args:
       yield from options(arg)
+  elif origin is Literal:
+    yield Option(str, choices=args)
   elif origin in (tuple, Sequence) or hint is tuple:
     yield Option(tuple, items=args if origin is tuple or not args else (args[0], ...))
   else:
@@ -203,7 +207,8 @@ def _taken(value: Any, option: Option, key: str) -> tuple[bool, Any]:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return (True, int(value)) if number and whole and bounds.holds(value) else (False, None)
   if option.type is float:
-    return number and bounds.holds(value), value
+    large = number and abs(value) > 2**31  # which JAX takes for no int32
+    return number and bounds.holds(value), float(value) if large and bounds.holds(value) else value
   if option.type is tuple:
     if not isinstance(value, (list, tuple)):
       return False, None
@@ -212,6 +217,8 @@ def _taken(value: Any, option: Option, key: str) -> tuple[bool, Any]:
       return False, None
     items = [meant(v, h, f"{key}[{i}]") for i, (v, h) in enumerate(zip(value, hints, strict=True))]
     return True, type(value)(items)
+  if option.choices:
+    return value in option.choices, value
   if option.type is str and isinstance(value, str) and option.where:
     where = option.where
     if value and not value.startswith(where.schemes or "\0"):
@@ -243,6 +250,8 @@ def _words(value: Any, allowed: Sequence[Option]) -> str:
       whys += [bounds.why] if bounds.why else []
     elif option.type is tuple:
       said.append(_tuple_words(option))
+    elif option.choices:
+      said.append(f"one of {', '.join(option.choices)}")
     else:
       said.append(_NAMES.get(option.type, "None"))
   return ", or ".join(dict.fromkeys(said)) + ". " * bool(whys) + " ".join(whys) + "." * (not whys)

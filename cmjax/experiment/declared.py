@@ -5,17 +5,17 @@ which section; `checked` is the one place where the values of a config are looke
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cmjax import ema, times, weighting
 from cmjax.base import parts, ranges, sharding
-from cmjax.base.ranges import Place, WorkdirOrNone
+from cmjax.base.ranges import Dtype, Place, WorkdirOrNone
 from cmjax.experiment import evaluation, methods, models, optimizers, run, sampling
 from cmjax.experiment.fields import Run
-from cmjax.experiment.sections import Section, arguments
+from cmjax.experiment.sections import Section, Settings, arguments
 from cmjax.losses import distribution, lpips
 from cmjax.training import optim
 
@@ -23,6 +23,7 @@ from cmjax.training import optim
 SECTIONS = ("data", "net", "loss", "optim", "ema", "init_from", "teacher", "samplers", "evals")
 SECTIONS += ("checkpoint", "mesh")
 OF_SECTIONS = ("ema", "samplers", "evals")
+BY_NAME = ("loss.weighting",)  # may be the name alone
 STORED = {"workdir": WorkdirOrNone, "ema": str}
 NAMED = {"name": str}
 
@@ -42,7 +43,9 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if key in OF_SECTIONS:
       for name, section in config.get(key, {}).items():
         _refuse_value(section, f"{key}.{name}")
-  return _checked(config, hints(config), "")
+  below = {prefix.rstrip(".") for prefix, *_ in _sections(config)}
+  below |= {"doctor", *(f"data.{source}" for source in models.SOURCES)}
+  return _checked(config, hints(config), below, "")
 
 
 def _refuse_value(section: Any, key: str) -> None:
@@ -50,12 +53,20 @@ def _refuse_value(section: Any, key: str) -> None:
     raise ValueError(f"config.{key}={section!r} must be a section: a name, and its arguments.")
 
 
-def _checked(section: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  made = {}
+def _checked(
+  section: Mapping[str, Any], known: Mapping[str, Any], below: Container[str], prefix: str
+) -> Settings:
+  """`known`: annotations of settings; `below`: the paths at which there are sections or nothing."""
+  made = Settings({}, prefix)
   for key, value in section.items():
     path = f"{prefix}{key}"
+    alone = isinstance(value, str) and path in BY_NAME
+    if path in below and value is not None and not alone:
+      _refuse_value(value, path)
     if isinstance(value, Mapping):
-      made[key] = _checked(value, known, f"{path}.")
+      if path not in below:  # where a value is meant
+        ranges.meant(value, known.get(path, Any), path)
+      made[key] = _checked(value, known, below, f"{path}.")
     else:
       made[key] = ranges.meant(value, known.get(path, Any), path)
   return made
@@ -160,7 +171,7 @@ def _loss(loss: Section) -> Iterator[tuple[str, Section, tuple[Taker, ...]]]:
     "proposal": methods.PROPOSALS,
   }
   beside = {
-    "tangent": ({"dtype": str, "matmul_precision": str | None}, times.binned_lognormal),
+    "tangent": ({"dtype": Dtype, "matmul_precision": str | None}, times.binned_lognormal),
     "distance": ({"path": Place},),
   }
   for key, table in kinds.items():

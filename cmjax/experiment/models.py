@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from cmjax import edm, latents, networks
 from cmjax.base import parts, sharding
-from cmjax.base.ranges import CountOrNone, Place, Size, SizeOrNone, Where
+from cmjax.base.ranges import CountOrNone, Dtype, Place, Size, SizeOrNone, Where
 from cmjax.data import manifest, mirror, pipeline, records, sources, summary
 from cmjax.experiment import decoding
 from cmjax.experiment.fields import Experiment, Samples
@@ -55,7 +55,7 @@ NETWORKS = {
 # What a section of a network may say, whatever the network.
 ABOUT_NETWORK: dict[str, Any] = {
   "name": str,
-  "dtype": str,
+  "dtype": Dtype,
   "matmul_precision": str | None,
   "preconditioning": str,
   **{key: Size for key in ("resolution", "in_channels", "dim")},

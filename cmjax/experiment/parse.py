@@ -10,7 +10,7 @@ from cmjax.base import parts
 from cmjax.experiment import declared, evaluation, methods, models, optimizers, sampling, state
 from cmjax.experiment import run as runs
 from cmjax.experiment.fields import Experiment, Run, Samples, Stored
-from cmjax.experiment.sections import Section, lacks_input
+from cmjax.experiment.sections import Section, Settings, lacks_input
 from cmjax.types import Network
 
 KEYS = (
@@ -186,7 +186,7 @@ def describe(record: Mapping[str, Any], network: Network | None = None) -> Descr
   """
   record = _plain(record)
   used = {key: record[key] for key in ("sigma_data", "net", "data") if key in record}
-  record = {**record, **declared.checked(used)}
+  record = Settings(record | declared.checked(used))
   run = runs.run(record)
   if network is None or not handed_in(record, "network"):
     network = models.network(record["net"], run.sigma_data)
@@ -207,12 +207,13 @@ def _put(record: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
   record[key] = value
 
 
-def _plain(config: Any) -> Any:
+def _plain(config: Any, path: str = "") -> Any:
   """A config as dicts; what was stored as JSON has tuples again."""
   if isinstance(config, ConfigDict):
     config = config.to_dict()
   if isinstance(config, Mapping):
-    return {key: _plain(value) for key, value in config.items()}
+    plain = {key: _plain(value, f"{path}{key}.") for key, value in config.items()}
+    return Settings(plain, path)
   return tuple(map(_plain, config)) if isinstance(config, (list, tuple)) else config
 
 

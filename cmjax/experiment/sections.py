@@ -13,6 +13,18 @@ from cmjax.base import parts
 Section = ConfigDict | Mapping[str, Any]
 
 
+class Settings(dict[str, Any]):
+  """A section as a dict, whose missing setting is a ValueError that names it."""
+
+  def __init__(self, settings: Mapping[str, Any], path: str = "") -> None:
+    """`path`: of the section in its config, with a dot at its end."""
+    super().__init__(settings)
+    self._path = path
+
+  def __missing__(self, key: str) -> Any:
+    raise ValueError(f"The config needs {self._path}{key}, which is not there.")
+
+
 def pick(table: Any, name: str, what: str) -> Any:
   """table[name] (or the name itself, of a tuple of names), or an error that lists the choices."""
   if name not in table:
@@ -62,8 +74,10 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
   )
 
 
-def read(config: Section, what: str, *own: str) -> list[Any]:
-  """[name, *values of `own`, the keyword arguments of what the section names]."""
+def read(config: Any, what: str, *own: str) -> list[Any]:
+  """[name, *values of `own`, the keyword arguments of what the section names]; or a ValueError."""
+  if not isinstance(config, ConfigDict | Mapping):
+    raise ValueError(f"config.{what}={config!r} must be a section: a name, and its arguments.")
   # A config that was stored beside a checkpoint has lists for tuples: JSON knows no other.
   kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
   own = ("name", *own)

@@ -34,6 +34,7 @@ FORMAT = 1
 GIVEN = "as given"  # the rounding of images that had 8 bits
 _MUST_HAVE = ("values", "score", "detector", "reference", "images", "rounding", "options")
 _KINDS = {"rounding": str, "score": str}  # of those above that are no dicts
+_MAY_HAVE = ("floor", "trained")  # dicts, or null
 
 
 def write(folder: str | os.PathLike[str], name: str, card: Mapping[str, Any]) -> epath.Path:
@@ -56,9 +57,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
   path = paths.place(path)
   try:
     card = json_files.read(path)
-    missing = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]
-    if card["format"] != FORMAT or missing:
-      raise ValueError(f"format {card['format']}, wrong: {', '.join(missing) or 'none'}")
+    wrong = _wrong(card)
+    if card["format"] != FORMAT or wrong:
+      raise ValueError(f"format {card['format']}, wrong: {', '.join(wrong) or 'none'}")
     if digests.is_whole(card) is False:
       raise ValueError("it was changed since it was written")
   except FileNotFoundError as error:
@@ -68,6 +69,29 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no card of format {FORMAT}: {error!r:.500}.") from error
   return {key: value for key, value in card.items() if key != digests.SEAL}
+
+
+def _wrong(card: Any) -> list[str]:
+  """The entries that are not there, or not of the kind that those who read a card rely on."""
+  if not isinstance(card, dict):
+    raise ValueError("it is no object of JSON")
+  found = [key for key in _MUST_HAVE if not isinstance(card[key], _KINDS.get(key, dict))]
+  found += [key for key in _MAY_HAVE if not isinstance(card.get(key) or {}, dict)]
+  if found:
+    return found
+  floor = card.get("floor") or {}
+  numbers = {f"values.{key}": value for key, value in card["values"].items()}
+  numbers |= {f"floor.{key}": value for key, value in floor.items()}
+  found += [key for key, value in numbers.items() if not _is_number(value, (int, float))]
+  counts = {"images.num": card["images"].get("num")}
+  counts |= {"floor_num": card.get("floor_num")} if floor else {}
+  found += [key for key, value in counts.items() if not _is_number(value, int)]
+  data = (card.get("trained") or {}).get("data") or {}
+  return found + (["trained.data"] if not isinstance(data, dict) else [])
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+  return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def lines(card: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The seeds that every reader is fuzzed from, and the files that once broke one of them."""
 
+import json
 import pathlib
 import random
 import runpy
@@ -32,3 +33,43 @@ def test_a_file_is_read_or_refused_in_one_line(reader, path, tmp_path):
   with fuzz.watched(tmp_path):
     said = [fuzz.read(reader, one, tmp_path) for one in made]
   assert all(one.isprintable() for one in said)
+
+
+# In the place of whatever a file of JSON says.
+OTHERS = (None, "x", -1.5, 2.5, [], {}, {"a": 1}, 1e400)
+
+
+def others(value, path=""):
+  """(where, copy) of every copy of a value of JSON in which one entry is gone, or is another."""
+  if isinstance(value, dict):
+    for key, below in value.items():
+      yield f"no {path}.{key}", {k: v for k, v in value.items() if k != key}
+      for where, other in others(below, f"{path}.{key}"):
+        yield where, value | {key: other}
+  if isinstance(value, list):
+    for i, below in enumerate(value):
+      for where, other in others(below, f"{path}[{i}]"):
+        yield where, [*value[:i], other, *value[i + 1 :]]
+  for other in OTHERS:
+    yield f"{path}={other!r}", other
+
+
+@pytest.mark.parametrize(
+  ("reader", "path"),
+  [pair for pair in FILES if pair[1].suffix == ".json" and pair[1].read_bytes()[:1] in b"{["],
+  ids=lambda one: getattr(one, "stem", one),
+)
+def test_a_file_that_lacks_or_mistakes_one_entry_is_read_or_refused_in_one_line(
+  reader, path, tmp_path
+):
+  try:
+    right = json.loads(path.read_bytes())
+  except (ValueError, RecursionError):
+    pytest.skip("no JSON")
+  fuzz.beside(reader, tmp_path)
+  with fuzz.watched(tmp_path):
+    for where, other in others(right):
+      try:
+        assert fuzz.read(reader, json.dumps(other).encode(), tmp_path).isprintable()
+      except Exception as error:
+        raise AssertionError(where) from error

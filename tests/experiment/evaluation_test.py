@@ -274,7 +274,7 @@ def test_a_search_scores_what_the_evaluator_would_on_any_devices_in_any_batch():
 
 def test_a_card_of_a_run_knows_its_step_and_what_makes_the_run_what_it_is(tmp_path):
   card = json.loads(json.dumps(dict.fromkeys(("values", "detector", "reference", "images"), {})))
-  card |= {"options": {}, "score": "FID", "rounding": "round"}
+  card |= {"options": {}, "score": "FID", "rounding": "round", "images": {"num": 3}}
 
   def written(**values):
     record = tiny.experiment_of(**values).record
