@@ -57,6 +57,7 @@ def test_a_network_of_ones_own_trains_and_says_what_it_is(example, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_trains_and_samples_from_its_record_by_name(tmp_path):
   scores = own_loss.main([f"--workdir={tmp_path / 'python'}", *FLAGS])
   assert np.isfinite(scores["swd/one_step/main"])

@@ -66,6 +66,7 @@ def moments(images):
   return frechet.moments(rounding.to_uint8(images, "round").reshape(len(images), -1) / 255)
 
 
+@pytest.mark.slow
 def test_a_decoder_makes_the_images_of_its_file_on_any_devices(data, vae):
   z = RNG.normal(0, 0.5, (19, 4, 4, 4)).astype(np.float32)
   for mesh in (MESH, None):

@@ -51,6 +51,7 @@ SLOW = {
   "central",
   "semi_continuous",
   "cd_continuous",
+  "ct_continuous",
   "scd_vsd",
 }
 NAMES = [

@@ -36,8 +36,14 @@ unet = functools.partial(DDPMpp, **SMALL)
 flat = functools.partial(DDPMpp, **SMALL | dict(channel_mult=(2,), attn_resolutions=(8,)))
 mlp = functools.partial(MLP, dim=2, width=16, depth=2, embed_channels=8, num_classes=3, dropout=0.2)
 MODULES = pytest.mark.parametrize("make", [mlp, flat], ids=["mlp", "ddpmpp"])
+# Their derivatives take longest to compile.
+DERIVED = pytest.mark.parametrize(
+  "make", [pytest.param(mlp, id="mlp"), pytest.param(flat, id="ddpmpp", marks=pytest.mark.slow)]
+)
 # With levels above each other, and so with what halves and doubles the resolution.
-ALL_LEVELS = pytest.mark.parametrize("make", [mlp, unet], ids=["mlp", "ddpmpp"])
+ALL_LEVELS = pytest.mark.parametrize(
+  "make", [pytest.param(mlp, id="mlp"), pytest.param(unet, id="ddpmpp", marks=pytest.mark.slow)]
+)
 
 network = functools.cache(from_nnx)
 
@@ -183,7 +189,7 @@ def test_jvp_agrees_with_finite_differences(make):
     np.testing.assert_allclose(dF, expected, rtol=1e-6, atol=1e-7)
 
 
-@MODULES
+@DERIVED
 def test_gradient_runs_through_the_primal_of_a_jvp(make):
   net, params = network(make), shaken(make)
   x, t, cond = inputs(make)

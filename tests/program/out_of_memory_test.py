@@ -141,6 +141,7 @@ def test_what_an_evaluation_asks_for_is_its_own_batch():
   assert said.startswith("An evaluation needs") and "--config.evals.swd.batch_size=16" in said
 
 
+@pytest.mark.slow
 def test_where_a_plan_can_be_made_it_says_what_fits(monkeypatch):
   """The plan's own code, with a chip whose memory holds the arguments and little beside them."""
   monkeypatch.setattr(out_of_memory, "experiment_devices", lambda exp: [Device()])

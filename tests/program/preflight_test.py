@@ -32,6 +32,7 @@ def verdicts(table):
   return [(line[:24].strip(), line[24:32].strip()) for line in lines]
 
 
+@pytest.mark.slow
 def test_eight_devices_pass_and_leave_the_trace_alone(tmp_path):
   table, passed = preflight.preflight(tiny.experiment_of(**VALUES), tmp_path)
   assert passed and verdicts(table) == [(row, "ok") for row in ROWS], table

@@ -349,8 +349,9 @@ def test_every_row_passes_and_there_are_many(names):
   assert groups == set(verify.CHECKS)
 
 
-# Scanned samplers are compiled anew for each error; all other rows run without jit.
+# Scanned samplers are compiled anew for each error, and a tangent is a hundred small programs.
 COMPILED = {"samplers", "moments", "few_steps", "editing"}
+COMPILED |= {"tangent", "diffusion", "continuous_2023"}
 
 
 @pytest.mark.parametrize(
@@ -401,6 +402,7 @@ def test_the_table_shows_what_failed_and_a_crash_is_a_row(monkeypatch):
   assert again[1].startswith("weighting: constant weighting: w = 0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_is_measured_at_its_precision(dtype):
   found = verify.network(tiny.experiment_of(**{"net.dtype": dtype}))
