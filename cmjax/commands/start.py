@@ -1,9 +1,11 @@
 """From the arguments of a verb with a config to its end: flags, processes, errors, exit codes."""
 
+import faulthandler
 import importlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -53,6 +55,7 @@ class Command(NamedTuple):
 
 def start(argv: Sequence[str], verb: str | None = None) -> None:
   """Runs a verb, and ends the process with its exit code; without a verb --mode says which."""
+  _answer_with_stacks()
   app.run(join_and_run, argv=list(argv), flags_parser=lambda argv: parse(argv, verb, join=True))
 
 
@@ -144,6 +147,16 @@ def _all_flags() -> Iterator[Flag]:
       modes.setdefault(flag, []).append(mode)
   for flag, users in modes.items():
     yield flag._replace(help=f"{flag.help} Modes: {', '.join(users)}.")
+
+
+def _answer_with_stacks() -> None:
+  """On SIGUSR2 the stacks of all threads go to stderr; before, it ended the process.
+
+  Whoever waits for the other processes can be asked where. A run takes over with its own file.
+  """
+  number = getattr(signal, "SIGUSR2", None)  # not on Windows
+  if number and signal.getsignal(number) is signal.SIG_DFL:
+    faulthandler.register(number, all_threads=True)
 
 
 def join_and_run(command: Command) -> int | None:

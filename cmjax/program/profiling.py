@@ -7,6 +7,7 @@ Each dispatch of steps is annotated as `train` with the number of its first step
 import contextlib
 import logging
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ class Profile:
       if stores.is_remote(self.folder):
         for name in stores.files(self.traced):
           stores.put(str(self.traced / name), self.folder / name)
+        shutil.rmtree(self.traced, ignore_errors=True)
       logger.info("The trace is in %s: tensorboard --logdir=%s", self.folder, self.folder)
 
 

@@ -62,7 +62,7 @@ class Stacks:
     self.path = folder / f"stacks.{number}.txt"
     self._limit, self._turns, self._doing = limit, turns, doing
     self._stream, self._clock, self._tick = stream, clock, tick
-    self._registered = False
+    self._registered = self._before = False
     self._seen, self._alive, self._next = -1, clock(), limit
     self._closed = threading.Event()
 
@@ -72,6 +72,7 @@ class Stacks:
     number = getattr(signal, "SIGUSR2", None)  # not on Windows
     in_main = threading.current_thread() is threading.main_thread()
     if number and in_main and signal.getsignal(number) is signal.SIG_DFL:
+      self._before = faulthandler.unregister(number)  # whether the program did without a workdir
       faulthandler.register(number, file=self._file, all_threads=True)
       self._registered = True
     self._thread = threading.Thread(target=self._watch, name="cmjax stacks", daemon=True)
@@ -83,6 +84,8 @@ class Stacks:
     self._thread.join()
     if self._registered:
       faulthandler.unregister(signal.SIGUSR2)
+      if self._before:
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
     self._copy()
     self._file.close()
     if not self._copied:

@@ -124,3 +124,23 @@ def test_a_process_that_hangs_in_a_library_answers_too(tmp_path):
     process.kill()
     _, errors = process.communicate()
   assert "Current thread" in errors
+
+
+def test_a_program_answers_before_it_has_a_workdir_and_after_it_left_it(tmp_path):
+  code = (
+    "import signal, sys; from pathlib import Path\n"
+    "from cmjax.commands import start\n"
+    "from cmjax.run.stacks import Stacks\n"
+    "def ask(): signal.raise_signal(signal.SIGUSR2)\n"
+    "def run(command):\n"
+    "  ask()\n"
+    "  with Stacks(Path(command.values.workdir), 0, None, lambda: 0, lambda: ''): ask()\n"
+    "  ask()\n"
+    "start.join_and_run = run\n"
+    "start.start(['x', '--config=toy2d_sct', '--workdir=' + sys.argv[1]], 'train')\n"
+  )
+  command = [sys.executable, "-c", code, str(tmp_path)]
+  ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+  assert ran.returncode == 0, ran.stderr
+  assert (tmp_path / "stacks.0.txt").read_text().count("in ask") == 1
+  assert ran.stderr.count("in ask") == 3
