@@ -258,3 +258,31 @@ def test_a_process_joins_before_it_reads_the_config_of_a_run(tmp_path):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-2000:]
   assert len(done.stdout.splitlines()) == 4  # a picture and an .npz of each sampler
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_is_one_line_and_with_room_the_same_command_goes_on(tmp_path):
+  """No file may pass 1 MB, where the weights have 2: as a full disk, but for the words."""
+  code = (
+    "import resource, signal, sys\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
+    "from cmjax.commands import start\n"
+    "start.start(['x', *sys.argv[2:]], 'train')\n"
+  )
+  command = ["--config=toy2d_sct:smoke", "--config.net.width=512", f"--workdir={tmp_path}"]
+
+  def train(most_bytes):
+    return subprocess.run(
+      [sys.executable, "-c", code, str(most_bytes), *command],
+      env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+      capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+  ran = train(10**6)
+  last = ran.stderr.splitlines()[-1]
+  assert ran.returncode == 1 and "Traceback" not in ran.stderr
+  assert last.startswith("cmjax: The checkpoint of step 2 could not be written to "), last
+  assert len(ran.stderr.splitlines()) < 10
+  assert train(10**9).returncode == 0
+  assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4"}
