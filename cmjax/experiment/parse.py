@@ -212,6 +212,8 @@ def _plain(config: Any, path: str = "") -> Any:
   if isinstance(config, ConfigDict):
     config = config.to_dict()
   if isinstance(config, Mapping):
+    if odd := [key for key in config if not isinstance(key, str) or not key.isprintable()]:
+      raise ValueError(f"config.{path}{odd[0]!r}: the name of a setting has letters alone.")
     plain = {key: _plain(value, f"{path}{key}.") for key, value in config.items()}
     return Settings(plain, path)
   return tuple(map(_plain, config)) if isinstance(config, (list, tuple)) else config
