@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cmjax.base import json_files, paths
+from cmjax.base import json_files, paths, printable
 
 PACKAGE = Path(__file__).parent
 
@@ -256,7 +256,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
   """The message of an error in one line."""
-  return " ".join(str(error).split())
+  return printable.printable(" ".join(str(error).split()))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -109,16 +109,30 @@ def _folder_bytes(folder: epath.Path) -> int:
   return sum(stores.files(folder).values())
 
 
-class _Manager(ocp.CheckpointManager):
-  """Orbax's, which leaves it to the train loop to ask JAX whether a process was told to stop.
+LISTINGS = 10  # at most, while checkpoints go
 
-  JAX keeps the number of the last question to find the one to stop at. Orbax asks at each save, and
-  again in its thread, with the number of the step: then a signal would never be answered.
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but for two things.
+
+  It leaves it to the train loop to ask JAX whether a process was told to stop: JAX keeps the number
+  of the last question to find the one to stop at. Orbax asks at each save, and again in its thread,
+  with the number of the step: then a signal would never be answered.
+
+  And a checkpoint may go while the folder is listed: a run beside removes it, or a store still
+  answers what a process that was killed had asked for. Then it is listed again.
   """
 
   def reached_preemption(self, step: int) -> bool:
     """No: the loop asks (`sharding.told_to_stop`)."""
     return False
+
+  def _load_checkpoint_infos(self, *args: Any, **kwargs: Any) -> Any:
+    for _ in range(LISTINGS - 1):
+      with contextlib.suppress(FileNotFoundError):
+        return super()._load_checkpoint_infos(*args, **kwargs)
+      time.sleep(0.5)
+    return super()._load_checkpoint_infos(*args, **kwargs)
 
 
 class Restored(NamedTuple):

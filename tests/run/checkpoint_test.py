@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.path import step as step_lib
 
 from cmjax.base import atomic_files, sharding
 from cmjax.run import checkpoint, commit
@@ -104,6 +105,21 @@ def test_a_save_asks_jax_nothing_about_signals(tmp_path, monkeypatch):
   assert asked == []
   assert [sharding.told_to_stop() for _ in range(3)] == [False] * 3
   assert np.diff(asked).tolist() == [1, 1]
+
+
+def test_one_that_goes_while_the_folder_is_listed_is_not_there(workdir, monkeypatch):
+  """A store may still remove objects for a process that was killed."""
+  times = step_lib.Metadata.commit_timestamp
+
+  def late(self):
+    if self.step == STEPS[0]:
+      shutil.rmtree(self.path, ignore_errors=True)
+    return times.fget(self)
+
+  monkeypatch.setattr(step_lib.Metadata, "commit_timestamp", property(late))
+  checkpoints = checkpoint.Checkpoints(workdir)
+  assert checkpoints.steps() == sorted(STEPS[1:], reverse=True)
+  checkpoints.close()
 
 
 def test_the_newest_are_kept_and_a_step_is_saved_once(workdir):
