@@ -186,7 +186,7 @@ def describe(record: Mapping[str, Any], network: Network | None = None) -> Descr
   """
   record = _plain(record)
   used = {key: record[key] for key in ("sigma_data", "net", "data") if key in record}
-  record = Settings(record | declared.checked(used))
+  record = Settings({**record, **declared.checked(used)})
   run = runs.run(record)
   if network is None or not handed_in(record, "network"):
     network = models.network(record["net"], run.sigma_data)

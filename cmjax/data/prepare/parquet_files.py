@@ -57,7 +57,7 @@ class Table:
         f"column {column!r} holds no bytes but {str(kind)[:80]}. It must be Hugging Face's image "
         "column, {bytes, path}, with the bytes in it."
       )
-    parquet_pages.check(self._path, self._file.metadata, _leaf(self._schema, column))
+    parquet_pages.check(self._path, _leaf(self._schema, column))
 
   def labels(self, column: str, group: int) -> list[Any]:
     """The labels of a row group: whole numbers, or text."""
@@ -67,7 +67,7 @@ class Table:
     if not is_text and not types.is_integer(kind):
       raise ValueError(f"column {column!r} holds {str(kind)[:80]}, not whole numbers or text")
     if group == 0:
-      parquet_pages.check(self._path, self._file.metadata, column)
+      parquet_pages.check(self._path, column)
     # Text that repeats is kept as it is in the file, once.
     options: dict[str, Any] = {"read_dictionary": [column]} if is_text else {}
     file, found = _pyarrow().ParquetFile(self._path, **options), []

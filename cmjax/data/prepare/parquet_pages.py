@@ -4,28 +4,63 @@ The footer of a file has sums of these numbers, but a file may say one thing the
 its pages; memory is taken by what the page says. A header is a struct of Thrift's compact protocol
 (parquet-format, PageHeader): field 1 is the kind of the page, 2 its bytes when unpacked, 3 its
 bytes in the file.
+
+Where the pages begin is read here as well, in the footer (FileMetaData): pyarrow ends the process
+where a chunk of a column is asked for whose statistics do not fit its schema.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmjax.base import limits
 from cmjax.base.printable import shown
 
 MAX_HEADER = 2**16  # bytes; statistics of a page are in it
-MAX_PAGES, MAX_FIELDS, MAX_DEPTH = 100_000, 200, 8
+MAX_PAGES, MAX_FIELDS, MAX_DEPTH = 100_000, 200, 12
 # Types of Thrift's compact protocol.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 _INTEGERS = (4, 5, 6)
 
 
-def check(path: Path, metadata: Any, column: str) -> None:
+# The fields of the footer that say where chunks lie: row groups, columns, the metadata of a chunk,
+# and of these its path, its bytes in the file, its first page, and that of its dictionary.
+_PATH, _BYTES, _FIRST, _DICTIONARY = 3, 7, 9, 11
+_GROUPS, _COLUMNS, _CHUNK = 4, 1, 3
+_FOOTER: Mapping[int, Any] = {
+  _GROUPS: {_COLUMNS: {_CHUNK: dict.fromkeys((_PATH, _BYTES, _FIRST, _DICTIONARY), {})}}
+}
+_END = b"PAR1"
+
+
+class _Reading(NamedTuple):
+  """What is read of a struct.
+
+  Attributes:
+    what: it is, for errors.
+    wanted: {field: the fields that are wanted in what it holds} of what is nested; numbers are
+      kept anyway.
+    most: items of a list, and bytes of a text.
+  """
+
+  what: str
+  wanted: Mapping[int, Any]
+  most: int
+
+  def at(self, field: int) -> "_Reading":
+    """What is read of what a field holds."""
+    return self._replace(wanted=self.wanted.get(field, {}))
+
+
+_HEADER = _Reading("the header of a page", {}, MAX_FIELDS)
+
+
+def check(path: Path, column: str) -> None:
   """Raises if a page of a column would unpack to more than the limit.
 
   Args:
     path: of the file.
-    metadata: pyarrow's, of the footer.
     column: the path of a leaf in the schema.
 
   Raises:
@@ -33,21 +68,35 @@ def check(path: Path, metadata: Any, column: str) -> None:
   """
   size = path.stat().st_size
   with path.open("rb") as file:
-    for group in range(metadata.num_row_groups):
-      row_group = metadata.row_group(group)
-      for k in range(row_group.num_columns):
-        chunk = row_group.column(k)
-        if chunk.path_in_schema == column:
-          start, count = _place(chunk), chunk.total_compressed_size
+    for group in _list(_footer(file, size), _GROUPS):
+      for one in _list(group, _COLUMNS):
+        chunk = one.get(_CHUNK) or {}
+        if b".".join(_list(chunk, _PATH)) == column.encode():
+          start, count = _place(chunk), chunk.get(_BYTES, -1)
           if start < 0 or count < 0 or start + count > size:
             raise ValueError(f"column {shown(column)} is said to lie beyond the end of the file")
           _check_pages(file, start, start + count)
 
 
-def _place(chunk: Any) -> int:
-  starts = [chunk.data_page_offset]
-  if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-    starts.append(chunk.dictionary_page_offset)
+def _footer(file: Any, size: int) -> dict[int, Any]:
+  file.seek(max(0, size - 8))
+  end = file.read(8)
+  count = int.from_bytes(end[:4], "little")
+  if end[4:] != _END or count > size - 8:
+    raise ValueError("its end is no footer of parquet")
+  file.seek(size - 8 - count)
+  return _struct(io.BytesIO(file.read(count)), 0, _Reading("its footer", _FOOTER, count))
+
+
+def _list(fields: Mapping[int, Any], field: int) -> list[Any]:
+  found = fields.get(field)
+  return found if isinstance(found, list) else []
+
+
+def _place(chunk: Mapping[int, Any]) -> int:
+  starts = [chunk.get(_FIRST, -1)]
+  if chunk.get(_DICTIONARY):
+    starts.append(chunk[_DICTIONARY])
   return min(starts)
 
 
@@ -56,7 +105,7 @@ def _check_pages(file: Any, position: int, end: int) -> None:
   while position < end:
     file.seek(position)
     header = io.BytesIO(file.read(min(MAX_HEADER, end - position)))
-    fields = _struct(header, 0)
+    fields = _struct(header, 0, _HEADER)
     unpacked, packed = fields.get(2), fields.get(3)
     if type(unpacked) is not int or type(packed) is not int or min(unpacked, packed) < 0:
       raise ValueError("the header of a page does not say how long it is")
@@ -70,66 +119,67 @@ def _check_pages(file: Any, position: int, end: int) -> None:
       raise ValueError(f"a column has more than {MAX_PAGES} pages in a row group")
 
 
-def _struct(stream: io.BytesIO, depth: int) -> dict[int, Any]:
-  """The fields of a struct by their numbers; of what is nested the values are left out."""
+def _struct(stream: io.BytesIO, depth: int, reading: _Reading) -> dict[int, Any]:
+  """The fields of a struct by their numbers; of what is nested, the values that are wanted."""
   if depth > MAX_DEPTH:
-    raise ValueError("the header of a page is nested too deep")
+    raise ValueError(f"{reading.what} is nested too deep")
   fields: dict[int, Any] = {}
   number = 0
   for _ in range(MAX_FIELDS):
-    head = _byte(stream)
+    head = _byte(stream, reading)
     if head == 0:
       return fields
-    number = number + (head >> 4) if head >> 4 else _zigzag(_varint(stream))
-    fields[number] = _value(stream, head & 15, depth)
-  raise ValueError(f"the header of a page has more than {MAX_FIELDS} fields")
+    step = head >> 4
+    number = number + step if step else _zigzag(_varint(stream, reading))
+    value = _value(stream, head & 15, depth, reading.at(number))
+    if number in reading.wanted or isinstance(value, int):
+      fields[number] = value
+  raise ValueError(f"{reading.what} has more than {MAX_FIELDS} fields")
 
 
-def _value(stream: io.BytesIO, kind: int, depth: int) -> Any:
+def _value(stream: io.BytesIO, kind: int, depth: int, reading: _Reading) -> Any:
   if kind in (_TRUE, _FALSE):
     return kind == _TRUE
   if kind in _INTEGERS:
-    return _zigzag(_varint(stream))
+    return _zigzag(_varint(stream, reading))
   if kind == _STRUCT:
-    _struct(stream, depth + 1)
-  elif kind in (_BYTE, _DOUBLE, _BINARY):
-    count = {_BYTE: 1, _DOUBLE: 8}.get(kind) or _varint(stream)
-    if count > MAX_HEADER or len(stream.read(count)) < count:
-      raise ValueError("the header of a page is cut off")
-  elif kind in (_LIST, _SET):
-    _items(stream, depth)
-  else:
-    raise ValueError(f"the header of a page has a field of kind {kind}")
-  return None
+    return _struct(stream, depth + 1, reading)
+  if kind in (_BYTE, _DOUBLE, _BINARY):
+    count = {_BYTE: 1, _DOUBLE: 8}.get(kind) or _varint(stream, reading)
+    text = stream.read(count) if count <= max(MAX_HEADER, reading.most) else b""
+    if len(text) < count:
+      raise ValueError(f"{reading.what} is cut off")
+    return text
+  if kind in (_LIST, _SET):
+    return _items(stream, depth, reading)
+  raise ValueError(f"{reading.what} has a field of kind {kind}")
 
 
-def _items(stream: io.BytesIO, depth: int) -> None:
-  head = _byte(stream)
-  count = head >> 4 if head >> 4 < 15 else _varint(stream)
-  if count > MAX_FIELDS:
-    raise ValueError("the header of a page has too long a list")
-  for _ in range(count):
-    if head & 15 in (_TRUE, _FALSE):
-      _byte(stream)
-    else:
-      _value(stream, head & 15, depth + 1)
+def _items(stream: io.BytesIO, depth: int, reading: _Reading) -> list[Any]:
+  head = _byte(stream, reading)
+  count = head >> 4 if head >> 4 < 15 else _varint(stream, reading)
+  if count > reading.most:
+    raise ValueError(f"{reading.what} has too long a list")
+  if head & 15 in (_TRUE, _FALSE):
+    return [_byte(stream, reading) for _ in range(count)]
+  return [_value(stream, head & 15, depth + 1, reading) for _ in range(count)]
 
 
-def _byte(stream: io.BytesIO) -> int:
+def _byte(stream: io.BytesIO, reading: _Reading) -> int:
   data = stream.read(1)
   if not data:
-    raise ValueError("the header of a page is cut off")
+    raise ValueError(f"{reading.what} is cut off")
   return data[0]
 
 
-def _varint(stream: io.BytesIO) -> int:
+def _varint(stream: io.BytesIO, reading: _Reading) -> int:
   value = 0
   for shift in range(0, 70, 7):
-    byte = _byte(stream)
+    byte = _byte(stream, reading)
     value |= (byte & 127) << shift
     if byte < 128:
       return value
-  raise ValueError("the header of a page has a number without an end")
+  raise ValueError(f"{reading.what} has a number without an end")
 
 
 def _zigzag(value: int) -> int:
