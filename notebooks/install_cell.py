@@ -124,17 +124,24 @@ def says(gpu, tpu, extra, devices):
     return f"{head} It computes on {len(devices)} {kind}: {devices[0].device_kind}."
   if there is None:
     return f"{head} It computes on the CPU; no GPU and no TPU was found on this machine."
-  reasons = list(unmet("jax", extra)) or ["The versions fit. The log above may say why."]
-  return "\n".join(
-    [
-      ">>> " + "=" * 76,
-      f">>> THIS MACHINE HAS {there}, BUT JAX DOES NOT USE IT.",
-      f">>> {head} It computes on the CPU, which is many times slower.",
-      *(f">>> {reason}." for reason in reasons),
-      f'>>> To mend it: %pip install "jax[{extra}]", restart the session, run this cell again.',
-      ">>> " + "=" * 76,
+  reasons = [f"{reason}." for reason in unmet("jax", extra)]
+  if reasons:
+    reasons.append(
+      f'To mend it: %pip install "jax[{extra}]", restart the session, run this cell again.'
+    )
+  else:
+    reasons = [
+      "The versions fit, so that the driver or CUDA is at fault. JAX's log above says what it met.",
+      "In Colab: Runtime > Disconnect and delete runtime, then start anew.",
     ]
-  )
+  lines = [
+    "=" * 76,
+    f"THIS MACHINE HAS {there}, BUT JAX DOES NOT USE IT.",
+    f"{head} It computes on the CPU, which is many times slower.",
+    *reasons,
+    "=" * 76,
+  ]
+  return "\n".join(f">>> {line}" for line in lines)
 
 
 def prepare():
