@@ -65,7 +65,8 @@ types: $(STAMP)
 
 notebooks: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet -e '.[notebooks]'
-	$(if $(NOTEBOOKS),$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS),@echo "No notebooks.")
+	$(VENV)/bin/python notebooks/copy_install_cell.py $(NOTEBOOKS)
+	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)
 
 # The versions of everything that a run computes with, for each Python from 3.11 on.
 lock: $(STAMP)

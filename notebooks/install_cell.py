@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -91,20 +92,20 @@ def versions():
   return {found.name: found.version for found in metadata.distributions()}
 
 
-def install(packages, extra):
+def install(packages):
   """Installs them, and asks for a restart if this session holds older ones in memory."""
   print(f"Installs {', '.join(packages)}. This takes a few minutes.")
   before = versions()
-  # A plugin for the other CUDA would stay at its old version, and JAX would try it first.
-  other = {"cuda12": "13", "cuda13": "12"}.get(extra)
   pip("install", *packages)
-  if other and version(f"jax-cuda{other}-plugin"):
-    pip("uninstall", "--yes", f"jax-cuda{other}-plugin", f"jax-cuda{other}-pjrt")
   now = versions()
+  # A plugin of another version than JAX's serves nothing, and JAX complains of it at every start.
+  plugins = [name for name in now if re.fullmatch(r"jax-cuda\d+-(plugin|pjrt)", name)]
+  if old := [name for name in plugins if now[name] != now["jaxlib"]]:
+    pip("uninstall", "--yes", *old)
   changed = {name for name in before if now.get(name) != before[name]}
   modules = metadata.packages_distributions()
-  stale = {name for top, names in modules.items() if top in sys.modules for name in names}
-  if stale := sorted(stale & changed):
+  loaded = {name for top, names in modules.items() if top in sys.modules for name in names}
+  if stale := sorted(loaded & changed):
     jax = f"JAX is now {now['jax']}. " if "jax" in changed else ""
     raise RestartNeeded(
       f"\n>>> RESTART NEEDED. {jax}This session still has the old {', '.join(stale)} in memory.\n"
@@ -154,7 +155,7 @@ def prepare():
   if extra and may and (packages or list(unmet("jax", extra))):
     packages.append(f"jax[{extra}]")
   if packages:
-    install(packages, extra)
+    install(packages)
   import jax
 
   print(says(gpu, tpu, extra, jax.devices()))
