@@ -116,7 +116,9 @@ def test_notebook_runs_from_top_to_bottom(path, tmp_path):
   nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
   text = made_smaller(path.read_text(encoding="utf-8"), path.name[:2])
   notebook = nbformat.reads(text, as_version=4)
-  client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}})
+  client = nbclient.NotebookClient(
+    notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
+  )
   # This checkout, installed or not: the install cell has nothing to do, and asks no network.
   client.execute(env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
   printed = [o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
