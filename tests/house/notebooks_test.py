@@ -100,6 +100,17 @@ SMALLER = {
       "sigma_data, batch_size, total_steps = 0.5, 64, 300",
     "N = 20_000": "N = 500",
   },
+  "03": {
+    "TEACHER_STEPS = 300": "TEACHER_STEPS = 20",
+    "STUDENT_STEPS = 200": "STUDENT_STEPS = 30",
+    "draw_pictures(photos, 600)": "draw_pictures(photos, 200)",
+  },
+  "04": {
+    "TEACHER_STEPS = 5000": "TEACHER_STEPS = 200",
+    "STUDENT_STEPS = 2000": "STUDENT_STEPS = 20",
+    "N = 10_000": "N = 500",
+  },
+  "05": {"STEPS = 800": "STEPS = 100"},
 }  # fmt: skip
 
 
