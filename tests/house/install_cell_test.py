@@ -115,9 +115,9 @@ def test_the_plugin_that_fits_comes_with_jax(cell, monkeypatch, case):
   ("loaded", "named"), [((), None), (("numpy",), "numpy"), (("jax", "numpy"), "jax, numpy")]
 )
 def test_a_restart_is_asked_for_where_old_modules_are_in_memory(cell, monkeypatch, loaded, named):
-  Machine(cell, monkeypatch, OLD)
+  Machine(cell, monkeypatch, OLD | {"unchanged": "1.0"})
   # A module that is in memory, and one that is not, with the packages they are of.
-  modules = {"json": list(loaded), "never_imported": list(OLD)}
+  modules = {"json": [*loaded, "unchanged"], "never_imported": list(OLD)}
   monkeypatch.setattr(cell.metadata, "packages_distributions", lambda: modules)
   if named is None:
     cell.install([CMJAX])
@@ -165,7 +165,7 @@ def test_a_jax_that_does_not_see_the_gpu_is_told_loudly(
   [
     ("echo 'Tesla T4, 550.54.15'", T4),
     ("echo 'NVIDIA L4, 580.65.06'; echo 'NVIDIA L4, 580.65.06'", ("NVIDIA L4", "580.65.06")),
-    ("echo 'NVIDIA-SMI has failed'; exit 9", None),
+    ("echo 'NVIDIA-SMI has failed, see dmesg'; exit 9", None),
     ("echo 'No devices were found'", None),
   ],
 )
