@@ -102,7 +102,7 @@ SMALLER = {
   },
   "03": {
     "TEACHER_STEPS = 300": "TEACHER_STEPS = 20",
-    "STUDENT_STEPS = 200": "STUDENT_STEPS = 30",
+    "STUDENT_STEPS = 150": "STUDENT_STEPS = 30",
     "draw_pictures(photos, 600)": "draw_pictures(photos, 200)",
   },
   "04": {
