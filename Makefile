@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks clean
+.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks lock clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
@@ -18,6 +18,7 @@ help:
 	@echo "make format      write what 'make lint' wants, where ruff can"
 	@echo "make types       check the types"
 	@echo "make notebooks   execute every notebook in place"
+	@echo "make lock        pin the newest versions in launch/constraints.txt"
 	@echo "make venv        only make $(VENV): the newest Python >= 3.11 that works"
 	@echo "make clean       remove $(VENV) and caches"
 	@echo "PYTHON=python3.11 make test   pin the interpreter"
@@ -64,7 +65,14 @@ types: $(STAMP)
 
 notebooks: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet -e '.[notebooks]'
-	$(if $(NOTEBOOKS),$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS),@echo "No notebooks.")
+	$(VENV)/bin/python notebooks/copy_install_cell.py $(NOTEBOOKS)
+	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)
+
+# The versions of everything that a run computes with, for each Python from 3.11 on.
+lock: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/python -m uv pip compile setup.py --extra tpu --extra cuda --extra stores --quiet \
+	  --universal --python-version 3.11 --no-header --no-annotate --upgrade -o launch/constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# The address of the repository. Other files repeat it: tests/house/outside_test.py finds those that
+# say another one, and CONTRIBUTING.md has the command that changes all.
 URL = "https://github.com/cmjax/cmjax"
 
 CORE = [
@@ -45,6 +47,7 @@ EXTRAS = {
   "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"],
   "test": [
     "beartype>=0.20",
+    "check-jsonschema>=0.34",  # has the schemas of GitHub's files and of CITATION.cff
     "equinox>=0.13",  # a user's network may be one of its modules
     "pyarrow>=17",
     "pyright[nodejs]>=1.1.400",  # nodejs: Node comes as a wheel, not as a download at first use

@@ -1,3 +1,3 @@
 """cmjax: few-step generative models in JAX."""
 
-__version__ = "0.1.0"  # setup.py reads this line
+__version__ = "0.2.0"  # setup.py reads this line

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Installs cmjax into .venv of this folder, on a machine with any Python: launch/install.sh EXTRAS
 #   launch/install.sh tpu,stores
-# The versions are those of constraints.txt, alike on every host and at each start of a run. Made by
-#   uv pip compile setup.py --extra tpu --extra cuda --extra stores --universal \
-#     --python-version 3.12 --no-header --no-annotate -o launch/constraints.txt
+# The versions are those of constraints.txt, alike on every host and at each start of a run.
+# `make lock` makes that file anew.
 set -euo pipefail
 if [ $# -ne 1 ]; then
   echo "Usage: launch/install.sh EXTRAS, of setup.py: tpu, cuda, ..." >&2

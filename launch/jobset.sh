@@ -3,7 +3,7 @@
 #   IMAGE=i TPU=tpu-v5-lite-podslice TOPOLOGY=4x4 CHIPS=4 launch/jobset.sh CONFIG WORKDIR [FLAGS ...]
 #   IMAGE=i GPU=nvidia-h100-80gb CHIPS=8 NODES=2 launch/jobset.sh CONFIG WORKDIR [FLAGS ...]
 # CHIPS are those of a node; a TPU slice has as many nodes as its topology needs, SLICES=1 of them.
-# IMAGE has this folder installed: docker build -f launch/Dockerfile --build-arg EXTRA=tpu -t i .
+# IMAGE has this folder installed: docker build --build-arg EXTRAS=tpu,stores -t IMAGE .
 # WORKDIR is in a bucket, gs://..., that SERVICE_ACCOUNT (default) may write. --dry_run prints the
 # JobSet; `launch/jobset.sh --dry_run ... > jobset.yaml` is the way to change more of it.
 set -euo pipefail

@@ -1,5 +1,6 @@
 """Every launch script says what it would do, and what it says is a program that does it."""
 
+import ast
 import contextlib
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import yaml
+from packaging import requirements, utils
 
 from cmjax.base import cluster
 
@@ -323,13 +325,38 @@ def test_skypilot_starts_one_process_per_node_and_again_after_75(tmp_path):
   assert (tmp_path / "said").read_text().split() == once * 2
 
 
-def test_every_host_gets_the_same_versions():
-  """Of all that setup.py asks for, pins and nothing else: they are constraints."""
+def pins(python):
+  """{package: version} of the lock for one Python on Linux."""
   lines = (LAUNCH / "constraints.txt").read_text().splitlines()
-  pinned = [re.match(r"([a-z0-9.-]+)==\S+( ; .+)?$", line) for line in lines]
-  assert all(pinned), [line for line, match in zip(lines, pinned, strict=True) if not match]
-  names = {match[1].replace(".", "-") for match in pinned}
-  text = (LAUNCH.parent / "setup.py").read_text()
-  core = re.findall(r'^  "([a-zA-Z0-9-]+)>=', text.split("EXTRAS")[0], re.MULTILINE)
-  assert len(core) > 15 and {name.lower() for name in core} <= names
-  assert {"libtpu", "jax-cuda12-plugin", "jaxlib", "gcsfs", "s3fs"} <= names
+  parsed = [requirements.Requirement(line) for line in lines]
+  where = {
+    "python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux",
+    "implementation_name": "cpython", "platform_python_implementation": "CPython",
+  }  # fmt: skip
+  valid = [pin for pin in parsed if pin.marker is None or pin.marker.evaluate(where)]
+  found = {utils.canonicalize_name(pin.name): str(pin.specifier) for pin in valid}
+  assert len(found) == len(valid)  # of each package one version
+  assert all(re.fullmatch(r"==[\w.]+", version) for version in found.values()), found
+  return {name: version.removeprefix("==") for name, version in found.items()}
+
+
+def asked_for():
+  """What setup.py asks for in the lock's extras: those that `make lock` names."""
+  values = {}
+  for node in ast.parse((LAUNCH.parent / "setup.py").read_text()).body:
+    if isinstance(node, ast.Assign) and node.targets[0].id in ("CORE", "EXTRAS"):
+      values[node.targets[0].id] = ast.literal_eval(node.value)
+  extras = re.findall(r"--extra (\w+)", (LAUNCH.parent / "Makefile").read_text())
+  assert {"tpu", "cuda", "stores"} <= set(extras)
+  lines = values["CORE"] + [line for extra in extras for line in values["EXTRAS"][extra]]
+  return [requirements.Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_every_host_gets_the_same_versions(python):
+  """One version of all that setup.py asks for, and of what JAX loads beside itself."""
+  locked = pins(python)
+  for asked in asked_for():
+    assert asked.specifier.contains(locked[utils.canonicalize_name(asked.name)]), str(asked)
+  pair = {locked[name] for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt")}
+  assert len(pair) == 1 and "libtpu" in locked
