@@ -27,4 +27,6 @@ def get_config() -> mlc.ConfigDict:
   )  # fmt: skip
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   c.init_from.workdir = "runs/fashion_mnist_teacher"
+  c.samplers.four_step = dict(name="consistency", mid_times=(1.3, 1.1, 0.6))
+  c.evals.grid.samplers = c.evals.fd.samplers = tuple(c.samplers)
   return c

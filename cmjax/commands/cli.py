@@ -48,8 +48,7 @@ def _run(verb: str, *words: str) -> int:
     print(_help_of(verb))  # noqa: T201
     return 0
   if verb in EXPERIMENTS:
-    if verb in FIRST_WORD and arguments and not arguments[0].startswith("-"):
-      arguments[0] = f"--{FIRST_WORD[verb]}={arguments[0]}"
+    arguments = named(verb, arguments)
     from cmjax.commands import start  # here, so that help need not wait for absl and ml_collections
 
     start.start([f"cmjax {verb}", *arguments], verb)  # which ends the process
@@ -63,6 +62,14 @@ def _run(verb: str, *words: str) -> int:
     return 0
   print(f"cmjax: {_no_verb(verb)}", file=sys.stderr)  # noqa: T201
   return 1
+
+
+def named(verb: str, words: Sequence[str]) -> list[str]:
+  """The arguments of a verb, with its first word, if it has one, as the flag that it stands for."""
+  first, *others = words or [""]
+  if verb in FIRST_WORD and first and not first.startswith("-"):
+    return [f"--{FIRST_WORD[verb]}={first}", *others]
+  return list(words)
 
 
 def _help() -> str:

@@ -306,7 +306,7 @@ def export(
   meta, head = _logvar_head(workdir, record, mesh)
   state |= _logvar(head) if head else {}
   own = {"net": record["net"], "sigma_data": described.run.sigma_data, "ema": name, "step": step}
-  own |= {"config": _config_of(workdir, step), **_class_names(meta)}
+  own |= {"config": _config_of(workdir, record, step), **_class_names(meta)}
   metadata = {"format": "pt", detect.METADATA: json.dumps(own)}
   if provenance := meta.get("provenance"):
     metadata["provenance"] = json.dumps(provenance)
@@ -328,13 +328,22 @@ def _as(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
   return cast
 
 
-def _config_of(workdir: epath.Path, step: int) -> dict[str, Any]:
-  """The config of a run to draw its samples with: times that were searched, and no evaluators."""
-  record = stored_runs.read_trained_record(workdir)
-  exp = experiment.parse({**record, "evals": {}})
-  exp = searched_times.use(exp, workdir, stored_runs.weights_of(workdir, step))
-  samplers = {key: dict(one.record) for key, one in exp.samplers.items()}
-  return experiment.as_json({**record, "evals": {}, "samplers": samplers})
+def _config_of(workdir: epath.Path, record: Mapping[str, Any], step: int) -> dict[str, Any]:
+  """The config of a run to draw its samples with: times that were searched, and no evaluators.
+
+  Args:
+    workdir: of the run.
+    record: its config beside the weights; samplers may have changed since.
+    step: of the weights.
+  """
+  if (workdir / "config.json").is_file():
+    record = stored_runs.read_trained_record(workdir)
+  record = {**record, "evals": {}}
+  if (workdir / searched_times.FILE).is_file():
+    exp, weights = experiment.parse(record), stored_runs.weights_of(workdir, step)
+    used = searched_times.use(exp, workdir, weights).samplers
+    record["samplers"] = {key: dict(one.record) for key, one in used.items()}
+  return experiment.as_json(record)
 
 
 def _class_names(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,11 @@ def read(spec: str | os.PathLike[str]) -> Stored:
     ValueError: there is no such model, or its file is none that can be drawn from; in one line.
   """
   path = _find(os.fspath(spec))
-  card = _card(path)
+  return read_file(path)._replace(card=_card(path))
+
+
+def read_file(path: Path) -> Stored:
+  """A model of a file, without a card."""
   foreign = files.read(path)
   try:
     weights = foreign.networks[files.choose(foreign.networks, None)]
@@ -73,7 +77,7 @@ def read(spec: str | os.PathLike[str]) -> Stored:
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
   record |= {"net": found.net, "sigma_data": found.sigma_data}
-  return Stored(path.stem, path, record, class_names, found, card)
+  return Stored(path.stem, path, record, class_names, found, {})
 
 
 def _find(spec: str) -> Path:

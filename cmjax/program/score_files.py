@@ -219,20 +219,23 @@ def finish(
   step: int,
 ) -> None:
   """Writes scores.json and the run's page; scores that `held` names stay as they are there."""
-  stay, own, path = held(record, workdir, step), dict(scores), workdir / "scores.json"
-  numbers = {label: n for label, n in _numbers(record).items() if _of(label, scores)}
+  path, numbers = workdir / "scores.json", _numbers(record)
+  numbers = {label: number for label, number in numbers.items() if _of(label, scores)}
+  stay = {k: number for k, number in held(record, workdir, step).items() if k in numbers}
   before = json_files.read(path) if stay and path.is_file() else {}
+  stay = {label: number for label, number in stay.items() if _of(label, before)}
+  own: dict[str, float] = {}
+  for name, value in scores.items():
+    label = name.partition("/")[0]
+    own |= _of(label, before) if label in stay else {name: value}
   for label, number in stay.items():
-    if (of_more := _of(label, before)) and label in numbers:
-      logger.warning(
-        "evals.%s looked at %s samples. The scores in %s are from %s of the same weights: those "
-        "stay.",
-        *(label, f"{numbers[label]:,}", path, f"{number:,}"),
-      )
-      own = {name: value for name, value in own.items() if name not in _of(label, own)} | of_more
-      numbers[label] = number
+    logger.warning(
+      "evals.%s looked at %s samples. The scores in %s are from %s of the same weights: those "
+      "stay.",
+      *(label, f"{numbers[label]:,}", path, f"{number:,}"),
+    )
   write_json(path, own)
-  write_json(workdir / SCORED_WITH, digests.sealed({"step": step, "num_samples": numbers}))
+  write_json(workdir / SCORED_WITH, digests.sealed({"step": step, "num_samples": numbers | stay}))
   data = record.get("data", {}).get("name", "")
   title = f"{workdir.name}: {exp.method.name} on {data}"
   writer.report(workdir, title=title, config=dict(record), scores=rows(exp, own))
