@@ -67,6 +67,7 @@ def make(name, args, folder):
     "about": f"{what}; {count:,} parameters, ECT from a teacher; Frechet distance in the pixels "
     f"{least:.3g} at best ({num:,} samples).",
     "page": page,
+    "sampler": "two_step",
     "parameters": count,
     "bytes": target.stat().st_size,
     "sha256": files.digest(target),

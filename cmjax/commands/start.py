@@ -112,7 +112,7 @@ def _wrong(command: Command, others: Sequence[str]) -> str | None:
     return f"Unknown arguments {others}: options begin with --."
   workdir = values.workdir if common.WORKDIR in verb.FLAGS else None
   if command.config is None and (why := configs.why_missing(workdir, verb.CONFIG_FROM)):
-    return why
+    return why + " Or name a model: cmjax sample digits." * (common.MODEL in verb.FLAGS)
   for needed in verb.NEEDS:  # a flag, or one of several
     one_of = [needed] if isinstance(needed, Flag) else list(needed)
     given = [f"--{flag.name}" for flag in one_of if values[flag.name].value is not None]

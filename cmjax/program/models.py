@@ -126,7 +126,7 @@ def sample(exp: Experiment, spec: str | os.PathLike[str], **drawn: Any) -> list[
     exp: the experiment of the model's config; its samplers are used.
     spec: which model.
     **drawn: how many, which, and where to: the fields of `drawing.Drawn`. Without `out` they go to
-      the folder samples/NAME.
+      the folder samples/NAME. Without a sampler's name one of ours takes the one of its card.
   """
   wanted = drawing.Drawn(**drawn)
   drawing.check(wanted)
@@ -141,6 +141,8 @@ def sample(exp: Experiment, spec: str | os.PathLike[str], **drawn: Any) -> list[
     params = convert.network_params(exp, stored.found)
   except ValueError as error:
     raise ValueError(f"{stored.path}: {error}") from None
+  if stored.card and wanted.name is None:  # one picture, soon: each sampler is compiled
+    wanted = wanted._replace(name=stored.card["sampler"])
   if stored.card and sharding.process()[0] == 0:
     logger.info("%s: %s", stored.name, stored.card["about"])
   weights = drawing.Weights(

@@ -99,6 +99,7 @@ def test_a_tool_says_its_usage_under_its_name(verb, told):
 @pytest.mark.parametrize(
   ("args", "message"),
   [
+    (("sample",), "--workdir must name the folder of a run. Or name a model: cmjax sample digits."),
     (("sample", CONFIG), "cmjax sample needs --workdir, the folder of the run, or --m"),
     (("reference", CONFIG), "cmjax reference needs --to, the file to write: statistics.npz."),
     (("measure", CONFIG, "x"), "Unknown arguments ['x']: options begin with --."),

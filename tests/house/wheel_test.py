@@ -93,9 +93,9 @@ def test_a_wheel_trains_from_an_empty_folder(installed, tmp_path):
 
 def test_a_wheel_draws_from_a_model_that_came_with_it(installed, tmp_path):
   for model in ("digits", "fashion_mnist"):
-    said = run(installed.parent / "cmjax", "sample", model, "--sampler=one_step", cwd=tmp_path)
+    said = run(installed.parent / "cmjax", "sample", model, cwd=tmp_path)
     picture, arrays = map(pathlib.Path, said.split())
-    assert picture == tmp_path / "samples" / model / "one_step_seed0.png"
+    assert picture == tmp_path / "samples" / model / "two_step_seed0.png"
     assert picture.stat().st_size > 1_000 and arrays.stat().st_size > 1_000
 
 

@@ -177,6 +177,7 @@ def test_the_models_that_come_along_are_small_and_say_how_they_were_made():
     commands = "\n".join(stored.card["commands"])
     assert "cmjax convert --export" in commands and "--dtype=float16" in commands
     scores = stored.card["scores"]
+    assert stored.card["sampler"] in scores["float16"]
     assert set(scores["float16"]) == set(scores["float32"]) == set(stored.record["samplers"])
 
 
@@ -206,12 +207,12 @@ def test_a_model_draws_into_a_folder_of_its_name_by_its_name_alone(
 ):
   caplog.set_level(logging.INFO, logger="cmjax")
   monkeypatch.chdir(tmp_path)
-  arguments = ("sample", "digits", "--sampler=one_step", "--num_samples=20", "--compile_cache=")
+  arguments = ("sample", "digits", "--num_samples=20", "--compile_cache=")
   code, out, err = in_process.answer(capsys, lambda: in_process.verb(*arguments))
   assert code == 0, err
   made = out.split()
   assert [path.removeprefix(f"{tmp_path}/") for path in made] == [
-    "samples/digits/one_step_seed0.png", "samples/digits/one_step_seed0.npz"
+    "samples/digits/two_step_seed0.png", "samples/digits/two_step_seed0.npz"
   ]  # fmt: skip
   assert any(message.startswith("digits: ") for message in caplog.messages)
   with np.load(made[1]) as found:
