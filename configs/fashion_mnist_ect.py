@@ -6,8 +6,8 @@ Train fashion_mnist_teacher.py in runs/fashion_mnist_teacher first. About 11 min
 The model `fashion_mnist` that comes along is of this page.
 
 Pixel-space Frechet distance of 10,000 samples: got 1.99 in one step, 1.35 in two, 1.17 in four;
-that of the 10,000 held-out images is 0.24. ECT, since it was the best of all methods in two and
-four steps (docs/results).
+that of the 10,000 held-out images is 0.24. ECT, since it led all methods in two and four steps
+(docs/results).
 """
 
 import ml_collections as mlc
