@@ -585,11 +585,8 @@ def search_score(
   def gain(times, others):
     size = max(1, round(num_samples / groups / batch_size)) * batch_size
     starts = range(num_samples, num_samples + groups * size, size)  # none of those of `score`
-    parts = [
-      [look(mid, range(start, start + size), ", other noise") for start in starts]
-      for mid in (times, others)
-    ]
-    return _gain(*parts, reference)
+    in_parts = lambda mid: [look(mid, range(i, i + size), ", other noise") for i in starts]
+    return _gain(in_parts(times), in_parts(others), reference)
 
   bias = lambda: frechet.bias(reference, num_samples)
   return SearchScore(num_steps, num_samples, score, gain, bias)

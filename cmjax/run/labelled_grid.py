@@ -39,10 +39,10 @@ def labelled_grid(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) 
   tiles = [writer.grid(image[None]) for image in images]
   height, width = tiles[0].shape[0] + LINE, tiles[0].shape[1] + 1
   canvas = np.full((math.ceil(len(images) / columns) * height, columns * width, 3), PAPER, np.uint8)
-  for i, (tile, label) in enumerate(zip(tiles, labels.tolist(), strict=True)):
+  for i, tile in enumerate(tiles):
     y, x = i // columns * height, i % columns * width
     canvas[y : y + height - LINE, x : x + width - 1] = tile
-    canvas[y + height - LINE : y + height, x : x + width] = _line(names[label], width)
+    canvas[y + height - LINE : y + height, x : x + width] = _line(names[int(labels[i])], width)
   return canvas
 
 
