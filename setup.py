@@ -156,7 +156,7 @@ setup(
   # the repository is put on sys.path by a .pth file. Without it an import hook is installed, which
   # Python asks last, and so not at all in the folder above a clone, where `cmjax` is a folder.
   package_dir={"": "."},
-  package_data={"cmjax": ["py.typed"]},
+  package_data={"cmjax": ["py.typed", "models/*"]},
   cmdclass={"build_py": BuildWithPages},
   # Parts of others, which a config then names as "their_package.networks:Mine", are found under the
   # entry-point group "cmjax.parts" of their package; what is ours needs no entry.

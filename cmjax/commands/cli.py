@@ -13,7 +13,7 @@ from cmjax.commands.common import ALWAYS, Flag, answered
 # Verbs with a config. The files of these have CONFIG_FROM, FLAGS, NEEDS and run(values, config).
 EXPERIMENTS = {
   "train": "train a network, or go on with a run",
-  "sample": "draw samples from a run",
+  "sample": "draw samples from a run, or from a model that comes along",
   "evaluate": "score a run, or images",
   "search": "search the step times of a run's samplers",
   "measure": "measure a data set, and propose settings for it",
@@ -30,6 +30,8 @@ TOOLS = {
   "ema": "make or score averages of other lengths, after training",
   "detectors": "convert the weights of a metric's network",
 }
+# The flag that a word before all flags is the value of: `cmjax sample digits`.
+FIRST_WORD = {"sample": "model"}
 HELP = ("--help", "-h", "-?", "-help", "--helpshort")
 
 
@@ -46,6 +48,7 @@ def _run(verb: str, *words: str) -> int:
     print(_help_of(verb))  # noqa: T201
     return 0
   if verb in EXPERIMENTS:
+    arguments = named(verb, arguments)
     from cmjax.commands import start  # here, so that help need not wait for absl and ml_collections
 
     start.start([f"cmjax {verb}", *arguments], verb)  # which ends the process
@@ -59,6 +62,14 @@ def _run(verb: str, *words: str) -> int:
     return 0
   print(f"cmjax: {_no_verb(verb)}", file=sys.stderr)  # noqa: T201
   return 1
+
+
+def named(verb: str, words: Sequence[str]) -> list[str]:
+  """The arguments of a verb, with its first word, if it has one, as the flag that it stands for."""
+  first, *others = words or [""]
+  if verb in FIRST_WORD and first and not first.startswith("-"):
+    return [f"--{FIRST_WORD[verb]}={first}", *others]
+  return list(words)
 
 
 def _help() -> str:
@@ -79,7 +90,8 @@ def _help_of(verb: str) -> str:
   override = Flag("config.KEY", str, None, "Sets a value of the config: --config.optim.lr=3e-4.")
   flags = (config, override, *module.FLAGS, *ALWAYS)
   lines = (line for flag in flags for line in _help_of_flag(flag))
-  usage = f"usage: cmjax {verb} [--flag=value ...]"
+  word = f" [{FIRST_WORD[verb].upper()}]" if verb in FIRST_WORD else ""
+  usage = f"usage: cmjax {verb}{word} [--flag=value ...]"
   return "\n".join([usage, "", (module.__doc__ or "").strip(), "", "flags:", *lines])
 
 

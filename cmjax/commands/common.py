@@ -45,8 +45,20 @@ class ConfigFrom(enum.Enum):
 
 
 WORKDIR = Flag("workdir", Workdir, None, "Folder of the run.", "the folder of the run")
+MODEL = Flag(
+  "model",
+  str,
+  None,
+  "A model in one file: its name, or a .safetensors of cmjax convert --export.",
+  "a model in one file",
+)
 SAMPLER = Flag("sampler", str, None, "One of config.samplers. By default all of them.")
-NUM_SAMPLES = Flag("num_samples", Count, 64, "How many samples of each sampler.")
+NUM_SAMPLES = Flag(
+  "num_samples",
+  Count | None,
+  None,
+  "How many samples of each sampler. By default 64, or for a search as many as its score needs.",
+)
 SEED = Flag("seed", Seed, 0, "Of the noise that samples start from.")
 COORDINATOR = Flag("coordinator", str, None, "host:port of process 0, where no cluster tells it.")
 NUM_PROCESSES = Flag("num_processes", Count, None, "Of the run, with --coordinator.")

@@ -34,12 +34,22 @@ def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
   return value, others
 
 
-def load(spec: str | None, workdir: str | None, config_from: ConfigFrom) -> ConfigDict | None:
+def load(
+  spec: str | None, workdir: str | None, config_from: ConfigFrom, model: str | None = None
+) -> ConfigDict | None:
   """The config of --config, or of the run in --workdir if that may take its place, or None.
+
+  A model has its own, which no other takes the place of.
 
   Raises:
     ValueError, OSError: it cannot be read.
   """
+  if model is not None:
+    if spec is not None:
+      raise ValueError(f"--config={spec}: a model has its own config. Drop one of the two.")
+    from cmjax.program import models  # here, as JAX takes seconds to start
+
+    return _with_tuples(ConfigDict(models.read(model).record))
   if spec is not None:
     config = pages.load(spec)
     return _with_tuples(config) if _is_stored(spec) else config

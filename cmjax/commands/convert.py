@@ -2,6 +2,7 @@ r"""Foreign checkpoints in, weights out.
 
   cmjax convert edm-cifar10-32x32-uncond-vp.pkl --to runs/cifar10_edm
   cmjax convert --export runs/cifar10_scd --to scd.safetensors --ema main
+  cmjax sample scd.safetensors
 
 The first writes a run: sample from it with `cmjax sample`, or name it as
 teacher.workdir or init_from.workdir. Nothing in the file is executed.
@@ -15,7 +16,9 @@ from cmjax.base.ranges import Folder, Workdir
 from cmjax.commands import common
 
 USAGE = """cmjax convert FILE --to DIR [--ema NAME]
-       cmjax convert --export RUN_DIR --to FILE.safetensors [--ema NAME]"""
+       cmjax convert --export RUN_DIR --to FILE.safetensors [--ema NAME] [--dtype float16]"""
+
+DTYPES = ("float32", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +50,15 @@ def _convert(argv: Sequence[str] | None) -> int:
     "--to", required=True, type=run("--to"), help="folder of the new run, or the file to write"
   )
   parser.add_argument("--ema", metavar="NAME", help="which of several networks or averages")
+  parser.add_argument(
+    "--dtype", choices=DTYPES, help="of the numbers in an exported file; float32 by default"
+  )
   common.add_always(parser)
   args = parser.parse_args(argv)
   if (args.file is None) == (args.export is None):
     parser.error("give a FILE to convert, or a run to --export: one of the two")
+  if args.dtype and args.export is None:
+    parser.error("--dtype is for --export")
   common.log_ours()
   from cmjax.program import convert  # here, so that --help need not wait for jax
 
@@ -58,5 +66,6 @@ def _convert(argv: Sequence[str] | None) -> int:
   if args.export is None:
     common.say(convert.convert(args.file, args.to, ema=args.ema))
   else:
-    common.say(convert.export(args.export, args.to, ema=args.ema))
+    dtype = args.dtype or DTYPES[0]
+    common.say(convert.export(args.export, args.to, ema=args.ema, dtype=dtype))
   return 0

@@ -1,8 +1,9 @@
 """Searches the intermediate times of a run's samplers of 2 to 4 steps.
 
-  cmjax search --workdir=runs/cifar10 --num_samples=5000
+  cmjax search --workdir=runs/cifar10
 
-The times are written into the run. The verbs sample and evaluate then use them.
+Times that are better than those in use are written into the run. The verbs sample and evaluate then
+use them.
 """
 
 from typing import Annotated

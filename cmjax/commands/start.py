@@ -87,7 +87,8 @@ def parse(
     if joined:
       given = ((flag, configs.take(plain, flag.name)[0]) for flag in common.PROCESSES)
       _join(*(text and common.typed(text, flag.kind, f"--{flag.name}") for flag, text in given))
-    config = configs.load(spec, workdir, module.CONFIG_FROM)
+    model = configs.take(plain, "model")[0] if common.MODEL in module.FLAGS else None
+    config = configs.load(spec, workdir, module.CONFIG_FROM, model)
     if config is not None:
       configs.allow_own_parts(spec, config, plain)
       plain = configs.override(config, plain)
@@ -114,10 +115,15 @@ def _wrong(command: Command, others: Sequence[str]) -> str | None:
     return f"Unknown arguments {others}: options begin with --."
   workdir = values.workdir if common.WORKDIR in verb.FLAGS else None
   if command.config is None and (why := configs.why_missing(workdir, verb.CONFIG_FROM)):
-    return why
-  for flag in verb.NEEDS:
-    if values[flag.name].value is None:
-      return f"{command.title} needs --{flag.name}, {flag.purpose}."
+    return why + " Or name a model: cmjax sample digits." * (common.MODEL in verb.FLAGS)
+  for needed in verb.NEEDS:  # a flag, or one of several
+    one_of = [needed] if isinstance(needed, Flag) else list(needed)
+    given = [f"--{flag.name}" for flag in one_of if values[flag.name].value is not None]
+    if not given:
+      asked = ", or ".join(f"--{flag.name}, {flag.purpose}" for flag in one_of)
+      return f"{command.title} needs {asked}."
+    if len(given) > 1:
+      return f"{command.title} takes one of {' and '.join(given)}, got both."
   return None
 
 

@@ -81,7 +81,7 @@ def detect(weights: Weights) -> Found:
   if METADATA in options:
     said, sigma_data = _exported(options[METADATA], len(tensors))
     _compare(net, said, {key: key for key in net if key not in SILENT})
-    net |= said
+    net = said  # what it leaves out has the default that it was trained with
   else:
     _compare(net, options, OPTIONS)
     net |= {"dropout": _number(options, "dropout", 0.0), "preconditioning": "edm"}

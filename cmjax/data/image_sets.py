@@ -16,9 +16,9 @@ ARRAYS = {"arr_0": "arr_1", "images": "labels", "samples": "labels"}
 def read(path: str | os.PathLike[str]) -> sources.Source:
   """The images in a folder (see `sources.folder`), or in an .npz.
 
-  In an .npz they are `arr_0` (ADM), `images` or else `samples` (mode sample): uint8 [n, h, w, c],
-  or floats in [-1, 1] or latents; labels are `arr_1` or `labels`. Pickled objects are refused, not
-  read.
+  In an .npz they are `arr_0` (ADM's name, and mode sample's), `images` or else `samples`: uint8
+  [n, h, w, c], or floats in [-1, 1] or latents; labels are `arr_1` or `labels`. Pickled objects are
+  refused, not read.
 
   Raises:
     ValueError: there is no such folder or file, it is damaged, or holds no such array.
@@ -31,8 +31,8 @@ def read(path: str | os.PathLike[str]) -> sources.Source:
   try:
     with opened(path) as file:
       names = [name for name in ARRAYS if name in file]
-      if names == ["images", "samples"]:  # of mode sample: the latents too that they are of
-        names = ["images"]
+      if names in (["arr_0", "samples"], ["images", "samples"]):  # the latents too that they are of
+        names = names[:1]
       if len(names) != 1:
         raise ValueError(
           f"it has {', '.join(file) or 'nothing'}: one array must be named {', '.join(ARRAYS)}"

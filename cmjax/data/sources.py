@@ -48,8 +48,15 @@ class Source(Protocol):
 class ArraySource(Source):
   """Arrays in memory: uint8 [n, h, w, c] or float32 [n, ...], taken as it is; labels or none."""
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, num_classes: int = 0):
+  def __init__(
+    self,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    num_classes: int = 0,
+    class_names: Sequence[str] = (),
+  ):
     self.shape, self.num_classes = images.shape[1:], num_classes
+    self.class_names = list(class_names)
     self._arrays = {"image": images}
     if labels is not None:
       self._arrays["label"] = labels.astype(np.int32)
@@ -97,15 +104,23 @@ def digits(*, split: str = "train") -> Source:
   return ArraySource(images, labels[chosen], num_classes=10)
 
 
-def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
+def npz(
+  path: Place | os.PathLike[str], *, split: str = "train", class_names: tuple[str, ...] = ()
+) -> Source:
   """The arrays {split}_images, uint8 [n, h, w, c] or [n, h, w], and {split}_labels of an .npz.
 
   Floats [n, ...] are taken as they are: images in [-1, 1], latents of any number of channels,
   points. Labels are optional integers [n]; there are as many classes as the largest label of
   either split needs. The images are held in memory. Pickled objects are refused, not read.
 
+  Args:
+    path: of the file.
+    split: "train" or "test".
+    class_names: for lines and pictures, one for each class; (): their numbers.
+
   Raises:
-    ValueError: if the file is missing or damaged, or its arrays are not those above.
+    ValueError: if the file is missing or damaged, or its arrays are not those above; or there are
+      more or fewer names than classes.
   """
   _check_split(split)
   arrays = _read_npz(paths.local(path), f"{split}_images")
@@ -133,7 +148,13 @@ def npz(path: Place | os.PathLike[str], *, split: str = "train") -> Source:
       )
     num_classes = max((int(a.max()) + 1 for a in every_label if a.size), default=0)
     limits.check("classes", num_classes, f"{path}: its labels speak of {num_classes} classes")
-  return ArraySource(images[..., None] if images.ndim == 3 else images, labels, num_classes)
+  if class_names and len(class_names) != num_classes:
+    raise ValueError(
+      f"{path} has {num_classes} classes, and data.npz.class_names has {len(class_names)} names: "
+      "give one for each class, or none."
+    )
+  images = images[..., None] if images.ndim == 3 else images
+  return ArraySource(images, labels, num_classes, class_names)
 
 
 def _read_npz(path: Path, images: str) -> dict[str, np.ndarray]:

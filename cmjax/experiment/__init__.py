@@ -9,6 +9,7 @@ is compiled.
 """
 
 from cmjax.experiment.decoding import decoder as decoder
+from cmjax.experiment.evaluation import SearchScore as SearchScore
 from cmjax.experiment.evaluation import due as due
 from cmjax.experiment.evaluation import frechet_scores as frechet_scores
 from cmjax.experiment.evaluation import image_batches as image_batches

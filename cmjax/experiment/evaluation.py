@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -378,6 +379,7 @@ def evaluator(label: str, section: Section, samples: Samples) -> Evaluator:
     scorer=scorer,
     scores=tuple(kwargs.get("scores", ("frechet",))) if scorer else (),
     batch_size=kwargs.get("batch_size"),
+    num_samples=kwargs.get("num_samples"),
     measures_speed=name == "throughput",
     absent=_absent(what, name, section, samples),
   )
@@ -512,33 +514,102 @@ def reference(experiment: Experiment, label: str | None, mesh: Mesh) -> Referenc
   return judge.reference()
 
 
-def search_score(
-  experiment: Experiment, key: str, mesh: Mesh, params: Params, noise_key: Array, num_samples: int
-) -> tuple[int, Callable[[tuple[float, ...]], float]]:
-  """How many steps a sampler has, and the score of intermediate times.
+GROUPS = 10  # parts of the samples, by which a difference says how sure it is
+PER_FEATURE, LEAST = 2.5, 2_000  # samples of a probe, where nobody says how many
 
-  The score is the Frechet distance of `num_samples` samples, from the same noise each time, in the
-  features of the first Frechet evaluator, drawn in batches as large as its.
+
+class SearchScore(NamedTuple):
+  """How a search of intermediate times scores those that it tries.
+
+  Attributes:
+    num_steps: of the sampler.
+    num_samples: of a probe.
+    score: intermediate times -> the Frechet distance, from the same noise each time.
+    gain: times, other times -> by how much the first are better from other noise, and its standard
+      error: both from the same noise, by leaving out one part of the samples after another.
+    bias: the distance that as many perfect samples would have.
+  """
+
+  num_steps: int
+  num_samples: int
+  score: Callable[[tuple[float, ...]], float]
+  gain: Callable[[tuple[float, ...], tuple[float, ...]], tuple[float, float]]
+  bias: Callable[[], float]
+
+
+def search_score(
+  experiment: Experiment,
+  key: str,
+  mesh: Mesh,
+  params: Params,
+  noise_key: Array,
+  num_samples: int | None,
+) -> SearchScore:
+  """How a search of a sampler's times scores: in the features of the first Frechet evaluator.
+
+  Args:
+    experiment: whose sampler and evaluators.
+    key: of the sampler.
+    mesh: whose devices draw.
+    params: of the network.
+    noise_key: of the noise.
+    num_samples: of a probe; None: as many as the distance needs, 2.5 a feature and 2,000 at least,
+      but no more than the evaluator takes.
   """
   num_steps, at = sampling.timed_sampler(experiment, key, mesh)
   label = first_frechet(experiment, "A search of times")
-  if num_samples < 2:
+  one = experiment.evaluators[label]
+  if num_samples is not None and num_samples < 2:
     raise ValueError(f"A search cannot score on {num_samples} samples: take 1,000 or more.")
   judge, to_images = scorer(experiment, label, mesh)
   reference = judge.reference().features.moments
   assert reference is not None, "a Frechet evaluator's reference has moments"
-  batch_size = min(num_samples, experiment.evaluators[label].batch_size or num_samples)
+  if num_samples is None:
+    enough = max(LEAST, math.ceil(PER_FEATURE * judge.detector.dim))
+    num_samples = min(enough, one.num_samples or enough)
+  groups = min(GROUPS, num_samples)
+  # One size of batch for all, so that the sampler is compiled once.
+  batch_size = min(num_samples // groups, one.batch_size or num_samples)
   metrics.check_counts(batch_size=batch_size)
 
-  def score(times):
+  def look(times, numbers, what):
     draw = functools.partial(at(times), params, noise_key)
-    what = f"{key} at {', '.join(f'{t:.4f}' for t in times)}"
-    drawn = metrics.batches(draw, to_images, what, range(num_samples), batch_size)
-    found = judge.look(drawn).moments
+    what = f"{key} at {', '.join(f'{t:.4f}' for t in times)}{what}"
+    found = judge.look(metrics.batches(draw, to_images, what, numbers, batch_size)).moments
     assert found is not None, "a Frechet evaluator's features have moments"
-    return float(frechet.distance(found, reference))
+    return found
 
-  return num_steps, score
+  def score(times):
+    return float(frechet.distance(look(times, range(num_samples), ""), reference))
+
+  def gain(times, others):
+    size = max(1, round(num_samples / groups / batch_size)) * batch_size
+    starts = range(num_samples, num_samples + groups * size, size)  # none of those of `score`
+    in_parts = lambda mid: [look(mid, range(i, i + size), ", other noise") for i in starts]
+    return _gain(in_parts(times), in_parts(others), reference)
+
+  bias = lambda: frechet.bias(reference, num_samples)
+  return SearchScore(num_steps, num_samples, score, gain, bias)
+
+
+def _gain(
+  parts: Sequence[frechet.Moments], others: Sequence[frechet.Moments], reference: frechet.Moments
+) -> tuple[float, float]:
+  """How much nearer one set of samples is than another, and the standard error of that.
+
+  Both are in parts, of which the same ones have the same noise. The error is the jackknife's: what
+  the difference is without each part. So the noise that both share counts for neither.
+  """
+
+  def nearer(chosen):
+    sets = (frechet.merge_all([each[i] for i in chosen]) for each in (parts, others))
+    first, second = (frechet.distance(one, reference) for one in sets if one is not None)
+    return second - first
+
+  count = len(parts)
+  without = [nearer([i for i in range(count) if i != left_out]) for left_out in range(count)]
+  spread = np.mean((np.asarray(without) - np.mean(without)) ** 2)
+  return float(nearer(range(count))), float(np.sqrt((count - 1) * spread))
 
 
 def frechet_scores(

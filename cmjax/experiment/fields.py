@@ -184,6 +184,7 @@ class Evaluator(NamedTuple):
       already, references, and searches.
     scores: which scores it has of images.
     batch_size: samples at a time, in a search.
+    num_samples: that it looks at; None: not known.
     measures_speed: whether its scalars are images per second.
     absent: the key of the file without which there is nothing to evaluate; None: it can run.
   """
@@ -196,6 +197,7 @@ class Evaluator(NamedTuple):
   scorer: Callable[..., Any] | None = None
   scores: tuple[str, ...] = ()
   batch_size: int | None = None
+  num_samples: int | None = None
   measures_speed: bool = False
   absent: str | None = None
 

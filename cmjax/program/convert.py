@@ -21,7 +21,7 @@ from cmjax.convert import detect, files, names
 from cmjax.convert.tensors import as_float32
 from cmjax.experiment import Experiment
 from cmjax.networks import dit
-from cmjax.program import stored_runs
+from cmjax.program import searched_times, stored_runs
 from cmjax.run import checkpoint
 from cmjax.training.step import TrainState
 from cmjax.types import Network, Params
@@ -154,22 +154,30 @@ def run_record(found: detect.Found) -> dict[str, Any]:
 
 def _params(made: Experiment, found: detect.Found) -> Params:
   """{net, weighting} of the run."""
-  state = {name: as_float32(name, array) for name, array in found.tensors.items()}
-  stacked, init = _is_stacked(made.record), made.network.init
-  in_file = (lambda key: dit.unstack(init(key))) if stacked else init
-  shapes = jax.eval_shape(in_file, jax.random.key(0))
-  net = names.from_torch(state, shapes, found.family, fir=found.fir)
-  if stacked:
-    net = jax.tree.map(np.asarray, dit.stack(net))
+  net = network_params(made, found)
   params = {"net": net, "weighting": {}}
   beside = jax.eval_shape(made.method.init, jax.random.key(0), net, None)["weighting"]
   if "logvar_linear" in beside:
-    freqs, phases, weight = (state[name] for name in LOGVAR)
+    freqs, phases, weight = (as_float32(name, found.tensors[name]) for name in LOGVAR)
     params["weighting"] = {
       "logvar_fourier": {"freqs": freqs, "phases": phases},
       "logvar_linear": {"kernel": weight.T},
     }
   return params
+
+
+def network_params(made: Experiment, found: detect.Found) -> Params:
+  """The weights of a file as parameters of the network that an experiment has for it, in float32.
+
+  Raises:
+    ValueError: they do not fit, in one line.
+  """
+  state = {name: as_float32(name, array) for name, array in found.tensors.items()}
+  stacked, init = _is_stacked(made.record), made.network.init
+  in_file = (lambda key: dit.unstack(init(key))) if stacked else init
+  shapes = jax.eval_shape(in_file, jax.random.key(0))
+  net = names.from_torch(state, shapes, found.family, fir=found.fir)
+  return jax.tree.map(np.asarray, dit.stack(net)) if stacked else net
 
 
 def _is_stacked(record: Mapping[str, Any]) -> bool:
@@ -261,11 +269,13 @@ def export(
   target: str | Path,
   *,
   ema: str | None = None,
+  dtype: str = "float32",
   network: Network | None = None,
 ) -> str:
   """Writes an average of a run as safetensors, under the names that PyTorch modules have.
 
-  The metadata holds config.net and sigma_data, so that `convert` reads the file back as it was. A
+  The metadata hold the config, without evaluators, so that `convert` reads the file back as it was,
+  and `cmjax sample FILE` draws from it. Times that were searched for the weights are in it. A
   network with net.preconditioning="edm" is EDM's own function; others are TrigFlow's F, whose sign
   is the opposite and which is told the angle t.
 
@@ -273,10 +283,11 @@ def export(
     workdir: of the run.
     target: the .safetensors file to write.
     ema: which average, also one made by `python -m cmjax.ema`; default: the first.
+    dtype: of the numbers in the file, "float32" or "float16".
     network: the run's own, where it was handed in from Python.
 
   Raises:
-    ValueError: for an unknown average, or a file that exists.
+    ValueError: for an unknown average, a file that exists, or numbers that float16 does not hold.
   """
   workdir, target = paths.place(workdir), paths.local(target)
   if target.suffix != ".safetensors":
@@ -295,12 +306,47 @@ def export(
   meta, head = _logvar_head(workdir, record, mesh)
   state |= _logvar(head) if head else {}
   own = {"net": record["net"], "sigma_data": described.run.sigma_data, "ema": name, "step": step}
+  own |= {"config": _config_of(workdir, record, step), **_class_names(meta)}
   metadata = {"format": "pt", detect.METADATA: json.dumps(own)}
   if provenance := meta.get("provenance"):
     metadata["provenance"] = json.dumps(provenance)
   # The library writes memory as it lies: views have to be laid out first.
-  arrays = {key: np.array(array, order="C") for key, array in state.items()}
+  arrays = {key: np.array(_as(dtype, key, array), order="C") for key, array in state.items()}
   with replacing(target) as file:
     safetensors.numpy.save_file(arrays, file.name, metadata=metadata)
   size = sum(array.size for array in arrays.values())
-  return f"{target}: {len(arrays)} tensors, {size:,} numbers, average {name!r} of {workdir}"
+  numbers = f"{size:,} numbers in {dtype}"
+  return f"{target}: {len(arrays)} tensors, {numbers}, average {name!r} of {workdir}"
+
+
+def _as(dtype: str, name: str, array: np.ndarray) -> np.ndarray:
+  """A tensor with its numbers in the type of the file."""
+  with np.errstate(over="ignore"):
+    cast = np.asarray(array).astype(dtype)
+  if lost := int(np.sum(np.isfinite(array) & ~np.isfinite(cast))):
+    raise ValueError(f"{lost} numbers of {name} are too large for {dtype}: take float32.")
+  return cast
+
+
+def _config_of(workdir: epath.Path, record: Mapping[str, Any], step: int) -> dict[str, Any]:
+  """The config of a run to draw its samples with: times that were searched, and no evaluators.
+
+  Args:
+    workdir: of the run.
+    record: its config beside the weights; samplers may have changed since.
+    step: of the weights.
+  """
+  if (workdir / "config.json").is_file():
+    record = stored_runs.read_trained_record(workdir)
+  record = {**record, "evals": {}}
+  if (workdir / searched_times.FILE).is_file():
+    exp, weights = experiment.parse(record), stored_runs.weights_of(workdir, step)
+    used = searched_times.use(exp, workdir, weights).samplers
+    record["samplers"] = {key: dict(one.record) for key, one in used.items()}
+  return experiment.as_json(record)
+
+
+def _class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """The names of a run's classes, where they are known."""
+  known = (meta.get("identity") or {}).get("data") or {}
+  return {"class_names": known["class_names"]} if known.get("class_names") else {}

@@ -97,11 +97,16 @@ def settings() -> dict[str, Any]:
 
 
 def of_data(data: sources.Source) -> dict[str, Any]:
-  """Digest, length, shape and number of classes of a split, and how much of it was looked at."""
+  """Digest, length, shape and classes of a split, and how much of it was looked at.
+
+  Names of classes are in no digest: they are for pictures.
+  """
   facts: dict[str, Any] = {"num_examples": len(data), "shape": list(map(int, data.shape))}
   facts["num_classes"] = int(data.num_classes)
+  names = list(map(str, getattr(data, "class_names", None) or ()))
+  told = {"class_names": names} if names else {}
   if shards := (data.record or {}).get("shards_sha256"):
-    return facts | {"digest": digests.of_json([facts, shards]), "looked_at": len(data)}
+    return facts | told | {"digest": digests.of_json([facts, shards]), "looked_at": len(data)}
   whole = hashlib.sha256(json.dumps(facts).encode())
   chosen = _chosen(data)
   for start in range(0, len(chosen), 256):
@@ -109,7 +114,7 @@ def of_data(data: sources.Source) -> dict[str, Any]:
       array = np.asarray(array)
       whole.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
       whole.update(np.ascontiguousarray(array).tobytes())
-  return facts | {"digest": whole.hexdigest(), "looked_at": len(chosen)}
+  return facts | told | {"digest": whole.hexdigest(), "looked_at": len(chosen)}
 
 
 def _chosen(data: sources.Source) -> np.ndarray:

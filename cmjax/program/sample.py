@@ -15,92 +15,61 @@ from jax.sharding import Mesh
 
 from cmjax import experiment
 from cmjax.base import lock, paths, sharding, shared_folder
-from cmjax.base.atomic_files import replacing
 from cmjax.data import image_sets, proposal, sources, summary
 from cmjax.experiment import Experiment
-from cmjax.metrics import cards, evaluators, references, rounding
-from cmjax.metrics.progress import Progress
-from cmjax.program import identity, score_files, searched_times, stored_runs
+from cmjax.metrics import cards, evaluators, references
+from cmjax.program import drawing, identity, score_files, searched_times, stored_runs
 from cmjax.program.course import key_for
-from cmjax.run import writer
 from cmjax.samplers.search_times import search
 
 logger = logging.getLogger("cmjax")
-
-DRAWN_AT_ONCE = 64  # samples on a device: memory does not grow with the number asked for
 
 
 def sample(
   exp: Experiment,
   workdir: str | os.PathLike[str],
   *,
-  num_samples: int,
-  name: str | None,
-  seed: int,
   ema: str | None = None,
+  **drawn: Any,
 ) -> list[epath.Path]:
   """Draws samples from an average of the newest good checkpoint, or from a post-hoc one.
 
   Args:
     exp: the experiment; its samplers are used.
     workdir: of the run.
-    num_samples: how many of each sampler.
-    name: one of config.samplers; None: each of them.
-    seed: of the noise.
     ema: the average's name; None: the first of the run.
+    **drawn: how many, which, and where to: the fields of `drawing.Drawn`.
 
   Returns:
-    The files written to workdir/samples: an .npz with `samples` [n, *d] as the network gives them,
-    images and points in [-1, 1]; and a picture. Of latents there are pictures where
-    config.data.records.vae makes images of them, and the .npz has these too: `images`, uint8.
+    What was written to workdir/samples: a picture and an .npz of each sampler, or with `seeds` a
+    folder of pictures, one a number (`program/numbered.py`). In an .npz of images are `arr_0`,
+    uint8 [n, h, w, c], and `arr_1`, their classes where there are some; in one of points, or of
+    latents, `samples` [n, *d] as the network gives them. Of latents there are images where
+    config.data.records.vae makes them.
   """
-  if num_samples < 1:
-    raise ValueError(f"--num_samples={num_samples} must be at least 1.")
-  experiment.check_seed(seed, "--seed")
+  wanted = drawing.Drawn(**drawn)
+  drawing.check(wanted)
   shared_folder.check(paths.place(workdir))
   mesh = experiment.make_mesh(exp.run)
   ema = ema or stored_runs.averages_of(workdir)[0]
-  check, _ = _check_own(exp, workdir)
+  check, known = _check_own(exp, workdir)
   _, params, step = stored_runs.load_average(workdir, ema, mesh, exp.network, check)
   exp = searched_times.use(exp, workdir, stored_runs.weights_of(workdir, step))
-  guides = stored_runs.models(stored_runs.load_guides(exp, mesh))
-  decoding = experiment.decoder(exp.samples, mesh)
-  if latents := exp.samples.latents and not decoding:
-    logger.info("Samples are latents: data.records.vae=FILE makes images of them.")
-  written = []
-  for key in [name] if name else list(exp.samplers):
-    sampler = experiment.compiled_sampler(exp, key, mesh, guides.get(key))
-    x0 = evaluators.whole(
-      *(sampler, params, jax.random.key(seed), num_samples, sharding.everyone),
-      batch_size=min(num_samples, DRAWN_AT_ONCE * mesh.size),
-      progress=Progress(f"samples.{key}", num_samples),
-    )
-    arrays, picture = {"samples": x0}, x0
-    if decoding:
-      images = decoding.decode(x0)
-      arrays["images"] = rounding.to_uint8(images, rounding.RULES[0])
-      picture = np.clip(images, -1, 1)
-    stem = f"{key}_{ema}_step{step}_seed{seed}"
-    pixels = None if latents else writer.picture(picture)
-    written += _write(paths.absolute(paths.place(workdir)), stem, arrays, pixels)
-  return written
-
-
-def _write(
-  workdir: epath.Path, stem: str, arrays: dict[str, np.ndarray], pixels: np.ndarray | None
-) -> list[epath.Path]:
-  """The files of some samples, which are of one call where another writes the same."""
-  folder = workdir / "samples"
-  written = [] if pixels is None else [folder / f"{stem}.png"]
-  written.append(folder / f"{stem}.npz")
-  if sharding.process()[0] == 0:
-    with lock.hold(workdir, "sample", wait=True):
-      folder.mkdir(exist_ok=True)
-      if pixels is not None:
-        writer.save_png(written[0], pixels)
-      with replacing(written[-1]) as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] (an array is no flag)
-  return written
+  guides = stored_runs.load_guides(exp, mesh)
+  run = paths.absolute(paths.place(workdir))
+  weights = drawing.Weights(
+    *(exp, mesh, params, stored_runs.models(guides)),
+    class_names=(known.get("data") or {}).get("class_names", ()),
+    made_of={
+      "weights": stored_runs.weights_of(workdir, step, ema),
+      "average": ema,
+      "guides": {key: dict(one.weights or {}) for key, one in guides.items()},
+    },
+    stem=f"{ema}_step{step}",
+    folder=run / "samples",
+    locked=run,
+  )
+  return drawing.draw(weights, wanted)
 
 
 def _check_own(
@@ -122,6 +91,8 @@ def _check_own(
 
 def evaluate(exp: Experiment, workdir: str | os.PathLike[str]) -> str:
   """Runs config.evals on the newest good checkpoint, rewrites scores.json, cards and the report.
+
+  Scores that are there of the same weights, from more samples, stay: see `score_files.held`.
 
   Returns:
     The scores, one a line, then the cards, each with its numbers and their floors.
@@ -153,23 +124,26 @@ def _evaluate(
   guides = stored_runs.models(stored_runs.load_guides(exp, mesh))
   kept = stored_runs.kept(workdir, lambda: experiment.opened(exp))
   opened = experiment.open_evaluators(exp, mesh, guides, emas=averages, kept=kept)
+  held = score_files.held(record, workdir, step)
   for label, evaluate in opened.items():
     for name, value in evaluate(averages, key_for(exp.run.seed, "evaluate")):
       check_workdir()
       if isinstance(value, Mapping):
-        if primary:
+        if primary and label in held:
+          cards_written.append(_told(f"{label}_{name}, not written", value))
+        elif primary:
           card = f"{label}_{name}"
           path = score_files.write_card(run.record, workdir, step, card, value, known)
           cards_written.append(_told(path, value))
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    score_files.finish(exp, record, workdir, scores)
+    score_files.finish(exp, record, workdir, scores, step)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
   return "\n".join([f"step {step}", *lines, *cards_written])
 
 
-def _told(path: epath.Path, card: Mapping[str, Any]) -> str:
+def _told(path: epath.Path | str, card: Mapping[str, Any]) -> str:
   return f"{path}: {', '.join(cards.lines(card))}"
 
 
@@ -243,25 +217,30 @@ def make_reference(exp: Experiment, to: str | Path) -> str:
   return f"{to}: {found.record['num']:,} images, {found.record['detector']['name']}"
 
 
+SURE = 2.0  # standard errors by which times must be better than those that are in use
+
+
 def search_times(
   exp: Experiment,
   workdir: str | os.PathLike[str],
   *,
   name: str | None,
-  num_samples: int,
+  num_samples: int | None = None,
   num_probes: int,
   seed: int,
 ) -> str:
   """Searches the intermediate times of the samplers of 2 to 4 steps, for the first average.
 
-  The times are written to sampler_times.json in the workdir, and modes sample and evaluate take
-  them from there for the same weights, unless samplers.{name}.searched is False.
+  What was found is then compared with the times in use, both from noise that the search has not
+  seen. Where it is better by more than twice its standard error, it is written to
+  sampler_times.json in the workdir: modes sample and evaluate take times from there for the same
+  weights, unless samplers.{name}.searched is False. Otherwise nothing is written.
 
   Args:
     exp: its samplers, and its Frechet evaluator for the features.
     workdir: of the run.
     name: one of config.samplers; None: all that have intermediate times.
-    num_samples: of each probe: a cheap proxy for the full evaluation.
+    num_samples: of each probe; None: as many as the distance needs, see `experiment.search_score`.
     num_probes: per intermediate time.
     seed: of the noise, the same for every probe.
 
@@ -277,31 +256,61 @@ def search_times(
   ema = stored_runs.averages_of(workdir)[0]
   check, known = _check_own(exp, workdir)
   trained = stored_runs.load_averages(workdir, (ema,), mesh, exp.network, check)
-  params, step = trained.averages[ema], trained.step
+  params, weights = trained.averages[ema], stored_runs.weights_of(workdir, trained.step)
   exp = identity.with_checked_data(exp, known, workdir)
+  exp = searched_times.use(exp, workdir, weights)
   keys = [name] if name else [k for k, s in exp.samplers.items() if s.draw_at and s.nfe > 1]
   if not keys:
     raise ValueError("No sampler of this config has intermediate times to search.")
   lines, found = [], {}
   for key in keys:
-    num_steps, score = experiment.search_score(
-      exp, key, mesh, params, jax.random.key(seed), num_samples
-    )
-    low, high = (float(np.arctan2(sigma, exp.run.sigma_data)) for sigma in (0.02, 20.0))
-    best = search(score, num_steps, low=low, high=high, num_probes=num_probes)
-    found[key] = {
-      "mid_times": best.times,
-      "score": best.score,
-      "step": step,
-      "weights": stored_runs.weights_of(workdir, step),
-      "num_samples": num_samples,
-      "probes": [{"mid_times": times, "score": value} for times, value in best.history],
-    }
-    angles = ", ".join(f"{t:.4f}" for t in best.times)
-    sigmas = ", ".join(f"{exp.run.sigma_data * np.tan(t):.4g}" for t in best.times)
-    lines.append(f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}")
-  searched_times.write(workdir, found)
+    judge = experiment.search_score(exp, key, mesh, params, jax.random.key(seed), num_samples)
+    line, entry = _search(exp, key, judge, num_probes)
+    lines.append(line)
+    if entry:
+      found[key] = {**entry, "step": trained.step, "weights": weights}
+  if found:
+    searched_times.write(workdir, found)
   return "\n".join(lines)
+
+
+def _search(
+  exp: Experiment, key: str, judge: experiment.SearchScore, num_probes: int
+) -> tuple[str, dict[str, Any]]:
+  """The times of one sampler: a line of what was found, and what is to be kept; {} for nothing."""
+  low, high = (float(np.arctan2(sigma, exp.run.sigma_data)) for sigma in (0.02, 20.0))
+  best = search(judge.score, judge.num_steps, low=low, high=high, num_probes=num_probes)
+  used = tuple(exp.samplers[key].times[1:].tolist())
+  gain, error = judge.gain(best.times, used)
+  _warn_of_noise(key, judge, best.score, error)
+  angles, before = (", ".join(f"{t:.4f}" for t in times) for times in (best.times, used))
+  sigmas = ", ".join(f"{exp.run.sigma_data * np.tan(t):.4g}" for t in best.times)
+  line = f"{key}: mid_times=({angles}), sigma {sigmas}; distance {best.score:.5g}"
+  against = f"+- {error:.2g} {{}} than ({before}) from other noise"
+  if not gain > SURE * error:
+    said = f"{abs(gain):.3g} {against.format('worse' if gain < 0 else 'better')}"
+    sure = "" if gain < 0 else ", which is not sure"
+    return f"{line}. It is {said}{sure}: ({before}) stays", {}
+  entry = {
+    "mid_times": best.times,
+    "score": best.score,
+    "num_samples": judge.num_samples,
+    "gain": {"over": used, "value": gain, "standard_error": error},
+    "probes": [{"mid_times": times, "score": value} for times, value in best.history],
+  }
+  return f"{line}. It is {gain:.3g} {against.format('better')}: kept", entry
+
+
+def _warn_of_noise(key: str, judge: experiment.SearchScore, score: float, error: float) -> None:
+  """Says where the number of samples is most of what a search has seen."""
+  bias = judge.bias()
+  if bias > score / 2:
+    logger.warning(
+      "samplers.%s: %s perfect samples would have a distance of %.3g, more than half of the %.3g "
+      "here, and differences are known to +-%.2g: the search sees mostly the number of samples. "
+      "Raise --num_samples.",
+      *(key, f"{judge.num_samples:,}", bias, score, error),
+    )
 
 
 def measure(exp: Experiment) -> str:

@@ -23,6 +23,8 @@ from cmjax.run import page, writer
 logger = logging.getLogger("cmjax")
 # The scores of the newest step that evaluators ran at, with the digest of the file.
 EVALUATIONS = "evaluations.json"
+# Of which step scores.json is, and from how many samples each evaluator has its scores.
+SCORED_WITH = "scored_with.json"
 
 
 def write_card(
@@ -177,14 +179,71 @@ def done(workdir: epath.Path, scored: Scored) -> dict[str, dict[str, float]]:
   return found
 
 
+def held(record: Mapping[str, Any], workdir: epath.Path, step: int) -> dict[str, int]:
+  """{evaluator: samples} of those whose scores stay: of these weights, and from more samples.
+
+  So a quick look at a run with few samples does not take the place of its scores.
+
+  Args:
+    record: the config that is scored with.
+    workdir: of the run.
+    step: of the weights.
+  """
+  path = workdir / SCORED_WITH
+  try:
+    before = json_files.read(path) if path.is_file() else {}
+  except ValueError:
+    before = {}
+  if not isinstance(before, dict) or not digests.is_whole(before) or before.get("step") != step:
+    return {}
+  now = _numbers(record)
+  return {
+    label: number
+    for label, number in before["num_samples"].items()
+    if label in now and now[label] < number
+  }
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, int]:
+  """{evaluator: samples that it looks at}, of those that say it."""
+  sections = (record.get("evals") or {}).items()
+  found = {label: section.get("num_samples") for label, section in sections}
+  return {label: number for label, number in found.items() if isinstance(number, int)}
+
+
 def finish(
-  exp: Experiment, record: Mapping[str, Any], workdir: epath.Path, scores: Mapping[str, float]
+  exp: Experiment,
+  record: Mapping[str, Any],
+  workdir: epath.Path,
+  scores: Mapping[str, float],
+  step: int,
 ) -> None:
-  """Writes scores.json and the run's page."""
-  write_json(workdir / "scores.json", dict(scores))
+  """Writes scores.json and the run's page; scores that `held` names stay as they are there."""
+  path, numbers = workdir / "scores.json", _numbers(record)
+  numbers = {label: number for label, number in numbers.items() if _of(label, scores)}
+  stay = {k: number for k, number in held(record, workdir, step).items() if k in numbers}
+  before = json_files.read(path) if stay and path.is_file() else {}
+  stay = {label: number for label, number in stay.items() if _of(label, before)}
+  own: dict[str, float] = {}
+  for name, value in scores.items():
+    label = name.partition("/")[0]
+    own |= _of(label, before) if label in stay else {name: value}
+  for label, number in stay.items():
+    logger.warning(
+      "evals.%s looked at %s samples. The scores in %s are from %s of the same weights: those "
+      "stay.",
+      *(label, f"{numbers[label]:,}", path, f"{number:,}"),
+    )
+  write_json(path, own)
+  write_json(workdir / SCORED_WITH, digests.sealed({"step": step, "num_samples": numbers | stay}))
   data = record.get("data", {}).get("name", "")
   title = f"{workdir.name}: {exp.method.name} on {data}"
-  writer.report(workdir, title=title, config=dict(record), scores=rows(exp, scores))
+  writer.report(workdir, title=title, config=dict(record), scores=rows(exp, own))
+
+
+def _of(label: str, scores: Mapping[str, float]) -> dict[str, float]:
+  """Those of one evaluator."""
+  return {name: value for name, value in scores.items() if name.startswith(f"{label}/")}
 
 
 def rows(exp: Experiment, scores: Mapping[str, float]) -> list[dict[str, Any]]:

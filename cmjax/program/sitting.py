@@ -408,7 +408,7 @@ class Sitting:
   def finish(self) -> dict[str, float]:
     """Writes scores.json and the run's page; the last value of every evaluator."""
     if self._primary:
-      score_files.finish(self._exp, self._record, self._workdir, self._scores)
+      score_files.finish(self._exp, self._record, self._workdir, self._scores, self.step)
     return self._scores
 
   def _explain(self, step: int, batch: Batch) -> str:

@@ -207,7 +207,10 @@ def test_images_are_scored_by_an_evaluator_of_images(program, tmp_path):
 @pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
 def test_the_other_modes_do(program, mode):
   code, _, err = program(f"--mode={mode}")
-  assert code == 1 and err == f"cmjax: --mode={mode} needs --workdir, the folder of the run.\n"
+  model = ", or --model, a model in one file" if mode == "sample" else ""
+  assert (
+    code == 1 and err == f"cmjax: --mode={mode} needs --workdir, the folder of the run{model}.\n"
+  )
 
 
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])

@@ -14,7 +14,7 @@ from absl import flags
 import cmjax
 from cmjax import verify
 from cmjax.base import sharding
-from cmjax.commands import cli, configs, start
+from cmjax.commands import cli, common, configs, start
 from cmjax.program import plan, preflight, sample, train
 from helpers import in_process, tiny
 
@@ -68,6 +68,7 @@ def test_the_help_of_a_verb_has_its_own_flags(verb, told):
   code, out, _ = told(verb, "--help")
   values = flags.FlagValues()
   needs = importlib.import_module(f"cmjax.commands.{verb}").NEEDS
+  needs = [need if isinstance(need, common.Flag) else need[0] for need in needs]
   start.parse([f"cmjax {verb}", CONFIG, *(f"--{flag.name}=x" for flag in needs)], verb, values)
   assert code == 0
   assert set(re.findall(r"^  --(\w+)", out, re.MULTILINE)) == set(values)
@@ -98,7 +99,8 @@ def test_a_tool_says_its_usage_under_its_name(verb, told):
 @pytest.mark.parametrize(
   ("args", "message"),
   [
-    (("sample", CONFIG), "cmjax sample needs --workdir, the folder of the run."),
+    (("sample",), "--workdir must name the folder of a run. Or name a model: cmjax sample digits."),
+    (("sample", CONFIG), "cmjax sample needs --workdir, the folder of the run, or --m"),
     (("reference", CONFIG), "cmjax reference needs --to, the file to write: statistics.npz."),
     (("measure", CONFIG, "x"), "Unknown arguments ['x']: options begin with --."),
     (("plan", "--workdir=x"), "Flag --config must have a value other than None: a page, or the"),
@@ -131,11 +133,12 @@ def _called(monkeypatch):
   return called
 
 
+DRAWN = dict(num_samples=None, seeds=None, name=None, seed=0, out=None, batch_size=64)
 WITH_RUN = {  # verb: what it calls, with what beside the config, and what that answers
   "train": (train, "train", dict(allow_config_change=False, profile_steps=None, tries=None), None),
   "evaluate": (sample, "evaluate", {}, "scores"),
-  "sample": (sample, "sample", dict(num_samples=64, name=None, seed=0, ema=None), ["path"]),
-  "search": (sample, "search_times", dict(name=None, num_samples=64, num_probes=12, seed=0), "t"),
+  "sample": (sample, "sample", DRAWN | {"ema": None}, ["path"]),
+  "search": (sample, "search_times", dict(name=None, num_samples=None, num_probes=12, seed=0), "t"),
   "verify": (verify, "verify", {}, ("table", True)),
   "preflight": (preflight, "preflight", {}, ("table", True)),
 }

@@ -86,6 +86,18 @@ def prepared(path, config):
   return str(path)
 
 
+def arrays(path, config):
+  """An .npz with an image of each class of a config."""
+  labels = np.arange(config.net.num_classes, dtype=np.int32)
+  images = np.zeros((len(labels), *(config.net.resolution,) * 2, config.net.in_channels), np.uint8)
+  images[:, 0] = 255
+  splits = ("train", "test")
+  np.savez(
+    path, **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits}
+  )
+  return str(path)
+
+
 def test_every_published_page_is_still_there():
   assert set(PUBLISHED) <= set(published_pages.specs())
 
@@ -117,6 +129,8 @@ def test_a_page_builds_all_parts_beside_the_network(spec, any_network, images, t
   config, mesh = load(spec), sharding.make_mesh(1, 1)
   if config.data.name == "records":
     config.data.records.path = prepared(tmp_path, config)
+  if config.data.name == "npz":
+    config.data.npz.path = arrays(tmp_path / "data.npz", config)
   e = experiment.parse(config)
   experiment.check(e)
   assert len(experiment.opened(e)) > 0

@@ -1,6 +1,7 @@
 """From a config to cards: what looks at images, what they are compared with, what is refused."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.data import image_sets, sources
 from cmjax.data import manifest as manifests
+from cmjax.experiment import evaluation
 from cmjax.metrics import cards, classifier, compare, frechet
 from cmjax.program import sample, score_files
 from cmjax.run import charts
@@ -261,12 +263,56 @@ def test_a_search_scores_what_the_evaluator_would_on_any_devices_in_any_batch():
   assert abs(expected[0] - expected[1]) > 1e-3
   for mesh, batch_size in ((MESH, 50), (sharding.make_mesh(2, 4), 32), (MESH, 500)):
     c.evals.fd.batch_size = batch_size
-    num_steps, score = experiment.search_score(parsed(), "two_steps", mesh, params, key, 100)
-    assert num_steps == 2
-    assert [score((1.1,)), score((0.6,))] == pytest.approx(expected, rel=1e-5)
+    judge = experiment.search_score(parsed(), "two_steps", mesh, params, key, 100)
+    assert (judge.num_steps, judge.num_samples) == (2, 100)
+    assert [judge.score((1.1,)), judge.score((0.6,))] == pytest.approx(expected, rel=1e-5)
+  # The gain is from other noise than the scores, the same for both.
+  gain, error = judge.gain((1.1,), (0.6,))
+  assert 1e-3 < abs(gain - (expected[1] - expected[0])) < 5 * error
+  assert judge.gain((0.6,), (1.1,)) == pytest.approx((-gain, error))
   c.evals.fd.batch_size = 0
   with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
     experiment.search_score(parsed(), "two_steps", MESH, params, key, 100)
+
+
+@pytest.mark.parametrize(
+  ("dim", "evaluator", "expected"),
+  [(64, 50_000, 2_000), (2048, 50_000, 5_120), (2048, 3_000, 3_000)],
+)
+def test_a_search_takes_as_many_samples_as_its_features_need(monkeypatch, dim, evaluator, expected):
+  reference = frechet.Moments(9, np.zeros(dim), np.eye(dim))
+  judge = types.SimpleNamespace(
+    detector=types.SimpleNamespace(dim=dim),
+    reference=lambda: types.SimpleNamespace(features=types.SimpleNamespace(moments=reference)),
+  )
+  monkeypatch.setattr(evaluation, "scorer", lambda *args: (judge, None))
+  exp = given("points", samplers=("two_steps",), num_samples=evaluator)
+  find = lambda number: (
+    evaluation.search_score(exp, "two_steps", MESH, {}, jax.random.key(0), number).num_samples
+  )
+  assert (find(None), find(77)) == (expected, 77)
+
+
+def test_the_error_of_a_gain_is_its_spread_over_other_noise():
+  """Two sets of points that share most of their noise: what both have counts for neither."""
+  rng, dim, size = np.random.default_rng(0), 4, 60
+  reference = frechet.moments(rng.standard_normal((100_000, dim)))
+  gains, errors, alone = [], [], []
+  for _ in range(100):
+    noise, own = rng.standard_normal((2, 10, size, dim))
+    near = [frechet.moments(x) for x in 1.05 * noise]
+    far = [frechet.moments(x) for x in 1.1 * noise + 0.05 * own]
+    gain, error = evaluation._gain(near, far, reference)
+    gains.append(gain)
+    errors.append(error)
+    alone.append([frechet.distance(frechet.merge_all(each), reference) for each in (near, far)])
+  assert 0.8 < np.mean(errors) / np.std(gains) < 1.25
+  whole = [frechet.distance(frechet.merge_all(parts), reference) for parts in (near, far)]
+  assert gains[-1] == pytest.approx(whole[1] - whole[0])
+  assert evaluation._gain(near, near, reference) == (0, 0)
+  # Of other noise each, the two would differ by far more.
+  apart = np.hypot(*(np.std(each) for each in zip(*alone, strict=True)))
+  assert np.std(gains) < 0.6 * apart
 
 
 # --- what a run leaves ----------------------------------------------------------------------------

@@ -24,4 +24,5 @@ def verb(name, *args):
   """Runs `cmjax NAME` with these arguments; returns the exit code."""
   if name not in cli.EXPERIMENTS or "--help" in args:
     return cli.main([name, *args])
-  return start.run(start.parse([f"cmjax {name}", *args], name, flags.FlagValues()))
+  words = [f"cmjax {name}", *cli.named(name, args)]
+  return start.run(start.parse(words, name, flags.FlagValues()))

@@ -91,12 +91,22 @@ def test_a_wheel_trains_from_an_empty_folder(installed, tmp_path):
   assert list((tmp_path / "made" / "checkpoints").glob("[0-9]*"))
 
 
-def test_a_wheel_has_every_page_and_its_types_and_no_more(installed, package):
+def test_a_wheel_draws_from_a_model_that_came_with_it(installed, tmp_path):
+  for model in ("digits", "fashion_mnist"):
+    said = run(installed.parent / "cmjax", "sample", model, cwd=tmp_path)
+    picture, arrays = map(pathlib.Path, said.split())
+    assert picture == tmp_path / "samples" / model / "two_step_seed0.png"
+    assert picture.stat().st_size > 1_000 and arrays.stat().st_size > 1_000
+
+
+def test_a_wheel_has_every_page_and_model_and_its_types_and_no_more(installed, package):
   assert pathlib.Path(package["path"]).is_relative_to(installed.parents[1])
   files = {name for name in package["files"] if not name.endswith(".pyc")}
   assert "cmjax/py.typed" in files
   pages = {f"cmjax/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
   assert pages and {name for name in files if name.startswith("cmjax/configs/")} == pages
+  shipped = {f"cmjax/models/{path.name}" for path in (ROOT / "cmjax" / "models").iterdir()}
+  assert len(shipped) == 4 and {n for n in files if n.startswith("cmjax/models/")} == shipped
   tops = {pathlib.Path(name).parts[0] for name in files}
   assert tops == {"cmjax", f"cmjax-{package['version']}.dist-info", ".."}  # ..: bin/cmjax
   assert package["scripts"] == {"cmjax": "cmjax.commands.cli:main"}

@@ -12,7 +12,7 @@ from PIL import Image
 from cmjax import experiment
 from cmjax.base import sharding
 from cmjax.metrics import cards, references
-from cmjax.program import averages, convert, sample, searched_times, stored_runs, sweep
+from cmjax.program import averages, convert, drawing, sample, searched_times, stored_runs, sweep
 from cmjax.run import writer
 from helpers import tiny
 
@@ -42,7 +42,8 @@ def test_samples_and_their_picture_are_of_the_same_call(tmp_path, shape):
   def write(x0):
     for _ in range(4):
       pixels = writer.picture(x0)
-      sample._write(epath.Path(tmp_path), "one_step_main_step6_seed0", {"samples": x0}, pixels)
+      arrays, folder = {"samples": x0}, epath.Path(tmp_path) / "samples"
+      drawing.write(folder, "one_step_main_step6_seed0", arrays, pixels, epath.Path(tmp_path))
 
   assert not at_once(*(lambda x0=x0: write(x0) for x0 in drawn))
   (picture,), (arrays,) = (list((tmp_path / "samples").glob(f"*.{end}")) for end in ("png", "npz"))
@@ -62,13 +63,15 @@ def test_searches_of_several_samplers_at_once_keep_the_times_of_all(tmp_path):
 
 
 POINTS = np.zeros((4, 2), np.float32)
+
+
+def write_samples(workdir, pixels):
+  drawing.write(workdir / "samples", "one_step", {"samples": POINTS}, pixels, workdir)
+
+
 LATE = {
-  "sample": lambda workdir: sample._write(
-    epath.Path(workdir), "one_step", {"samples": POINTS}, writer.picture(POINTS)
-  ),
-  "latents": lambda workdir: sample._write(
-    epath.Path(workdir), "one_step", {"samples": POINTS}, None
-  ),
+  "sample": lambda workdir: write_samples(epath.Path(workdir), writer.picture(POINTS)),
+  "latents": lambda workdir: write_samples(epath.Path(workdir), None),
   "search": lambda workdir: searched_times.write(workdir, {"one_step": {"mid_times": [0.1]}}),
   "sweep": lambda workdir: sweep._add(
     epath.Path(workdir), epath.Path(workdir) / "posthoc" / "a.json", {}, {}

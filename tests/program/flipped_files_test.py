@@ -76,6 +76,7 @@ READS = {
   "posthoc/sweep": lambda workdir: sweep.sweep(workdir, [0.05, 0.1]),
   "references": distances,
   "sampler_times.json": times,
+  "scored_with.json": gone_on,
   "scores.json": gone_on,
   "snapshots": of_snapshots,
 }
