@@ -20,7 +20,7 @@ from cmjax.data import image_sets, proposal, sources, summary
 from cmjax.experiment import Experiment
 from cmjax.metrics import cards, evaluators, references, rounding
 from cmjax.metrics.progress import Progress
-from cmjax.program import identity, score_files, searched_times, stored_runs
+from cmjax.program import identity, run_report, score_files, searched_times, stored_runs
 from cmjax.program.course import key_for
 from cmjax.run import writer
 from cmjax.samplers.search_times import search
@@ -164,7 +164,7 @@ def _evaluate(
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    score_files.finish(exp, record, workdir, scores)
+    run_report.finish(exp, record, workdir, scores)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
   return "\n".join([f"step {step}", *lines, *cards_written])
 
