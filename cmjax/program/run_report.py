@@ -61,7 +61,9 @@ def write(
   if beside.rows:
     rows = [{"run": "this run", **row} for row in rows] + list(beside.rows)
   explained = _explained(record, scores)
-  terms = [(group.rstrip("/"), text) for group, text in explained.items() if text]
+  speeds = {group: text for group, text in explained.items() if text == sentences.SPEED}
+  scored = {group: text for group, text in explained.items() if group not in speeds}
+  terms = [(group.rstrip("/"), text) for group, text in scored.items() if text]
   terms += [("NFE", sentences.NFE)] * bool(terms) + _floor(workdir, record, scores)
   return writer.report(
     workdir,
@@ -70,7 +72,8 @@ def write(
     scores=rows,
     told=page.Told(
       kind=run_summaries.kind(exp.method.name),
-      scores=explained,
+      scores=scored,
+      about=speeds,
       terms=terms,
       fixed=beside.curves,
       notes=[*notes, *beside.notes],

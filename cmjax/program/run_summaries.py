@@ -17,6 +17,7 @@ from cmjax.metrics import cards, compare
 from cmjax.program import stored_runs
 from cmjax.run import page, sentences
 from cmjax.run.charts import Series
+from cmjax.run.history import records
 
 logger = logging.getLogger("cmjax")
 RUNNING, FINISHED, INTERRUPTED = "running", "finished", "interrupted"
@@ -64,6 +65,7 @@ class Summary(NamedTuple):
     history: {name: series} of its records.
     scores: the newest of each kind.
     problems: what of it could not be read.
+    ended: Unix seconds of its newest record.
   """
 
   path: epath.Path
@@ -74,6 +76,7 @@ class Summary(NamedTuple):
   history: Mapping[str, Series]
   scores: tuple[Score, ...]
   problems: tuple[str, ...] = ()
+  ended: float = 0.0
 
   @property
   def method(self) -> str:
@@ -99,11 +102,13 @@ def read(workdir: str | os.PathLike[str]) -> Summary:
   workdir = paths.place(workdir, "workdir")
   record, problems = stored_runs.read_record(workdir), []
   try:
-    history = page.read_metrics(workdir)
+    lines = records(workdir)
   except (ValueError, OSError) as error:
-    history = {}
+    lines = []
     problems.append(str(error))
-  step = max((int(steps[-1]) for steps, _ in history.values()), default=0)
+  history = page.to_series(lines)
+  step = max((int(line["step"]) for line in lines), default=0)
+  ended = max((float(line["time"]) for line in lines), default=0.0)
   total = record.get("total_steps")
   total = total if isinstance(total, int) else None
   stored = _stored_scores(workdir, problems)
@@ -114,7 +119,7 @@ def read(workdir: str | os.PathLike[str]) -> Summary:
     newest |= {name: (total, value) for name, value in stored.items()}
   scores, more = scores_of(workdir, record, newest)
   problems = (*problems, *more)
-  return Summary(workdir, record, state, step, total, history, scores, problems)
+  return Summary(workdir, record, state, step, total, history, scores, problems, ended)
 
 
 def section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,14 +90,22 @@ def groups(history: Mapping[str, Series], first: Sequence[str] = ()) -> list[Gro
       groups.setdefault(together[1], {})[name] = series
     else:
       groups.setdefault(name, {})[name] = series
-  place = {name: i for i, name in enumerate((*first, *_ORDER))}
-  # Numbers inside a name count as numbers: 2step before 10step, t0.39 before t1.18.
-  natural = lambda name: [s.zfill(9) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
   charts = []
-  for group in sorted(groups, key=lambda g: (place.get(g, len(place)), g)):
-    lines = {k: groups[group][k] for k in sorted(groups[group], key=natural)}
+  for group in in_order(groups, first):
+    lines = {k: groups[group][k] for k in sorted(groups[group], key=_natural)}
     charts.append(Group(group, title(group), lines, group.endswith("/")))
   return charts
+
+
+def in_order(names: Iterable[str], first: Sequence[str] = ()) -> list[str]:
+  """Groups of curves in the order of their charts: `first`, the known ones, all others by name."""
+  place = {name: i for i, name in enumerate((*first, *_ORDER))}
+  return sorted(names, key=lambda name: (place.get(name, len(place)), name))
+
+
+def _natural(name: str) -> list[str]:
+  """Numbers inside a name count as numbers: 2step before 10step, t0.39 before t1.18."""
+  return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def title(group: str) -> str:

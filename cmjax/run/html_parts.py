@@ -46,6 +46,7 @@ th{color:var(--soft);font-weight:600;font-size:13px}tr:last-child td{border-bott
 .config td:first-child{color:var(--soft)}
 .pictures{display:grid;gap:18px;align-items:start;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr))}
+.many{margin-top:10px;grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr))}
 .past{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(120px,1fr))}
 figure{margin:0;min-width:0}figure img{display:block;max-width:100%;border-radius:4px}
 .pictures img{width:100%;image-rendering:pixelated}figcaption{overflow-wrap:anywhere}
@@ -54,6 +55,7 @@ figure{margin:0;min-width:0}figure img{display:block;max-width:100%;border-radiu
 .bar i{display:block;min-width:1px}
 i.spot{display:inline-block;width:11px;height:11px;border-radius:3px}
 dl{margin:14px 0 0}dt{font-weight:600;font-size:13px}dd{margin:0 0 8px;max-width:80ch}
+section>.card+.card{margin-top:14px}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px}
 """
 

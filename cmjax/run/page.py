@@ -22,6 +22,7 @@ from cmjax.run.charts import Series, chart, groups, number
 from cmjax.run.history import records
 
 FILE = "report.html"
+_FAULTS = ("skipped", "rolled_back", "spikes")  # which are shown where there are any
 _MAX_PICTURES = 12  # of one name, and the last
 _PART_COLOURS = {
   "steps": "#10b981",
@@ -41,6 +42,7 @@ class Told(NamedTuple):
   Attributes:
     kind: of the method, `sentences.CONSISTENCY` or `DIFFUSION`; "" of another.
     scores: {group of curves: what the score is}; their charts come first.
+    about: {group of curves: a sentence} of others.
     terms: (name, what it is) under the table of scores.
     fixed: {name of a curve: value} of what is drawn as a level line, as the teacher's score.
     notes: paragraphs at the top.
@@ -48,6 +50,7 @@ class Told(NamedTuple):
 
   kind: str = ""
   scores: Mapping[str, str] = {}
+  about: Mapping[str, str] = {}
   terms: Sequence[tuple[str, str]] = ()
   fixed: Mapping[str, float] = {}
   notes: Sequence[str] = ()
@@ -212,7 +215,9 @@ def _summary(history, times: Sequence[float], config: Mapping[str, Any]) -> str:
     ("spikes", "Spikes", np.nanmax, "of a sitting"),
   ):
     if name in history and not np.isnan(history[name][1]).all():
-      tiles.append((label, number(pick(history[name][1])), hint))
+      value = pick(history[name][1])
+      if value or name not in _FAULTS:
+        tiles.append((label, number(value), hint))
   cells = "".join(
     f'<div class="card"><span class="soft">{label}</span><b>{value}</b>'
     f'<span class="soft">{hint}</span></div>'
@@ -241,7 +246,7 @@ def _config(config: Mapping[str, Any]) -> str:
 def _curves(history: Mapping[str, Series], told: Told) -> str:
   ends = _steps(history)
   level = {name: (np.array(ends), np.array([value, value])) for name, value in told.fixed.items()}
-  about = sentences.curves(told.kind) | dict(told.scores)
+  about = sentences.curves(told.kind) | dict(told.about) | dict(told.scores)
   charts = "".join(
     chart(g.title, g.lines, g.ordered, ends, about=about.get(g.key, ""))
     for g in groups({**history, **level}, first=tuple(told.scores))

@@ -106,6 +106,7 @@ _VALUES = {
 }
 
 
+SPEED = "Images that the sampler draws in a second."
 NFE = "Evaluations of the network for one sample: what a sample costs."
 
 
@@ -124,7 +125,7 @@ def score(section: Mapping[str, Any], value: str = "") -> str:
       "same points. Lower is better."
     )
   if name == "throughput":
-    return "Images that the sampler draws in a second."
+    return SPEED
   if name != "frechet":
     return ""
   if value:
@@ -142,8 +143,8 @@ def floor(num_held_out: int | None, num_samples: int | None) -> str:
   """What the floor of a score is, and what a small number of held-out images does to it."""
   many = f"{num_held_out:,} real images" if num_held_out else "real images"
   text = (
-    f"The floor is the score of {many} that were held out of training. Samples as good as real "
-    "images score about the floor."
+    f"The score of {many} that were held out of training. Samples as good as real "
+    "images score about the floor, and value / floor says how many times it a score is."
   )
   if num_held_out and num_samples and num_held_out < num_samples:
     text += (
