@@ -161,7 +161,8 @@ def write(found: Found, to: str | os.PathLike[str] | None = None) -> epath.Path:
 def _shown(name: str, run: Summary) -> comparison_page.Shown:
   kind = run_summaries.kind(run.method)
   shots = pictures.of_run(run.path, run.step or float("inf"), 0)
-  return comparison_page.Shown(name, kind, run.history, shots, pictures.real(run.path))
+  scores = {score.metric for score in run.scores}
+  return comparison_page.Shown(name, kind, run.history, scores, shots, pictures.real(run.path))
 
 
 def _differences(runs: dict[str, Summary]) -> list[dict[str, Any]]:

@@ -48,9 +48,10 @@ class Score(NamedTuple):
   card: Mapping[str, Any] | None = None
 
   @property
-  def what(self) -> tuple[str, str, str]:
-    """What is scored by what: those of two runs are put beside each other."""
-    return self.name, self.sampler, self.average
+  def metric(self) -> str:
+    """Its name in the history."""
+    label, _, value = self.name.partition("/")
+    return "/".join((label, self.sampler, self.average, *([value] if value else [])))
 
 
 class Summary(NamedTuple):

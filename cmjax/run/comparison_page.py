@@ -1,14 +1,14 @@
 """One HTML page that compares runs: a table, scores, pictures side by side, curves, configs."""
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cmjax.run import html_parts, pictures, sentences
 from cmjax.run.charts import Series, chart, in_order, title
 
-# Of families of curves: each member would have a chart of its own.
-_LEFT_OUT = ("evaluation_sec/", "goodput/", "tangent_norm/", "F_error/", "distance/", "jvp_error/")
+_LEFT_OUT = ("wall_sec", "steps_per_sec", "slowest_host")
+_COUNTS = ("skipped", "spikes", "rolled_back", "nonfinite")
 
 
 class Shown(NamedTuple):
@@ -18,6 +18,7 @@ class Shown(NamedTuple):
     name: by which the page calls it.
     kind: of its method, as in `sentences`.
     history: {name: series}.
+    scores: the names in it that are scores.
     shots: {name: pictures}, of which the last is shown.
     real: a picture of its training images; None without.
   """
@@ -25,6 +26,7 @@ class Shown(NamedTuple):
   name: str
   kind: str
   history: Mapping[str, Series]
+  scores: Collection[str]
   shots: Mapping[str, pictures.Shots]
   real: bytes | None
 
@@ -89,18 +91,26 @@ def _pictures(runs: Sequence[Shown]) -> Iterator[str]:
 
 
 def _curves(runs: Sequence[Shown]) -> str:
-  """A chart for each curve that is no range of times, with a line of each run that has it."""
+  """A chart for each curve that runs can be compared by, with a line of each that has it."""
   lines: dict[str, dict[str, Series]] = {}
   for run in runs:
     for name, series in run.history.items():
-      if not name.startswith(_LEFT_OUT):
+      if name in run.scores or ("/" not in name and name not in _LEFT_OUT):
         lines.setdefault(name, {})[run.name] = series
+  lines = {name: each for name, each in lines.items() if _says_something(name, each)}
   ends = [int(steps[i]) for each in lines.values() for steps, _ in each.values() for i in (0, -1)]
   kinds = {run.kind for run in runs}
-  about = sentences.curves(kinds.pop() if len(kinds) == 1 else "")
+  about = sentences.curves(kinds.pop()) if len(kinds) == 1 else sentences.of_several()
   scores = sorted(name for name in lines if "/" in name)
   cards = "".join(
     chart(title(name), lines[name], False, (min(ends), max(ends)), about=about.get(name, ""))
     for name in in_order(lines, scores)
   )
   return f'<div class="charts">{cards}</div>' if cards else ""
+
+
+def _says_something(name: str, lines: Mapping[str, Series]) -> bool:
+  """Whether a chart has more than the tables: a line that is no point, a count that is not 0."""
+  if all(len(steps) < 2 for steps, _ in lines.values()):
+    return False
+  return name not in _COUNTS or any(values.any() for _, values in lines.values())

@@ -39,6 +39,7 @@ p{margin:8px 0;max-width:80ch;overflow-wrap:anywhere}
 svg{display:block;width:100%;height:auto;margin-top:auto;padding-top:8px}
 svg text{fill:var(--soft);font-size:11px}svg .axis{stroke:var(--line);stroke-width:1}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+.bar+.scroll td{white-space:normal}
 th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);
 vertical-align:top}
 th{color:var(--soft);font-weight:600;font-size:13px}tr:last-child td{border-bottom:0}
@@ -55,6 +56,8 @@ figure{margin:0;min-width:0}figure img{display:block;max-width:100%;border-radiu
 .bar i{display:block;min-width:1px}
 i.spot{display:inline-block;width:11px;height:11px;border-radius:3px}
 dl{margin:14px 0 0}dt{font-weight:600;font-size:13px}dd{margin:0 0 8px;max-width:80ch}
+.scroll td,.scroll th{white-space:nowrap}
+.config.scroll td{white-space:normal;max-width:36ch;min-width:16ch}
 section>.card+.card{margin-top:14px}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px}
 """

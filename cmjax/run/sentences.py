@@ -77,6 +77,12 @@ def curves(kind: str) -> dict[str, str]:
   return found
 
 
+def of_several() -> dict[str, str]:
+  """`curves` for runs of several kinds of methods beside each other."""
+  several = "Runs of different methods cannot be compared by it."
+  return curves("") | {"loss": several, "F_error": several}
+
+
 PARTS = {  # of wall time, by `goodput.KINDS`
   "steps": "training steps that were kept",
   "data": "waiting for data",
