@@ -19,20 +19,21 @@ CSS = """
 @media (prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#181c22;--ink:#e7eaf0;--soft:#98a2b3;
 --line:#2b313b;--bad:#ff8a80}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif;
+overflow-wrap:anywhere}
 main{max-width:1240px;margin:0 auto;padding:32px 24px 64px}
 @media (max-width:600px){main{padding:20px 12px 48px}h1{font-size:22px}}
-h1{font-size:28px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
+h1{font-size:28px;line-height:1.2;margin:0 0 4px}
 h2{font-size:18px;margin:36px 0 12px}
-h3{font-size:14px;margin:0;overflow-wrap:anywhere}
-p{margin:8px 0;max-width:80ch;overflow-wrap:anywhere}
+h3{font-size:14px;margin:0}
+p{margin:8px 0;max-width:80ch}
 .soft,figcaption{color:var(--soft);font-size:13px}.bad{color:var(--bad)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .tiles{display:flex;flex-wrap:wrap;gap:12px;margin:20px 0 16px}
 .tiles .card{min-width:130px;flex:1}.tiles b{display:block;font-size:22px;line-height:1.3}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:14px}
 .head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline}
-.head h3{margin-right:auto}.key{font-size:12px;color:var(--soft);overflow-wrap:anywhere}
+.head h3{margin-right:auto}.key{font-size:12px;color:var(--soft)}
 .key.bad{color:var(--bad)}
 .key i{display:inline-block;width:12px;height:3px;margin-right:5px;vertical-align:middle}
 .charts .card{display:flex;flex-direction:column}
@@ -43,14 +44,14 @@ svg text{fill:var(--soft);font-size:11px}svg .axis{stroke:var(--line);stroke-wid
 th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);
 vertical-align:top}
 th{color:var(--soft);font-weight:600;font-size:13px}tr:last-child td{border-bottom:0}
-.num{text-align:right}.config td{font:13px/1.5 ui-monospace,monospace;overflow-wrap:anywhere}
+.num{text-align:right}.config td{font:13px/1.5 ui-monospace,monospace}
 .config td:first-child{color:var(--soft)}
 .pictures{display:grid;gap:18px;align-items:start;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr))}
 .many{margin-top:10px;grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr))}
 .past{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(120px,1fr))}
 figure{margin:0;min-width:0}figure img{display:block;max-width:100%;border-radius:4px}
-.pictures img{width:100%;image-rendering:pixelated}figcaption{overflow-wrap:anywhere}
+.pictures img{width:100%;image-rendering:pixelated}
 .pictures figcaption b{color:var(--ink)}details{margin-top:14px}summary{cursor:pointer}
 .bar{display:flex;height:18px;border-radius:5px;overflow:hidden;margin-bottom:10px}
 .bar i{display:block;min-width:1px}
