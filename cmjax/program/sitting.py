@@ -343,8 +343,11 @@ class Sitting:
       return
     with self._reporter.paused("evaluations"):
       real = experiment.real_samples(self._exp, self._prepared.data, self._prepared.mesh)
-      if real is not None:
-        self._reporter.real_images(real)
+      try:
+        if real is not None:
+          self._reporter.real_images(real)
+      except ValueError as error:  # such as of data with NaN: what they do is for the loss to say
+        logger.warning("The page of this run shows no training samples: %s", error)
     self._has_real = True
 
   def _write_page(self, *notes: str) -> None:

@@ -138,6 +138,13 @@ def test_a_page_that_cannot_be_written_ends_no_training(
   assert (tmp_path / "report.html").exists()  # of the end
 
 
+def test_data_that_cannot_be_drawn_end_no_training(tmp_path, monkeypatch, caplog, shared_programs):
+  monkeypatch.setattr(experiment, "real_samples", lambda *args: np.full((4, 2), np.nan))
+  train.train(tiny.experiment_of(), tmp_path)
+  assert "shows no training samples: 8 of 8 values are not finite" in caplog.text
+  assert (tmp_path / "report.html").exists()
+
+
 def test_a_signal_says_that_the_same_command_goes_on(tmp_path, caplog, shared_programs):
   calls = []
   stop = lambda: calls.append(0) or len(calls) == 4
