@@ -48,7 +48,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     "average": "average",
     "NFE": "NFE",
     "value": "value",
-    "floor": "held-out images",
+    "floor": "held out",
   }
   cells = [list(columns.values())]
   for row in rows:

@@ -72,6 +72,8 @@ class LiveLine:
       width = shutil.get_terminal_size().columns - 1
       self._write(f"\r{line[:width]}\x1b[K")  # the escape erases what a longer line left behind
       self._open = True
+      if step == self._total_steps:  # what is said after it must not erase it
+        self.close()
     else:
       self._write(f"{line}\n")
 

@@ -62,7 +62,7 @@ def test_the_end_has_scores_places_and_commands_that_can_be_typed(tmp_path):
   assert lines[0] == "Done: step 12 of 12."
   assert lines[2].split() == [
     *("score", "sampler", "average", "NFE", "value"),
-    *("held-out", "images"),
+    *("held", "out"),
   ]
   assert lines[3].split() == ["swd", "one_step", "main", "1", "0.25", "0.01"]
   assert f"Report:      {workdir}/report.html" in lines

@@ -95,6 +95,16 @@ def test_what_is_said_or_logged_stands_on_a_line_of_its_own(opened):
     logger.removeHandler(handler)
 
 
+def test_the_line_of_the_last_step_stays(opened):
+  stream = Terminal()
+  line = opened(stream)
+  for step in (99, 100):
+    line.draw(step, {}, {})
+  line.say("Drawn: x.png")
+  line.close()
+  assert shown(stream) == ["step 100/100 100%", "Drawn: x.png", ""]
+
+
 def test_only_a_terminal_listens_to_the_log(opened):
   before = list(logging.getLogger("cmjax").filters)
   opened(io.StringIO())
