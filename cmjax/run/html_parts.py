@@ -40,7 +40,7 @@ p{margin:8px 0;max-width:80ch}
 svg{display:block;width:100%;height:auto;margin-top:auto;padding-top:8px}
 svg text{fill:var(--soft);font-size:11px}svg .axis{stroke:var(--line);stroke-width:1}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-.bar+.scroll td{white-space:normal}
+.bar+.scroll td{white-space:normal}.bar+.scroll .num{white-space:nowrap}
 th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);
 vertical-align:top}
 th{color:var(--soft);font-weight:600;font-size:13px}tr:last-child td{border-bottom:0}

@@ -73,6 +73,14 @@ def test_a_page_is_whole_in_every_window(tab, pages, name, width, dark):
   assert cards and all(bright < 60 if dark else bright > 200 for bright in cards)
 
 
+def test_numbers_of_the_time_table_stay_whole_on_a_phone(tab, pages):
+  tab.open(pages["report"], 400)
+  heights = tab.value(
+    "[...document.querySelectorAll('.bar+.scroll .num')].map(e => e.offsetHeight)"
+  )
+  assert heights and max(heights) < 40  # one line
+
+
 # Elements whose text reaches beyond the window without a box around them that scrolls.
 PEEPING = """[...document.querySelectorAll('h1,h2,h3,p,dt,dd,td,th,summary,figcaption,.key')]
   .filter(e => !e.closest('.scroll'))
