@@ -146,7 +146,7 @@ def test_a_damaged_run_is_named_and_ends_nothing(folder, capsys, file, content):
 def test_nothing_that_a_terminal_or_a_browser_obeys_reaches_it(tmp_path, capsys):
   tag = "<script>x</script>"
   record = shown_runs.config(f"{ESCAPE}{tag}")
-  record["data"] = {"name": f"{ESCAPE}{tag}"}
+  record["data"] = {"name": f"{ESCAPE}{tag}\nforged"}
   record["samplers"] = {f"{tag}{ESCAPE}": {"name": ESCAPE}}
   workdir = shown_runs.make(tmp_path / "<script>run", {"one_step": 0.5}, record=record)
   (tmp_path / f"named{ESCAPE}").mkdir()
@@ -158,6 +158,7 @@ def test_nothing_that_a_terminal_or_a_browser_obeys_reaches_it(tmp_path, capsys)
   assert code == 0 and not err
   assert all(c.isprintable() or c == "\n" for c in out) and r"\x1b[2J" in out
   assert r"broken: named\x1b[2J" in out
+  assert "forged" in out and "\nforged" not in out  # a name adds no line
   assert "<script>" not in page_of(out) and "&lt;script&gt;run" in page_of(out)
 
 
