@@ -15,7 +15,7 @@ import difflib
 import inspect
 import runpy
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +89,19 @@ def differences(a: ConfigDict, b: ConfigDict) -> str:
 
   A list and a tuple are the same here, since a stored config has lists for tuples.
   """
-  flat_a, flat_b = _flat(a.to_dict()), _flat(b.to_dict())
-  rows = []
-  for key in sorted(flat_a | flat_b):
-    values = [repr(flat[key]) if key in flat else "-" for flat in (flat_a, flat_b)]
-    if key not in flat_a or key not in flat_b or not _same(flat_a[key], flat_b[key]):
-      rows.append((key, *values))
+  rows = [(key, *values) for key, values in differing([a.to_dict(), b.to_dict()]).items()]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   pad = lambda row: "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
   return "\n".join(pad(row).rstrip() for row in rows)
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+  """{key: the value of each} of the settings in which configs differ; "-" where one has none."""
+  flats, found = [_flat(config) for config in configs], {}
+  for key in sorted({key for flat in flats for key in flat}):
+    if not all(key in flat and _same(flat[key], flats[0].get(key)) for flat in flats):
+      found[key] = [repr(flat[key]) if key in flat else "-" for flat in flats]
+  return found
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

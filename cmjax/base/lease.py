@@ -221,6 +221,18 @@ def newest(folder: epath.Path) -> Found:
   return Found(number, content if isinstance(content, dict) else {})
 
 
+def holds(folder: epath.Path) -> bool:
+  """Whether the newest lease of a folder is held by somebody who lives, seen without waiting."""
+  found = newest(folder)
+  if found.free:
+    return False
+  lives = _lives_here(found.content)
+  if lives is not None:
+    return lives
+  written = _path(folder, found.number).stat().mtime
+  return time.time() - float(written) < DEAD
+
+
 def age(path: Any, now: Any) -> float:
   """Seconds from when a file was written to when another, `now`, was, by their place's clock."""
   if stores.is_remote(path):

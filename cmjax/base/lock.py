@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from etils import epath
 
-from cmjax.base import atomic_files, json_files, paths, place, stores
+from cmjax.base import atomic_files, json_files, lease, paths, place, stores
 from cmjax.base.lease import Held, Lease
 
 logger = logging.getLogger("cmjax")
@@ -109,6 +109,32 @@ def hold(
       with contextlib.suppress(OSError):  # the name of a run that has ended harms nobody
         held.truncate(0)
       held.close()
+
+
+def is_held(workdir: str | os.PathLike[str], task: str = "train") -> bool:
+  """Whether a process holds the lock of a task, as far as that is seen from here.
+
+  Nothing is taken or written. A lock that a killed process of another host has left in a file
+  system without locks between hosts looks free, and so does one that nobody may read.
+  """
+  workdir = paths.place(workdir, "workdir")
+  folder = workdir / f"{TASKS[task].file}.lease"
+  with contextlib.suppress(OSError):
+    if folder.is_dir() and lease.holds(folder):
+      return True
+  path = workdir / TASKS[task].file
+  if stores.is_remote(workdir) or not path.is_file():
+    return False
+  try:
+    with open(path, encoding="utf-8") as file:
+      # Whoever ends by itself leaves the file empty: only after a kill is the lock asked itself,
+      # by a moment's lock that readers share.
+      if not _read(file):
+        return False
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except OSError as error:
+    return error.errno in _HELD
+  return False
 
 
 def _take(workdir: epath.Path, task: str, wait: bool) -> tuple[IO[str] | Lease | None, str]:

@@ -29,6 +29,7 @@ TOOLS = {
   "prepare": "make a data set of images, or validate it",
   "ema": "make or score averages of other lengths, after training",
   "detectors": "convert the weights of a metric's network",
+  "runs": "list the runs in a folder, and compare them on a page",
 }
 # The flag that a word before all flags is the value of: `cmjax sample digits`.
 FIRST_WORD = {"sample": "model"}

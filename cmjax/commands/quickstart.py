@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
   print(f"\nReal digits, then 16 of each row above:  {picture(args.workdir, given)}")
   for method in RUNS:
     print(f"{method + ', grids and report:':41}{args.workdir / method / 'report.html'}")
+  print(f"Compare them on one page:                cmjax runs {args.workdir}")
   print(f"Trained and scored in {(time.monotonic() - start) / 60:.1f} minutes.")
 
 

@@ -39,13 +39,17 @@ NEEDS = (common.WORKDIR,)
 
 def run(values, config) -> None:
   """Trains the experiment."""
-  from cmjax.program import profiling, train
+  from cmjax.base import sharding
+  from cmjax.program import ending, profiling, train
 
   steps = profiling.steps_of(values.profile_steps)
-  train.train(
-    common.experiment_of(config),
+  experiment = common.experiment_of(config)
+  scores = train.train(
+    experiment,
     values.workdir,
     allow_config_change=values.allow_config_change,
     profile_steps=steps,
     tries=values.tries,
   )
+  if sharding.process()[0] == 0:
+    common.say(ending.said(experiment, values.workdir, scores))

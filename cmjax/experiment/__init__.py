@@ -14,6 +14,7 @@ from cmjax.experiment.evaluation import due as due
 from cmjax.experiment.evaluation import frechet_scores as frechet_scores
 from cmjax.experiment.evaluation import image_batches as image_batches
 from cmjax.experiment.evaluation import open_evaluators as open_evaluators
+from cmjax.experiment.evaluation import real_samples as real_samples
 from cmjax.experiment.evaluation import reference as reference
 from cmjax.experiment.evaluation import scorer as scorer
 from cmjax.experiment.evaluation import scorers as scorers

@@ -30,6 +30,7 @@ logger = logging.getLogger("cmjax")
 
 FEATURES = ("pixels", "classifier", *detectors.DETECTORS)
 CHUNK = 500  # images that are read at a time
+NUM_REAL, NUM_REAL_POINTS = 64, 4_096  # training samples of a picture
 MOST_KEPT = 2**30  # bytes of a reference that a run keeps
 
 # Samples, or images as they are stored -> images as a detector takes them.
@@ -268,8 +269,34 @@ def image_batches(
 
 def _points(data: sources.Source) -> np.ndarray:
   """All samples of a source in [-1, 1]."""
-  images = data.take(np.arange(len(data)))["image"]
+  return _unit(data.take(np.arange(len(data)))["image"])
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+  """Images of 8 bits in [-1, 1]; all others as they are."""
   return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images
+
+
+def real_samples(experiment: Experiment, data: sources.Source, mesh: Mesh) -> np.ndarray | None:
+  """Some training samples, as pictures show them beside what is drawn.
+
+  Args:
+    experiment: whose latents are decoded.
+    data: the training split.
+    mesh: whose devices decode.
+
+  Returns:
+    Images or points in [-1, 1]; None of latents that no autoencoder was named for.
+  """
+  decoding = decoder(experiment.samples, mesh)
+  if experiment.samples.latents and decoding is None:
+    return None
+  num = NUM_REAL if len(data.shape) > 1 else NUM_REAL_POINTS
+  taken = data.take(sources.spread(len(data), num))["image"]
+  if decoding and taken.dtype != np.uint8:
+    taken = decoding.decode(taken)
+  images = _unit(np.asarray(taken))
+  return np.clip(images, -1, 1) if images.ndim == 4 else images
 
 
 # --- the evaluators of a config: each is checked once, when it is parsed, and opened once ---

@@ -30,6 +30,7 @@ from etils import epath
 from cmjax.base import digests, json_files, paths
 from cmjax.base.atomic_files import replacing
 
+FOLDER = "cards"  # of a run
 FORMAT = 1
 GIVEN = "as given"  # the rounding of images that had 8 bits
 _MUST_HAVE = ("values", "score", "detector", "reference", "images", "rounding", "options")
@@ -39,13 +40,18 @@ _MAY_HAVE = ("floor", "trained")  # dicts, or null
 
 def write(folder: str | os.PathLike[str], name: str, card: Mapping[str, Any]) -> epath.Path:
   """Writes folder/name.json, whole or not at all; characters that no file name has become "-"."""
-  path = epath.Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+  path = path_of(folder, name)
   path.parent.mkdir(parents=True, exist_ok=True)
   sealed = digests.sealed({"format": FORMAT, **card})
   text = json.dumps(sealed, indent=2, allow_nan=False) + "\n"
   with replacing(path) as file:
     file.write(text.encode())
   return path
+
+
+def path_of(folder: str | os.PathLike[str], name: str) -> epath.Path:
+  """The file of a card by its name."""
+  return epath.Path(folder) / (re.sub(r"[^\w.-]+", "-", name) + ".json")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cmjax.base import lock, paths, sharding, shared_folder
 from cmjax.data import image_sets, proposal, sources, summary
 from cmjax.experiment import Experiment
 from cmjax.metrics import cards, evaluators, references
-from cmjax.program import drawing, identity, score_files, searched_times, stored_runs
+from cmjax.program import drawing, identity, run_report, score_files, searched_times, stored_runs
 from cmjax.program.course import key_for
 from cmjax.samplers.search_times import search
 
@@ -138,7 +138,7 @@ def _evaluate(
       elif not jnp.ndim(value):
         scores[f"{label}/{name}"] = float(value)
   if primary:
-    score_files.finish(exp, record, workdir, scores, step)
+    run_report.finish(exp, record, workdir, scores, step)
   lines = (f"{name}: {value:.5g}" for name, value in scores.items())
   return "\n".join([f"step {step}", *lines, *cards_written])
 

@@ -16,7 +16,7 @@ from etils import epath
 from cmjax.base import digests, json_files, sharding
 from cmjax.base.atomic_files import write_json
 from cmjax.experiment import Experiment
-from cmjax.metrics import cards
+from cmjax.metrics import cards, scoring
 from cmjax.program import identity
 from cmjax.run import page, writer
 
@@ -47,12 +47,12 @@ def write_card(
   """
   of_run = {"step": step, "config_sha256": identity.digest(record)}
   of_run["trained"] = identity.facts(record, known)
-  return cards.write(workdir / "cards", f"{name}_step{step}", {**card, **of_run, **_where()})
+  return cards.write(workdir / cards.FOLDER, f"{name}_step{step}", {**card, **of_run, **_where()})
 
 
 def write_image_card(workdir: epath.Path, name: str, card: Mapping[str, Any]) -> epath.Path:
   """Writes the card of images that no run of ours has made."""
-  return cards.write(workdir / "cards", name, {**card, **_where()})
+  return cards.write(workdir / cards.FOLDER, name, {**card, **_where()})
 
 
 def _where() -> dict[str, Any]:
@@ -211,14 +211,10 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, int]:
   return {label: number for label, number in found.items() if isinstance(number, int)}
 
 
-def finish(
-  exp: Experiment,
-  record: Mapping[str, Any],
-  workdir: epath.Path,
-  scores: Mapping[str, float],
-  step: int,
-) -> None:
-  """Writes scores.json and the run's page; scores that `held` names stay as they are there."""
+def write(
+  record: Mapping[str, Any], workdir: epath.Path, scores: Mapping[str, float], step: int
+) -> dict[str, float]:
+  """Writes scores.json and returns what is in it: scores that `held` names stay as they are."""
   path, numbers = workdir / "scores.json", _numbers(record)
   numbers = {label: number for label, number in numbers.items() if _of(label, scores)}
   stay = {k: number for k, number in held(record, workdir, step).items() if k in numbers}
@@ -236,9 +232,7 @@ def finish(
     )
   write_json(path, own)
   write_json(workdir / SCORED_WITH, digests.sealed({"step": step, "num_samples": numbers | stay}))
-  data = record.get("data", {}).get("name", "")
-  title = f"{workdir.name}: {exp.method.name} on {data}"
-  writer.report(workdir, title=title, config=dict(record), scores=rows(exp, own))
+  return own
 
 
 def _of(label: str, scores: Mapping[str, float]) -> dict[str, float]:
@@ -247,7 +241,7 @@ def _of(label: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def rows(exp: Experiment, scores: Mapping[str, float]) -> list[dict[str, Any]]:
-  """The scores as a table: a row for each sampler and average, its price and the floor beside."""
+  """The scores as a table: a row for each sampler and average, its cost and the floor beside."""
   table = []
   speed = next((key for key, e in exp.evaluators.items() if e.measures_speed), None)
   for name, value in scores.items():
@@ -259,6 +253,28 @@ def rows(exp: Experiment, scores: Mapping[str, float]) -> list[dict[str, Any]]:
     what = f"/{what}" if what else ""
     row = {"score": f"{label}{what}", "sampler": sampler, "average": ema}
     row |= {"NFE": exp.samplers[sampler].nfe, "value": value}
-    row |= {"floor": scores.get(f"{label}/floor{what}")}
+    row |= of_floor(f"{label}{what}", value, scores.get(f"{label}/floor{what}"))
     table.append(row | {"images/s": scores.get(f"{speed}/{sampler}")})
   return table
+
+
+def of_floor(name: str, value: float, floor: float | None) -> dict[str, Any]:
+  """The cells that say how far a score is from its floor."""
+  what = name.partition("/")[2]
+  nearer = floor and (not what or what in scoring.LOWER_IS_BETTER)
+  return {"floor": floor, "value / floor": value / floor if floor and nearer else None}
+
+
+def headline(exp: Experiment, scores: Mapping[str, float], step: int) -> str:
+  """The first score of the cheapest samplers, in a few words for the live line; "" without one."""
+  table = [row for row in rows(exp, scores) if "/" not in row["score"]]
+  found = [row for row in table if (row["score"], row["average"]) == _first(table)]
+  cheapest = sorted(found, key=lambda row: row["NFE"])[:2]
+  if not cheapest:
+    return ""
+  said = ", ".join(f"{row['sampler']} {row['value']:.3g}" for row in cheapest)
+  return f"{cheapest[0]['score']} {said} (step {step})"
+
+
+def _first(table: list[dict[str, Any]]) -> tuple[str, str] | None:
+  return (table[0]["score"], table[0]["average"]) if table else None

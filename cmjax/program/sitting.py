@@ -25,6 +25,7 @@ from cmjax.program import (
   doctor,
   identity,
   plan,
+  run_report,
   score_files,
   stored_runs,
 )
@@ -32,7 +33,7 @@ from cmjax.program.course import Course, fresh_state, key_for
 from cmjax.program.data_wait import DataWait
 from cmjax.program.profiling import Profile
 from cmjax.program.stored_runs import Loaded
-from cmjax.run import checkpoint, writer
+from cmjax.run import checkpoint, pictures, writer
 from cmjax.run.goodput import Goodput
 from cmjax.run.snapshots import Snapshots, check_writable
 from cmjax.training import microbatch
@@ -165,7 +166,8 @@ class Sitting:
     self._compiled: compiled_step.CompiledStep | None = None
     self._scores, self.last = {}, False
     self._done = self._evaluated_before(restored)
-    self._asked = stop
+    self._asked, self._has_real = stop, False
+    self._newest = self._before() if self._primary else {}
 
   def _open_stores(self, allow_config_change: bool) -> None:
     """Checkpoints and snapshots, and what a stored config must agree with."""
@@ -205,6 +207,15 @@ class Sitting:
       return {}
     scored = self._scored(restored.step, restored.meta.get("rolled_back", 0))
     return score_files.done(self._workdir, scored)
+
+  def _before(self) -> dict[str, float]:
+    """The newest scores of the sittings before this one, for the page and the live line."""
+    found = run_report.newest_scores(self._workdir)
+    own = {name: one for name, one in found.items() if name.split("/")[0] in self._exp.evaluators}
+    scores = {name: value for name, (_, value) in own.items()}
+    step = max((step for step, _ in own.values()), default=0)
+    self._reporter.scored(score_files.headline(self._exp, scores, step))
+    return scores
 
   def __enter__(self) -> "Sitting":
     self._stack = contextlib.ExitStack()
@@ -304,6 +315,7 @@ class Sitting:
     Returns:
       Whether none of them is left to run.
     """
+    ran = False
     for label in self._prepared.evaluators:
       due = self.last or experiment.due(self._exp.evaluators[label], self.step)
       if label in self._done:
@@ -312,12 +324,41 @@ class Sitting:
         return False
       elif due:
         try:
+          self._draw_real()
           self._scores |= self._evaluate(label)
+          ran = True
         except _Stopped:
           self.report()
           self.save()
           return False
+    if ran and not self.last:
+      self._write_page()
     return True
+
+  def _draw_real(self) -> None:
+    """Draws training samples once in a run, for its page; all processes decode latents together."""
+    there = self._workdir / pictures.FOLDER / pictures.REAL
+    if self._has_real or sharding.all_agree(not self._primary or there.exists(), "real pictures"):
+      self._has_real = True
+      return
+    with self._reporter.paused("evaluations"):
+      real = experiment.real_samples(self._exp, self._prepared.data, self._prepared.mesh)
+      try:
+        if real is not None:
+          self._reporter.real_images(real)
+      except ValueError as error:  # such as of data with NaN: what they do is for the loss to say
+        logger.warning("The page of this run shows no training samples: %s", error)
+    self._has_real = True
+
+  def _write_page(self, *notes: str) -> None:
+    """Writes the run's page as it is now; one that cannot be written ends no training."""
+    if not self._primary:
+      return
+    with self._reporter.paused("evaluations"):
+      try:
+        run_report.write(self._exp, self._record, self._workdir, self._newest, notes)
+      except (OSError, ValueError) as error:
+        logger.warning("The page of this run could not be written: %s", error)
 
   def _evaluate(self, label: str) -> dict[str, float]:
     evaluate, what = self._prepared.evaluators[label], f"evals.{label} at step {self.step}"
@@ -329,6 +370,8 @@ class Sitting:
       if self._primary:
         scored = self._scored(self.step, self._course.rolled_back)
         score_files.remember(self._workdir, scored, label, scalars)
+        self._newest |= scalars
+    self._reporter.scored(score_files.headline(self._exp, self._newest, self.step))
     return scalars
 
   def _scored(self, step: int, rolled_back: int) -> score_files.Scored:
@@ -343,6 +386,10 @@ class Sitting:
     assert self.stop is not None, "a signal has come"
     logger.warning("%s: saving step %d, then exiting.", self.stop, self.step)
     self.settle()
+    total = self._exp.run.total_steps
+    said = f"Interrupted at step {self.step:,} of {total:,}."
+    self._write_page(f"{said} The same command goes on from there.")
+    logger.warning("%s It is saved. The same command goes on from there.", said)
 
   def settle(self) -> None:
     """Waits for the save under way, and records where the time of the run went."""
@@ -408,7 +455,7 @@ class Sitting:
   def finish(self) -> dict[str, float]:
     """Writes scores.json and the run's page; the last value of every evaluator."""
     if self._primary:
-      score_files.finish(self._exp, self._record, self._workdir, self._scores, self.step)
+      run_report.finish(self._exp, self._record, self._workdir, self._scores, self.step)
     return self._scores
 
   def _explain(self, step: int, batch: Batch) -> str:

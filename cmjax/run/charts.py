@@ -3,8 +3,8 @@
 import html
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 548, 10, 204
 _COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#eab308", "#ef4444")
 # Charts in this order, then all others by name. A trailing "/" is a family, one line per member.
 _ORDER = (
-  *("loss", "fd", "swd", "tangent_norm", "tangent_norm/", "F_error", "F_error/", "lr"),
+  *("fd", "swd", "tangent_norm", "tangent_norm/", "F_error", "F_error/", "loss", "lr"),
   *("images_per_sec", "steps_per_sec", "mfu", "goodput/", "grad_norm", "weight"),
   *("skipped",),
 )
@@ -39,6 +39,24 @@ _TITLES = {
   "skipped": "Skipped steps",
   "evaluation_sec/": "Seconds of evaluation",
 }
+# What a line is drawn dashed for: values to compare with, which do not change with the steps.
+TEACHER = "teacher: "
+
+
+class Group(NamedTuple):
+  """The lines of one chart.
+
+  Attributes:
+    key: of the group: `fd/`, `loss`.
+    title: of the chart.
+    lines: label -> series.
+    ordered: whether the labels are a sequence.
+  """
+
+  key: str
+  title: str
+  lines: dict[str, Series]
+  ordered: bool
 
 
 def number(value: Any) -> str:
@@ -54,8 +72,8 @@ def number(value: Any) -> str:
   return html.escape(str(value))
 
 
-def groups(history: Mapping[str, Series]) -> list[tuple[str, dict[str, Series], bool]]:
-  """(title, label -> series, whether the labels are a sequence), one for each chart.
+def groups(history: Mapping[str, Series], first: Sequence[str] = ()) -> list[Group]:
+  """The charts of a history, in their order; those with a key in `first` come first.
 
   `family/member` are lines of one chart, and so are `fd_1step`, `fd_2step` and `fd_floor`. Another
   value of the same evaluator, `fd/sampler/ema/value` and `fd/floor/value`, has a chart of its own.
@@ -72,22 +90,39 @@ def groups(history: Mapping[str, Series]) -> list[tuple[str, dict[str, Series], 
       groups.setdefault(together[1], {})[name] = series
     else:
       groups.setdefault(name, {})[name] = series
-  place = {name: i for i, name in enumerate(_ORDER)}
-  # Numbers inside a name count as numbers: 2step before 10step, t0.39 before t1.18.
-  natural = lambda name: [s.zfill(9) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
   charts = []
-  for group in sorted(groups, key=lambda g: (place.get(g, len(place)), g)):
-    lines = {k: groups[group][k] for k in sorted(groups[group], key=natural)}
-    charts.append((_TITLES.get(group, group.rstrip("/")), lines, group.endswith("/")))
+  for group in in_order(groups, first):
+    lines = {k: groups[group][k] for k in sorted(groups[group], key=_natural)}
+    charts.append(Group(group, title(group), lines, group.endswith("/")))
   return charts
 
 
+def in_order(names: Iterable[str], first: Sequence[str] = ()) -> list[str]:
+  """Groups of curves in the order of their charts: `first`, the known ones, all others by name."""
+  place = {name: i for i, name in enumerate((*first, *_ORDER))}
+  return sorted(names, key=lambda name: (place.get(name, len(place)), name))
+
+
+def _natural(name: str) -> list[str]:
+  """Numbers inside a name count as numbers: 2step before 10step, t0.39 before t1.18."""
+  return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def title(group: str) -> str:
+  """What a group of curves is called."""
+  return _TITLES.get(group, group.rstrip("/"))
+
+
 def _colour(i: int, n: int, label: str, ordered: bool) -> str:
-  if label.endswith("floor"):
+  if _is_fixed(label):
     return "var(--soft)"
   if ordered or n > len(_COLOURS):  # a sequence of times is a ramp, from blue through red to gold
     return f"hsl({(215 + 190 * i / max(1, n - 1)) % 360:.0f} 75% 57%)"
   return _COLOURS[i]
+
+
+def _is_fixed(label: str) -> bool:
+  return label.endswith("floor") or label.startswith(TEACHER)
 
 
 def _range_of_t(label: str) -> str:
@@ -102,8 +137,9 @@ def chart(
   span: tuple[int | float, int | float],
   *,
   x_label: str = "step",
+  about: str = "",
 ) -> str:
-  """One card: title, legend with last values, and the curves over the steps `span`.
+  """One card: title, legend with last values, a sentence, and the curves over the steps `span`.
 
   Over anything else than steps (`x_label`) the legend has the lowest values.
   """
@@ -126,9 +162,10 @@ def chart(
     keys.append(f'<span class="key">{remark}</span>')
   if lost:
     keys.append(f'<span class="key bad">{lost} not finite</span>')
+  sentence = f'<p class="soft">{html.escape(about)}</p>' if about else ""
   return (
     f'<div class="card"><div class="head"><h3>{html.escape(title)}</h3>{"".join(keys)}</div>'
-    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+    f'{sentence}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
     f"{''.join(marks)}</svg></div>"
   )
 
@@ -218,5 +255,5 @@ def _curve(name: str, x: np.ndarray, v: np.ndarray, to_y: Callable, colour: str,
   spots = [(p, to_y(q)) for p, q in zip(x[finite], v[finite], strict=True)] if len(v) <= 30 else []
   dots = "".join(f'<circle cx="{p:.1f}" cy="{q:.1f}" r="3" fill="{colour}"/>' for p, q in spots)
   style = f"fill:none;stroke:{colour};stroke-width:1.6;stroke-linecap:round;stroke-linejoin:round"
-  dash = ";stroke-dasharray:5 4" if name.endswith("floor") else ""
+  dash = ";stroke-dasharray:5 4" if _is_fixed(name) else ""
   return f'{band}<path style="{style}{dash}" d="{path}"><title>{name}</title></path>{dots}'

@@ -1,66 +1,62 @@
-"""A run read back: its history, and one HTML page that shows it (curves, scores, samples, config).
+"""A run read back: its history, and one HTML page that shows it (scores, samples, curves, config).
 
 The page is one file with inline CSS, SVG and pictures: no script, no network, light and dark.
 `writer` writes what is read here.
 """
 
-import base64
 import datetime
 import html
 import math
 import os
 import platform
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from cmjax.base import paths
 from cmjax.base.atomic_files import replacing
-from cmjax.run import checkpoint
+from cmjax.run import checkpoint, html_parts, pictures, sentences
 from cmjax.run.charts import Series, chart, groups, number
 from cmjax.run.history import records
 
-_PICTURE = re.compile(r"(.+)_(\d{8,})\.png")
+FILE = "report.html"
+_FAULTS = ("skipped", "rolled_back", "spikes")  # which are shown where there are any
 _MAX_PICTURES = 12  # of one name, and the last
-_CSS = """
-:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1b1f27;--soft:#667085;--line:#e3e6ec;
---bad:#c62828}
-@media (prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#181c22;--ink:#e7eaf0;--soft:#98a2b3;
---line:#2b313b;--bad:#ff8a80}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1240px;margin:0 auto;padding:32px 24px 64px}
-h1{font-size:28px;line-height:1.2;margin:0 0 4px}h2{font-size:18px;margin:36px 0 12px}
-h3{font-size:14px;margin:0}p{margin:8px 0;max-width:80ch}
-.soft,figcaption{color:var(--soft);font-size:13px}.bad{color:var(--bad)}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
-.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:20px 0 16px}
-.tiles .card{min-width:150px;flex:1}.tiles b{display:block;font-size:22px;line-height:1.3}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:14px}
-.head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline}
-.head h3{margin-right:auto}.key{font-size:12px;color:var(--soft);white-space:nowrap}
-.key.bad{color:var(--bad)}
-.key i{display:inline-block;width:12px;height:3px;margin-right:5px;vertical-align:middle}
-.charts .card{display:flex;flex-direction:column}
-svg{display:block;width:100%;height:auto;margin-top:auto;padding-top:8px}
-svg text{fill:var(--soft);font-size:11px}svg .axis{stroke:var(--line);stroke-width:1}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);
-vertical-align:top}
-th{color:var(--soft);font-weight:600;font-size:13px}tr:last-child td{border-bottom:0}
-.num{text-align:right}.config td{font:13px/1.5 ui-monospace,monospace;overflow-wrap:anywhere}
-.config td:first-child{color:var(--soft);white-space:nowrap}
-.samples{display:flex;flex-wrap:wrap;gap:18px;margin-top:10px;align-items:flex-start}
-.samples>figure{flex:0 1 auto;max-width:min(100%,490px)}
-.past{flex:1 1 420px;display:grid;gap:12px;
-grid-template-columns:repeat(auto-fill,minmax(150px,1fr))}
-figure{margin:0}figure img{display:block;max-width:100%;border-radius:4px}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px}
-.stack>*{margin-bottom:14px}
-"""
+_PART_COLOURS = {
+  "steps": "#10b981",
+  "data": "#f97316",
+  "saves": "#3b82f6",
+  "evaluations": "#a855f7",
+  "compiling": "#eab308",
+  "start": "#64748b",
+  "lost": "#ef4444",
+  "away": "#a8a29e",
+}
+
+
+class Told(NamedTuple):
+  """What a program tells of a run beside what is in its files.
+
+  Attributes:
+    kind: of the method, `sentences.CONSISTENCY` or `DIFFUSION`; "" of another.
+    scores: {group of curves: what the score is}; their charts come first.
+    about: {group of curves: a sentence} of others.
+    terms: (name, what it is) under the table of scores.
+    fixed: {name of a curve: value} of what is drawn as a level line, as the teacher's score.
+    notes: paragraphs at the top.
+  """
+
+  kind: str = ""
+  scores: Mapping[str, str] = {}
+  about: Mapping[str, str] = {}
+  terms: Sequence[tuple[str, str]] = ()
+  fixed: Mapping[str, float] = {}
+  notes: Sequence[str] = ()
+
+
+NOTHING = Told()
 
 
 def read_metrics(workdir: str | os.PathLike) -> dict[str, Series]:
@@ -72,10 +68,11 @@ def read_metrics(workdir: str | os.PathLike) -> dict[str, Series]:
   Raises:
     ValueError: for a line before the last that is no record: the file is damaged.
   """
-  return _history(records(workdir))
+  return to_series(records(workdir))
 
 
-def _history(lines: list[dict[str, Any]]) -> dict[str, Series]:
+def to_series(lines: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
+  """The records of a run as series, see `read_metrics`."""
   found: dict[str, dict[int, float]] = {}
   for line in lines:
     for name, value in line.items():
@@ -93,7 +90,7 @@ def report(
   title: str,
   config: Mapping[str, Any],
   scores: Sequence[Mapping[str, Any]],
-  notes: str | Sequence[str] = (),
+  told: Told = NOTHING,
 ) -> epath.Path:
   """Writes workdir/report.html: one file that needs nothing else, and no network, to be read.
 
@@ -102,7 +99,7 @@ def report(
     title: the heading.
     config: nested dicts; shown in full.
     scores: the rows of a table; the columns are their keys, in order of appearance.
-    notes: paragraphs of plain text.
+    told: what the program knows beside.
 
   Returns:
     The path of the page.
@@ -112,37 +109,19 @@ def report(
   last_step = max((line["step"] for line in lines), default=math.inf)
   text = page(
     title=title,
-    history=_history(lines),
-    pictures=_pictures(workdir / "samples", last_step),
+    history=to_series(lines),
+    shots=pictures.of_run(workdir, last_step, _MAX_PICTURES),
+    real=pictures.real(workdir),
     times=[line["time"] for line in lines],
     scores=scores,
     config=config,
-    notes=[notes] if isinstance(notes, str) else notes,
+    told=told,
     versions=versions(),
   )
   workdir.mkdir(parents=True, exist_ok=True)
-  with replacing(workdir / "report.html") as file:
+  with replacing(workdir / FILE) as file:
     file.write(text.encode())
-  return workdir / "report.html"
-
-
-def _pictures(folder: epath.Path, last_step: int | float) -> dict[str, list[tuple[int, bytes]]]:
-  found: dict[str, list[tuple[int, epath.Path]]] = {}
-  for path in folder.iterdir() if folder.is_dir() else ():
-    match = _PICTURE.fullmatch(path.name)
-    if match and int(match[2]) <= last_step:
-      found.setdefault(match[1], []).append((int(match[2]), path))
-  return {
-    name: [(step, path.read_bytes()) for step, path in _spread(sorted(found[name]), _MAX_PICTURES)]
-    for name in sorted(found)
-  }
-
-
-def _spread(items: list, most: int) -> list:
-  """At most `most` of the items, evenly spread, and the last one."""
-  if len(items) <= most + 1:
-    return items
-  return [items[round(i * (len(items) - 1) / most)] for i in range(most + 1)]
+  return workdir / FILE
 
 
 def versions() -> dict[str, str]:
@@ -157,11 +136,12 @@ def page(
   *,
   title: str,
   history: Mapping[str, Series],
-  pictures: Mapping[str, Sequence[tuple[int, bytes]]],
+  shots: Mapping[str, pictures.Shots],
+  real: bytes | None,
   times: Sequence[float],
   scores: Sequence[Mapping[str, Any]],
   config: Mapping[str, Any],
-  notes: Sequence[str],
+  told: Told,
   versions: Mapping[str, str],
 ) -> str:
   """The HTML text of `report`, from values alone: reads and writes no file.
@@ -169,49 +149,39 @@ def page(
   Args:
     title: the heading.
     history: as from `read_metrics`.
-    pictures: name -> (step, PNG bytes), by rising step.
+    shots: name -> (step, PNG bytes), by rising step.
+    real: PNG bytes of training images; None without.
     times: Unix seconds of the records, for the dates and the duration.
     scores: rows of a table.
     config: nested dicts.
-    notes: paragraphs.
+    told: what the program knows beside.
     versions: package -> version.
   """
-  charts = "".join(chart(*group, _steps(history)) for group in groups(history))
-  table = f'<div class="card scroll">{_table(scores)}</div>' if scores else ""
-  sections = (
-    ("Scores", table),
-    ("Samples", "".join(_samples(name, shots) for name, shots in pictures.items())),
-    ("Curves", f'<div class="charts">{charts}</div>' if charts else ""),
-    ("Configuration", _config(config)),
-    ("Versions", f'<div class="card scroll config">{_rows(versions.items())}</div>'),
+  table = f'<div class="card scroll">{html_parts.table(scores)}</div>' if scores else ""
+  body = html_parts.sections(
+    (
+      ("Scores", table + (html_parts.definitions(told.terms) if scores else "")),
+      ("Samples", _samples(shots, real)),
+      ("Curves", _curves(history, told)),
+      ("Time", _time(history)),
+      ("Configuration", _config(config)),
+      ("Versions", f'<div class="card scroll config">{html_parts.pairs(versions.items())}</div>'),
+    )
   )
-  body = "".join(f"<section><h2>{name}</h2>{part}</section>" for name, part in sections if part)
-  empty = "" if history else "<p>No metrics have been recorded yet.</p>"
-  text = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-  return _document(title, f"{_summary(history, times, config)}{text}{empty}", body)
+  notes = [*told.notes, *([sentences.LOOK_AT[told.kind]] if told.kind in sentences.LOOK_AT else [])]
+  if not history:
+    notes.append("No metrics have been recorded yet.")
+  text = html_parts.paragraphs(notes)
+  return html_parts.document(title, f"{_summary(history, times, config)}{text}", body)
 
 
 def chart_page(
   title: str, card: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[str]
 ) -> str:
   """The HTML text of a page of one chart (`charts.chart`), and the table of its numbers."""
-  text = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-  table = f'<div class="card scroll">{_table(rows)}</div>'
+  table = f'<div class="card scroll">{html_parts.table(rows)}</div>'
   body = f'<section><div class="charts">{card}</div></section><section>{table}</section>'
-  return _document(title, text, body)
-
-
-def _document(title: str, head: str, body: str) -> str:
-  # The policy makes the browser itself hold the promise of no script and no network.
-  return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none';img-src data:;style-src 'unsafe-inline'">
-<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><main>
-<header><h1>{html.escape(title)}</h1>{head}</header>
-{body}</main></body></html>
-"""
+  return html_parts.document(title, html_parts.paragraphs(notes), body)
 
 
 def _steps(history: Mapping[str, Series]) -> tuple[int, int]:
@@ -238,41 +208,22 @@ def _summary(history, times: Sequence[float], config: Mapping[str, Any]) -> str:
     ("images_per_sec", "Images per second", np.nanmedian, "median"),
     ("goodput/steps", "Goodput", lambda v: v[-1], "share of wall time in steps"),
     ("mfu", "MFU", np.nanmedian, "share of the chips' peak, median"),
-    ("loss", "Loss", lambda v: v[-1], "last"),
+    ("tangent_norm", "Tangent norm", lambda v: v[-1], "last"),
+    ("F_error", "F error", lambda v: v[-1], "last"),
     ("skipped", "Skipped steps", np.nanmax, "not finite"),
     ("rolled_back", "Roll backs", np.nanmax, "to a checkpoint"),
     ("spikes", "Spikes", np.nanmax, "of a sitting"),
   ):
     if name in history and not np.isnan(history[name][1]).all():
-      tiles.append((label, number(pick(history[name][1])), hint))
+      value = pick(history[name][1])
+      if value or name not in _FAULTS:
+        tiles.append((label, number(value), hint))
   cells = "".join(
     f'<div class="card"><span class="soft">{label}</span><b>{value}</b>'
     f'<span class="soft">{hint}</span></div>'
     for label, value, hint in tiles
   )
   return f'{when}<div class="tiles">{cells}</div>'
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-  columns = list(dict.fromkeys(key for row in rows for key in row))
-  kinds = {
-    c: "num" if all(isinstance(r.get(c, 0), int | float | np.number | None) for r in rows) else ""
-    for c in columns
-  }
-
-  def cell(row, column):
-    value = row.get(column)
-    bad = isinstance(value, float | np.floating) and not math.isfinite(value)
-    return f'<td class="{kinds[column]}{" bad" * bad}">{number(value)}</td>'
-
-  head = "".join(f'<th class="{kinds[c]}">{html.escape(str(c))}</th>' for c in columns)
-  body = "".join("<tr>" + "".join(cell(r, c) for c in columns) + "</tr>" for r in rows)
-  return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _rows(items: Iterable[tuple[str, Any]]) -> str:
-  text = ((html.escape(str(k)), html.escape(str(v))) for k, v in items)
-  return f"<table>{''.join(f'<tr><td>{k}</td><td>{v}</td></tr>' for k, v in text)}</table>"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -288,21 +239,71 @@ def _config(config: Mapping[str, Any]) -> str:
     return ""
   items = list(_flat(config))
   half = (len(items) + 1) // 2
-  cards = (_rows(part) for part in (items[:half], items[half:]) if part)
+  cards = (html_parts.pairs(part) for part in (items[:half], items[half:]) if part)
   return f'<div class="two config">{"".join(f"<div class=card>{c}</div>" for c in cards)}</div>'
 
 
-def _samples(name: str, shots: Sequence[tuple[int, bytes]]) -> str:
-  def figure(step, png):
-    data = base64.b64encode(png).decode()
-    label = f"{name}, step {step}"
-    return (
-      f'<figure><img alt="{html.escape(label)}" src="data:image/png;base64,{data}">'
-      f"<figcaption>step {step:,}</figcaption></figure>"
-    )
-
-  past = "".join(figure(*shot) for shot in shots[:-1])
-  return (
-    f'<div class="card stack"><h3>{html.escape(name)}</h3><div class="samples">'
-    f'{figure(*shots[-1])}<div class="past">{past}</div></div></div>'
+def _curves(history: Mapping[str, Series], told: Told) -> str:
+  ends = _steps(history)
+  level = {name: (np.array(ends), np.array([value, value])) for name, value in told.fixed.items()}
+  about = sentences.curves(told.kind) | dict(told.about) | dict(told.scores)
+  charts = "".join(
+    chart(g.title, g.lines, g.ordered, ends, about=about.get(g.key, ""))
+    for g in groups({**history, **level}, first=tuple(told.scores))
   )
+  return f'<div class="charts">{charts}</div>' if history else ""
+
+
+def _samples(shots: Mapping[str, pictures.Shots], real: bytes | None) -> str:
+  """The newest of each sampler beside training images, and below how each has changed."""
+  if not shots:
+    return ""
+  newest = [html_parts.figure(real, "training images", "<b>training images</b>")] if real else []
+  for name, taken in shots.items():
+    step, png = taken[-1]
+    caption = f"<b>{html.escape(name)}</b>, step {step:,}"
+    newest.append(html_parts.figure(png, f"{name}, step {step}", caption))
+  past = "".join(_past(name, taken[:-1]) for name, taken in shots.items() if taken[:-1])
+  return f'<div class="card pictures">{"".join(newest)}</div>{past}'
+
+
+def _past(name: str, taken: pictures.Shots) -> str:
+  figures = "".join(
+    html_parts.figure(png, f"{name}, step {step}", f"step {step:,}") for step, png in taken
+  )
+  head = f"<summary>Earlier: {html.escape(name)}</summary>"
+  return f'<details class="card" open>{head}<div class="past">{figures}</div></details>'
+
+
+def _time(history: Mapping[str, Series]) -> str:
+  """Where the time went: a bar, and a row for each part."""
+  if "wall_sec" not in history:
+    return ""
+  whole = float(history["wall_sec"][1][-1])
+  shares = {
+    part: float(history[f"goodput/{part}"][1][-1])
+    for part in sentences.PARTS
+    if f"goodput/{part}" in history
+  }
+  bar = "".join(
+    f'<i style="width:{100 * share:.2f}%;background:{_PART_COLOURS[part]}"></i>'
+    for part, share in shares.items()
+    if share > 0
+  )
+  rows = "".join(
+    f'<tr><td><i class="spot" style="background:{_PART_COLOURS[part]}"></i></td>'
+    f'<td>{sentences.PARTS[part]}</td><td class="num">{duration(share * whole)}</td>'
+    f'<td class="num">{share:.1%}</td></tr>'
+    for part, share in sorted(shares.items(), key=lambda item: -item[1])
+    if share * whole >= 0.5
+  )
+  total = f'<p class="soft">{duration(whole)} since the start, over all sittings.</p>'
+  return (
+    f'<div class="card"><div class="bar">{bar}</div>'
+    f'<div class="scroll"><table>{rows}</table></div>{total}</div>'
+  )
+
+
+def duration(seconds: float) -> str:
+  """Seconds as hours, minutes and seconds: 1:02:03."""
+  return str(datetime.timedelta(seconds=round(seconds)))

@@ -6,19 +6,17 @@ A workdir then holds
                                in a bucket it is in parts, metrics/000001.jsonl and on
     tensorboard/               the same scalars and pictures
     samples/{name}_{step}.png  grids of images, or densities of points
+    samples/real.png           the same of training images
     report.html                all of it on one page, see `report`
 
 `metrics.jsonl` is the record; everything else can be made again from it and from the pictures.
 """
 
 import contextlib
-import datetime
 import logging
 import math
 import os
 import re
-import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +29,10 @@ from PIL import Image
 
 from cmjax.base import paths, place
 from cmjax.base.atomic_files import replacing
-from cmjax.run import history
+from cmjax.run import history, pictures
 from cmjax.run.events import Events
 from cmjax.run.goodput import Goodput
+from cmjax.run.live_line import LiveLine
 from cmjax.run.page import read_metrics as read_metrics
 from cmjax.run.page import report as report
 
@@ -69,9 +68,8 @@ class Reporter:
     enabled: True on one host only.
     loggers: get what is written here as well, from the same host: objects with
       write(step, {name: number}), images(step, name, pixels uint8 [h, w, 3]) and close().
-    stream: a text file for the live line; default stderr. A terminal has one line that is
-      rewritten, anything else one every `log_every_sec` seconds, and one for the last step.
-    log_every_sec: see `stream`.
+    stream: a text file for the live line (`live_line`); default stderr.
+    log_every_sec: seconds between two lines where that is no terminal.
     clock: seconds, from any origin.
     goodput: that counts what the time goes into; it takes over what the history has of it. None: a
       new one.
@@ -104,13 +102,10 @@ class Reporter:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
     self._enabled, self._clock, self._loggers = enabled, clock, tuple(loggers)
     self._total_steps, self._batch_size = total_steps, batch_size
-    self._stream = stream or sys.stderr
-    self._draw_every_sec = 0.1 if self._stream.isatty() else log_every_sec
     self._window: deque[tuple[int, float]] = deque(maxlen=64)  # (step, active seconds)
     self._latest = (start_step, 0.0)
     self._paused_at: float | None = None
     self._paused_sec = 0.0
-    self._drawn_at = -math.inf
     self.goodput = goodput or Goodput(clock)
     if not enabled:
       return
@@ -118,6 +113,7 @@ class Reporter:
     self.goodput.go_on(history.records(self._workdir), start_step, time.time())
     self._history = history.History(self._workdir, start_step, appends=appends)
     self._tensorboard = Events(self._workdir, start_step, appends=appends)
+    self._line = LiveLine(stream, total_steps, log_every_sec)
 
   def __enter__(self) -> "Reporter":
     return self
@@ -169,7 +165,9 @@ class Reporter:
     with self.paused():
       if (pixels := picture(samples)) is None:
         return
-      save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", pixels)
+      path = self._workdir / pictures.FOLDER / f"{name}_{step:08d}.png"
+      save_png(path, pixels)
+      self._line.say(f"Drawn: {path}")
       self._tensorboard.image(int(step), name, pixels)
       for logger in self._loggers:
         logger.images(int(step), name, pixels)
@@ -196,6 +194,16 @@ class Reporter:
       self._paused_sec += self._clock() - self._paused_at
       self._paused_at = None
 
+  def scored(self, text: str) -> None:
+    """Shows a score in the live line from here on: "fd one_step 0.11 (step 500)"."""
+    if self._enabled:
+      self._line.score = text
+
+  def real_images(self, samples: Any) -> None:
+    """Draws training samples into samples/real.png, for the report; as `images` draws samples."""
+    if self._enabled and (pixels := picture(samples)) is not None:
+      save_png(self._workdir / pictures.FOLDER / pictures.REAL, pixels)
+
   def throughput(self) -> dict[str, float]:
     """`steps_per_sec` and `images_per_sec` of the moving window; empty before the second step."""
     if not self._window:
@@ -213,7 +221,7 @@ class Reporter:
 
     Args:
       step: the number of steps done.
-      scalars: of which `loss` is shown, and `skipped` unless it is 0.
+      scalars: of which the line shows what to watch, and `skipped` unless it is 0.
     """
     now = self._clock()
     self._latest = (int(step), now - self._paused_sec)
@@ -221,16 +229,14 @@ class Reporter:
       self._window.append(self._latest)
     if not self._enabled:
       return
-    if now - self._drawn_at >= self._draw_every_sec or step == self._total_steps:
-      self._drawn_at = now
-      self._draw(int(step), scalars)
+    if self._line.due(int(step), now):
+      self._line.draw(int(step), scalars, self.throughput())
 
   def close(self) -> None:
     """Ends the live line and closes the files; a second call does nothing."""
     if not self._enabled or self._history.closed:
       return
-    if self._stream.isatty() and self._drawn_at > -math.inf:
-      self._stream.write("\n")
+    self._line.close()
     with contextlib.ExitStack() as last:  # whichever fails, the others are closed
       for thing in (*reversed(self._loggers), self._tensorboard, self._history):
         last.callback(thing.close)
@@ -246,27 +252,6 @@ class Reporter:
         "some space, if the disk is full) and start the same command again: it goes on from its "
         "newest checkpoint."
       ) from error
-
-  def _draw(self, step: int, scalars: Mapping[str, Any]) -> None:
-    parts = [f"step {step}/{self._total_steps} {100 * step / self._total_steps:3.0f}%"]
-    rate = self.throughput()
-    if rate:
-      parts += [f"{rate['steps_per_sec']:.3g} step/s", f"{rate['images_per_sec']:,.0f} img/s"]
-    if "loss" in scalars:
-      parts.append(f"loss {_scalar('loss', scalars['loss']):.4g}")
-    if "skipped" in scalars and _scalar("skipped", scalars["skipped"]):
-      parts.append(f"skipped {_scalar('skipped', scalars['skipped']):g}")
-    if rate:
-      seconds = max(0, self._total_steps - step) / rate["steps_per_sec"]
-      parts.append(f"ETA {datetime.timedelta(seconds=round(seconds))}")
-    line = "  ".join(parts)
-    if self._stream.isatty():
-      width = shutil.get_terminal_size().columns - 1
-      line = f"\r{line[:width]}\x1b[K"  # the escape erases what a longer line left behind
-    else:
-      line += "\n"
-    self._stream.write(line)
-    self._stream.flush()
 
 
 def picture(samples: Any) -> np.ndarray | None:

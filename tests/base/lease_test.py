@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 from etils import epath
@@ -91,6 +92,20 @@ def test_an_old_lease_is_taken_at_once_by_the_clock_of_its_place(folder):
   os.utime(folder / "000001.json", (when, when))
   a_lease(folder, clock).take()
   assert clock.now == 1000.0
+
+
+def test_whether_a_lease_is_held_is_seen_by_its_last_beat(folder):
+  assert not lease.holds(folder)
+  held = a_lease(folder, Clock())
+  held.take()
+  assert lease.holds(folder)
+  path = folder / "000001.json"
+  for silent, lives in ((DEAD - 20, True), (DEAD + 5, False)):
+    then = time.time() - silent
+    os.utime(path, (then, then))
+    assert lease.holds(folder) == lives
+  held.let_go()
+  assert not lease.holds(folder) and numbers(folder) == ["000001.json"]
 
 
 def test_a_lease_that_was_let_go_is_taken_at_once(folder):

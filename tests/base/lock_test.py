@@ -57,6 +57,18 @@ def test_a_killed_run_blocks_nobody(holder, tmp_path, caplog):
   assert not caplog.text
 
 
+def test_whether_a_lock_is_held_is_seen_without_taking_it(holder, tmp_path):
+  workdir = tmp_path / "run"
+  before = (workdir / "lock").read_text()
+  assert lock.is_held(workdir) and not lock.is_held(workdir, "evaluate")
+  assert not lock.is_held(tmp_path / "none") and not (tmp_path / "none").exists()
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  assert not lock.is_held(workdir)  # though the file still has its name
+  assert (workdir / "lock").read_text() == before
+  assert [path.name for path in workdir.iterdir()] == ["lock"]
+
+
 def test_the_lock_is_let_go_in_the_end_and_after_an_error(tmp_path):
   for error in (None, KeyError, SystemExit):
     try:

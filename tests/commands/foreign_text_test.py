@@ -7,7 +7,7 @@ from absl import flags
 
 from cmjax import pages
 from cmjax.base import limits, parts
-from cmjax.commands import convert, detectors, ema, prepare, start
+from cmjax.commands import convert, detectors, ema, prepare, runs, start
 from cmjax.metrics import compare
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e"
@@ -54,6 +54,14 @@ def labels(root):
   return str(root / "a")
 
 
+def folder_of_runs(root):
+  """A run whose config has such texts, and one of such a name."""
+  for name in ("plain", f"run{ESCAPE}"):
+    (root / name).mkdir(parents=True)
+    config(root / name)
+  return str(root)
+
+
 def weights(root):
   path = root / f"w{ESCAPE}.pkl"
   path.write_bytes(b"\x80\x04c" + f"a{ESCAPE[:4]}\nb{ESCAPE[:4]}\n.".encode())
@@ -75,6 +83,7 @@ COMMANDS = {
   "weights": lambda p: convert.main([weights(p), "--to", str(p / "run")]),
   "weights of a detector": lambda p: detectors.main([weights(p), "--to", str(p / "x.npz")]),
   "a run of that name": lambda p: ema.main(["--workdir", f"{p}/{ESCAPE}", "--sigma_rel=0.1"]),
+  "runs of such names": lambda p: runs.main([folder_of_runs(p / "a")]),
   "a stored config, shown": lambda p: run("show", f"--config={config(p)}"),
   "a stored config, used": lambda p: run("measure", f"--config={config(p)}", "--compile_cache="),
 }

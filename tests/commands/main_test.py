@@ -112,7 +112,7 @@ def test_the_same_command_with_another_value_says_which(workdir, program):
 
 def test_training_is_told_whether_the_config_may_change_and_what_to_trace(program, monkeypatch):
   told = []
-  monkeypatch.setattr(train, "train", lambda *args, **options: told.append(options))
+  monkeypatch.setattr(train, "train", lambda *args, **options: told.append(options) or {})
   for args in ((), ("--allow_config_change", "--profile_steps=10:15")):
     assert program("--workdir=x", *args)[0] == 0
   assert told == [
@@ -143,7 +143,9 @@ def test_a_run_alone_goes_on_and_is_sampled_as_with_its_page(workdir, program, c
     if verb == "sample":
       argv += ["--num_samples=5", "--sampler=two_steps", "--seed=3"]
     assert not start.run(start.parse(argv, verb, flags.FlagValues()))
-  arrays = pathlib.Path(capsys.readouterr().out.split()[-1])
+  out = capsys.readouterr().out
+  assert out.startswith("Done: step 6 of 6.\n") and f"cmjax sample --workdir={workdir}\n" in out
+  arrays = pathlib.Path(out.split()[-1])
   alone = np.load(arrays)["samples"]
   args = ("--mode=sample", *argv[1:], "--config.samplers.two_steps.mid_times=(0.9,)")
   assert program(*args)[1].split()[-1] == str(arrays)

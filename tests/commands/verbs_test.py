@@ -135,7 +135,7 @@ def _called(monkeypatch):
 
 DRAWN = dict(num_samples=None, seeds=None, name=None, seed=0, out=None, batch_size=64)
 WITH_RUN = {  # verb: what it calls, with what beside the config, and what that answers
-  "train": (train, "train", dict(allow_config_change=False, profile_steps=None, tries=None), None),
+  "train": (train, "train", dict(allow_config_change=False, profile_steps=None, tries=None), {}),
   "evaluate": (sample, "evaluate", {}, "scores"),
   "sample": (sample, "sample", DRAWN | {"ema": None}, ["path"]),
   "search": (sample, "search_times", dict(name=None, num_samples=None, num_probes=12, seed=0), "t"),
@@ -160,7 +160,7 @@ def test_a_workdir_alone_means_the_config_of_its_run(verb, tmp_path, told, calle
 
 def test_a_page_goes_before_the_config_of_the_run(tmp_path, told, called):
   (tmp_path / "config.json").write_text(json.dumps(tiny.config(seed=7).to_dict()))
-  calls = called(train, "train")
+  calls = called(train, "train", {})
   assert told("train", CONFIG, f"--workdir={tmp_path}")[0] == 0
   stored = f"--config={tmp_path / 'config.json'}"
   override = "--config.samplers.two_steps.mid_times=(0.9,)"
@@ -257,6 +257,7 @@ ARGUMENTS = {
   "prepare": ("none", "--out=none"),
   "ema": ("--workdir=none", "--sigma_rel=0.05"),
   "detectors": ("none.pth", "--to=none.npz"),
+  "runs": ("none",),
 }
 
 

@@ -343,5 +343,5 @@ def test_each_value_is_a_row_of_the_report_and_has_a_chart_with_its_floor():
     ("fd", 2.0, 0.5), ("fd/recall", 0.4, 0.9),
   ]  # fmt: skip
   series = (np.array([0]), np.array([1.0]))
-  made = {title: set(lines) for title, lines, _ in charts.groups(dict.fromkeys(scores, series))}
+  made = {g.title: set(g.lines) for g in charts.groups(dict.fromkeys(scores, series))}
   assert made == {"fd": {"floor", "one_step/main"}, "fd/recall": {"floor", "one_step/main"}}

@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 
 from cmjax.base import lease, lock, place, stores
-from cmjax.program import sample, stored_runs
+from cmjax.program import run_list, sample, stored_runs
 from cmjax.run import checkpoint, writer
 from helpers import object_stores, tiny
 
@@ -131,7 +131,7 @@ def test_a_lost_connection_is_waited_for_said_once_and_costs_nothing(tmp_path, w
 @pytest.mark.parametrize("where", ["gs", "s3"])
 def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, caplog):
   """One run with all of it, in this process; the lock is a lease, and what breaks is set aside."""
-  with at(where, tmp_path) as (workdir, _):
+  with at(where, tmp_path) as (workdir, server):
     assert place.capabilities(workdir) == (False, False, False, True)
     config = tiny.config("snapshots", total_steps=8)
     scores = tiny.train(config, workdir, profile_steps=(2, 4))
@@ -153,6 +153,15 @@ def test_everything_that_modes_write_and_read_is_in_the_bucket(tmp_path, where, 
     with arrays.open("rb") as file:
       assert np.load(file)["samples"].shape == (4, 2) and picture.exists()
     assert "fd" in sample.evaluate(exp, workdir)
+
+    assert there["samples/real.png"] > 0  # training points, for the page
+    found = run_list.find(server.url)
+    assert [(run.state, run.step) for run in found.runs.values()] == [("finished", 8)]
+    assert {score.name for run in found.runs.values() for score in run.scores} == {"fd"}
+    assert run_list.write(found).read_text().startswith("<!doctype html>")
+    with lock.hold(workdir):
+      assert lock.is_held(workdir)
+    assert not lock.is_held(workdir)
 
     teacher = tiny.config(total_steps=4, evals={})
     teacher.init_from = dict(workdir=workdir, ema="main")

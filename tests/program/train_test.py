@@ -87,7 +87,7 @@ def test_a_run_leaves_all_that_it_promises(whole):
   assert "net/fc_in/kernel" in table and "weighting/bias" in table
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["12", "8"]
   pictures = [f"two_steps_main_{step:08d}.png" for step in (0, 6, 12)]
-  assert sorted(p.name for p in (workdir / "samples").iterdir()) == pictures
+  assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["real.png", *pictures]
   losses = [(r["step"], r["nonfinite"], r["skipped"]) for r in history(workdir) if "loss" in r]
   assert losses == [(step, 0, 0) for step in (2, 4, 6, 8, 10, 12)]
   assert [r["step"] for r in history(workdir) if "swd/floor" in r] == [6, 12]

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from cmjax.base import place
+from cmjax.base import atomic_files, place
 from cmjax.base.atomic_files import replacing
-from cmjax.run import page as html_report
-from cmjax.run import writer
+from cmjax.run import goodput, sentences, writer
+from cmjax.run import page as page_of_run
 
 
 class Terminal(io.StringIO):
@@ -166,7 +166,7 @@ def test_a_kill_while_the_history_is_cut_leaves_the_old_one(tmp_path, open_repor
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(html_report.os, "replace", killed)
+    patch.setattr(atomic_files.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
       open_reporter(tmp_path, start_step=1)
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -418,11 +418,12 @@ def test_a_log_file_gets_a_line_now_and_then_and_the_last(tmp_path, open_reporte
   )
   for step in range(1, 1001):
     clock.now += 0.1
-    reporter.progress(step, {"loss": 0.5, "lr": 3.0, "skipped": 0.0})
+    reporter.progress(step, {"loss": 0.5, "lr": 3.0, "skipped": 0.0, "F_error": 0.25})
   first, middle, last = stream.getvalue().splitlines()
-  assert first == "step 1/1000   0%  loss 0.5"
-  assert re.fullmatch(r"step 50\d/1000  50%  10 step/s  1,000 img/s  loss 0.5  ETA 0:00:50", middle)
-  assert last == "step 1000/1000 100%  10 step/s  1,000 img/s  loss 0.5  ETA 0:00:00"
+  assert first == "step 1/1000   0%  F error 0.25"
+  pace = "F error 0.25  10 step/s  1,000 img/s"
+  assert re.fullmatch(rf"step 50\d/1000  50%  ETA 0:00:50  {pace}", middle)
+  assert last == f"step 1000/1000 100%  ETA 0:00:00  {pace}"
 
 
 def test_a_terminal_has_one_line_that_is_rewritten(tmp_path, open_reporter, monkeypatch):
@@ -485,8 +486,8 @@ def test_the_page_has_each_curve_with_its_ranges_of_t(tmp_path, open_reporter):
   }
   charts = re.findall(r"<h3>([^<]*)</h3><span class=\"key\">", page)
   assert charts[:6] == [
-    *("Loss", "Fréchet distance", "Tangent norm", "Tangent norm by time t"),
-    *("F error", "Learning rate"),
+    *("Fréchet distance", "Tangent norm", "Tangent norm by time t"),
+    *("F error", "Loss", "Learning rate"),
   ]
   paths = {name: path for path, name in curves}
   assert paths["loss"].count("M") == 2 and "1 not finite" in page  # a gap where it was NaN
@@ -535,13 +536,19 @@ def test_all_texts_of_the_page_are_escaped(tmp_path, open_reporter):
     title=evil,
     config={evil: {evil: evil}},
     scores=[{evil: evil}],
-    notes=[evil, "second"],
+    told=page_of_run.Told(
+      notes=[evil, "second"],
+      terms=[(evil, evil)],
+      scores={"family/": evil},
+      fixed={f"family/{evil}s": 1.0},
+    ),
   )
   assert "<b onclick" not in page and '&"</b>' not in page
   escaped = "&lt;b onclick=&#x27;x&#x27;&gt;&amp;&quot;&lt;/b&gt;"
   assert f"<title>{escaped}</title>" in page and f"<h1>{escaped}</h1>" in page
   assert f"<td>{escaped}.{escaped}</td><td>{escaped}</td>" in page
   assert f"<p>{escaped}</p><p>second</p>" in page
+  assert f"<dt>{escaped}</dt><dd>{escaped}</dd>" in page and f'"soft">{escaped}</p>' in page
 
 
 def test_the_page_shows_scores_and_the_whole_config(tmp_path):
@@ -552,7 +559,7 @@ def test_the_page_shows_scores_and_the_whole_config(tmp_path):
       {"sampler": "1 step", "NFE": 1, "distance": 0.123456},
       {"sampler": "2 steps", "NFE": 2, "ratio": np.float32(np.nan)},
     ],
-    notes="One note.",
+    told=page_of_run.Told(notes=["One note."]),
   )
   head, *rows = re.findall(r"<tr>(.*?)</tr>", page)[:3]
   assert re.findall(r">([^<]+)</th>", head) == ["sampler", "NFE", "distance", "ratio"]
@@ -563,6 +570,61 @@ def test_the_page_shows_scores_and_the_whole_config(tmp_path):
     **{"seed": "0", "net.name": "mlp", "net.width": "64", "net.extra": "{}", "b2": "0.99"}
   }
   assert pairs["numpy"] == np.__version__ and "<p>One note.</p>" in page
+
+
+def test_training_images_are_beside_the_newest_samples(tmp_path, open_reporter):
+  reporter = run(tmp_path, open_reporter)
+  reporter.real_images(np.full((4, 8, 8, 1), 0.5))
+  page = write_report(tmp_path)
+  real = (tmp_path / "samples" / "real.png").read_bytes()
+  (shown,) = re.findall(r'<div class="card pictures">(.*?)</div>', page)
+  pictures = re.findall(r'alt="([^"]+)" src="data:image/png;base64,([^"]+)"', shown)
+  assert [name for name, _ in pictures] == ["training images", "digits, step 100"]
+  assert base64.b64decode(pictures[0][1]) == real
+
+
+def test_the_page_says_what_each_curve_is_and_that_a_consistency_loss_may_rise(
+  tmp_path, open_reporter
+):
+  run(tmp_path, open_reporter)
+  told = page_of_run.Told(
+    kind=sentences.CONSISTENCY, scores={"fd": "What it is."}, fixed={"fd/teacher: heun": 0.5}
+  )
+  page = write_report(tmp_path, told=told)
+  said = dict(re.findall(r"<h3>([^<]*)</h3>.*?</div>(?:<p class=\"soft\">([^<]*)</p>)?<svg", page))
+  assert said["Loss"].startswith("Not a measure of progress. It may rise")
+  assert said["Fréchet distance"] == "What it is."
+  assert all(said[name] for name in said if name not in ("fd", "odd&lt;name")), said
+  assert "not by its loss" in page
+  (level,) = re.findall(r'd="([^"]+)"><title>teacher: heun<', page)
+  heights = set(re.findall(r"[ML][\d.]+ ([\d.]+)", level))
+  assert len(heights) == 1 and 'dasharray:5 4" d="' + level in page
+  other = write_report(tmp_path, told=page_of_run.Told(kind=sentences.DIFFUSION))
+  assert "may rise" not in other and "Falls fast" in other
+
+
+def test_the_page_shows_where_the_time_went(tmp_path, open_reporter):
+  reporter = open_reporter(tmp_path)
+  shares = {"goodput/steps": 0.75, "goodput/compiling": 0.25, "goodput/away": 0.0}
+  reporter.write(1, {**shares, "wall_sec": 4000.0})
+  page = write_report(tmp_path)
+  rows = re.findall(
+    r"<td>([^<]+)</td><td class=\"num\">([^<]+)</td><td class=\"num\">([^<]+)", page
+  )
+  assert rows == [
+    ("training steps that were kept", "0:50:00", "75.0%"),
+    ("compiling the step", "0:16:40", "25.0%"),
+  ]
+  assert re.findall(r'<i style="width:([\d.]+)%', page) == ["75.00", "25.00"]
+  assert "1:06:40 since the start" in page
+  assert set(sentences.PARTS) == set(goodput.KINDS) == set(page_of_run._PART_COLOURS)
+
+
+def test_faults_are_tiles_only_where_there_are_any(tmp_path, open_reporter):
+  reporter = open_reporter(tmp_path)
+  reporter.write(1, {"skipped": 0.0, "rolled_back": 2.0})
+  page = write_report(tmp_path)
+  assert "Roll backs</span><b>2</b>" in page and "Skipped steps</span>" not in page
 
 
 def test_the_page_opens_with_an_empty_history(tmp_path):
