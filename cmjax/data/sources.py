@@ -48,8 +48,15 @@ class Source(Protocol):
 class ArraySource(Source):
   """Arrays in memory: uint8 [n, h, w, c] or float32 [n, ...], taken as it is; labels or none."""
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, num_classes: int = 0):
+  def __init__(
+    self,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    num_classes: int = 0,
+    class_names: Sequence[str] | None = None,
+  ):
     self.shape, self.num_classes = images.shape[1:], num_classes
+    self.class_names = class_names
     self._arrays = {"image": images}
     if labels is not None:
       self._arrays["label"] = labels.astype(np.int32)
@@ -327,15 +334,32 @@ def _open_tfds(
     return library.data_source(dataset, split=split, data_dir=data_dir, download=download)
   except library.core.DatasetNotFoundError as error:
     raise ValueError(f"tfds knows no data set {dataset!r}. See tensorflow.org/datasets.") from error
-  except (NotImplementedError, AssertionError, OSError, ImportError) as error:
+  except (NotImplementedError, AssertionError, OSError, ImportError, ValueError, KeyError) as error:
+    # Which of them a set raises that is not prepared depends on the version of tfds.
+    if isinstance(error, (ValueError, KeyError)) and _is_prepared(dataset, data_dir):
+      raise ValueError(f"tfds cannot read split {split!r} of {dataset!r}: {error}") from error
     option = f" --data_dir={data_dir}" if data_dir else ""
     raise ValueError(
       f"The tfds data set {dataset!r} is not prepared in {data_dir or 'the default folder of tfds'}"
       " as array_record. Prepare it once, with TensorFlow: pip install 'cmjax[prepare]', then "
-      f"tfds build {dataset} --file_format=array_record{option}"
+      f"tfds build {dataset} --file_format=array_record{option}{_without_tfds(dataset)}"
     ) from error
-  except (ValueError, KeyError) as error:
-    raise ValueError(f"tfds cannot read split {split!r} of {dataset!r}: {error}") from error
+
+
+def _is_prepared(dataset: str, data_dir: str | os.PathLike[str] | None) -> bool:
+  """Whether tfds finds splits of a data set on this disk."""
+  import tensorflow_datasets as library
+
+  try:
+    return bool(library.builder(dataset, data_dir=data_dir).info.splits)
+  except (NotImplementedError, AssertionError, OSError, ImportError, ValueError, KeyError):
+    return False
+
+
+def _without_tfds(dataset: str) -> str:
+  """The end of a message: which of the sets of `published_sets` needs no TensorFlow."""
+  known = dataset in ("cifar10", "fashion_mnist", "mnist")
+  return f". Or let cmjax download it, without TensorFlow: --config.data.name={dataset}" * known
 
 
 class _TfdsSource(Source):
