@@ -73,6 +73,32 @@ def variants(name: str) -> tuple[str, ...]:
   return tuple(_page(_find(name)[0]).get("VARIANTS", ()))
 
 
+def command_for(workdir: str | Path) -> str | None:
+  """The command that makes the run of a workdir, where the pages know one.
+
+  It is the page that the workdir is named after, `runs/cifar10_teacher` and
+  `runs/imagenet64_teacher_s`; a page beside the workdir, `photos/teacher.py` of `photos/teacher`;
+  or what a page of cmjax says that it needs first.
+  """
+  text = str(workdir).rstrip("/")
+  name, own = text.rpartition("/")[2], Path(f"{text}.py")
+  if "://" not in text and own.is_file():
+    return f"cmjax train --config={own} --workdir={text}"
+  for page in names():
+    specs = {page: page, **{f"{page}_{variant}": f"{page}:{variant}" for variant in variants(page)}}
+    if name in specs:
+      return f"cmjax train --config={specs[name]} --workdir={text}"
+  needs = (needs_first(page) or "" for page in names())
+  return next((line for line in needs if line.endswith(f" --to {text}")), None)
+
+
+def needs_first(name: str) -> str | None:
+  """What a page of cmjax says that its command needs: the rest of its line "Needs first:"."""
+  lines = (folder() / f"{name}.py").read_text(encoding="utf-8").splitlines()
+  start = "Needs first: "
+  return next((line.removeprefix(start) for line in lines if line.startswith(start)), None)
+
+
 def folder() -> Path:
   """Where the pages of cmjax are: in the package, or beside it in a clone."""
   installed = PACKAGE / "configs"

@@ -110,8 +110,8 @@ def _download(file: File, target: Path, key: str) -> None:
     else:
       reasons.append(f"{url}: other bytes came than those that were published")
   raise ValueError(
-    f"Cannot download {file.name} ({'; '.join(reasons)}). Where there is a network, run: curl -L -o "
-    f"{file.name} {file.urls[0]} and put the file at {target}."
+    f"Cannot download {file.name} ({'; '.join(reasons)}). Where there is a network, run: "
+    f"curl -L -o {file.name} {file.urls[0]} and put the file at {target}."
   )
 
 

@@ -9,7 +9,6 @@
 The sha256 of each file are those of tfds 4.9.10. Files are data: nothing in them is executed.
 """
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -106,20 +105,20 @@ def cifar10(*, split: str = "train", cache: Place = CACHE, url: str | None = Non
   return _source("cifar10", *_read_cifar10(archive, split))
 
 
-def _idx(name: str, *, split: str = "train", cache: Place = CACHE, url: str | None = None) -> Source:
-  """MNIST or one of its kin: uint8 [28, 28, 1] in 10 classes; arguments as of `cifar10`."""
-  images, labels = map(idx_files.read, _fetch(name, split, cache, url))
-  if images.ndim != 3 or labels.shape != images.shape[:1]:
-    raise ValueError(
-      f"{name} has images {list(images.shape)} and labels {list(labels.shape)}: files of two sets?"
-    )
-  return _source(name, images[..., None], labels)
+def fashion_mnist(*, split: str = "train", cache: Place = CACHE, url: str | None = None) -> Source:
+  """Fashion-MNIST: 60,000 and 10,000 images, uint8 [28, 28, 1], 10 classes; see `cifar10`."""
+  return _read_idx("fashion_mnist", split, cache, url)
+
+
+def mnist(*, split: str = "train", cache: Place = CACHE, url: str | None = None) -> Source:
+  """MNIST: 60,000 and 10,000 images, uint8 [28, 28, 1], 10 classes; see `cifar10`."""
+  return _read_idx("mnist", split, cache, url)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
   "cifar10": cifar10,
-  "fashion_mnist": functools.partial(_idx, "fashion_mnist"),
-  "mnist": functools.partial(_idx, "mnist"),
+  "fashion_mnist": fashion_mnist,
+  "mnist": mnist,
 }
 
 
@@ -155,6 +154,15 @@ def _read_cifar10(archive: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
   records = records.reshape(-1, _RECORD)
   images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
   return np.ascontiguousarray(images), records[:, 0]
+
+
+def _read_idx(name: str, split: str, cache: Place, url: str | None) -> Source:
+  images, labels = map(idx_files.read, _fetch(name, split, cache, url))
+  if images.ndim != 3 or labels.shape != images.shape[:1]:
+    raise ValueError(
+      f"{name} has images {list(images.shape)} and labels {list(labels.shape)}: files of two sets?"
+    )
+  return _source(name, images[..., None], labels)
 
 
 def _source(name: str, images: np.ndarray, labels: np.ndarray) -> Source:

@@ -77,6 +77,7 @@ def prepare(exp: Experiment, workdir: epath.Path, ask: Callable[[], None]) -> Pr
   sharding.check_batch_size(run.batch_size, mesh)
   microbatch.check(run.batch_size, run.microbatch, mesh.size)
   teacher = stored_runs.load_teacher(exp, mesh)
+  stored_runs.check_start(exp, workdir)
   network = teacher.model[0] if teacher else None
   lpips = sharding.gather(exp.method.lpips(), mesh)
   frozen = {"teacher": teacher and teacher.model[1], "lpips": lpips}

@@ -53,7 +53,10 @@ def test_a_file_comes_once_and_whole(server, tmp_path):
 def test_a_connection_that_is_lost_is_taken_up_where_it_ended(server, tmp_path):
   server.cut, server.cuts = 50_000, 3
   assert fetch(server, tmp_path).read_bytes() == CONTENT
-  assert server.asked == [(NAME, None), *((NAME, f"bytes={i}-") for i in (50_000, 100_000, 150_000))]
+  assert server.asked == [
+    (NAME, None),
+    *((NAME, f"bytes={i}-") for i in (50_000, 100_000, 150_000)),
+  ]
 
 
 def test_a_stopped_download_goes_on_in_the_next_process(server, tmp_path):
@@ -200,7 +203,9 @@ def test_mnist_and_its_kin_are_read_from_their_files(monkeypatch, tmp_path, name
     arrays[f"{split}-labels-idx1-ubyte.gz"] = rng.integers(0, 10, num, np.uint8)
   with loopback.serving({key: loopback.idx(a) for key, a in arrays.items()}) as server:
     loopback.publish(monkeypatch, name, server)
-    images, labels = sources.as_array(published_sets.SOURCES[name](split="test", cache=str(tmp_path)))
+    images, labels = sources.as_array(
+      published_sets.SOURCES[name](split="test", cache=str(tmp_path))
+    )
   np.testing.assert_array_equal(images[..., 0], arrays["t10k-images-idx3-ubyte.gz"])
   np.testing.assert_array_equal(labels, arrays["t10k-labels-idx1-ubyte.gz"])
   assert images.shape == (20, 28, 28, 1)

@@ -140,7 +140,7 @@ def test_a_file_that_is_no_page_is_refused():
     ("imagenet512_scd:xxs", "smoke, s, m, l, xl, xxl."),
     ("imagenet64_sct:xxl", "smoke, s, m, l, xl."),
     ("cifar10_ct:smal", "smoke, lpips."),
-    ("cifar10_sct:xl", "smoke."),
+    ("cifar10_sct:xl", "smoke, scratch."),
   ],
 )
 def test_an_unknown_variant_is_refused(spec, choices):
@@ -205,7 +205,7 @@ def test_what_pages_share_is_open_to_changes_and_new_each_time():
   assert pages.shared("imagenet512").net.channels == 192
 
 
-def test_sct_and_scd_of_cifar10_differ_in_four_settings():
+def test_sct_and_scd_of_cifar10_differ_in_three_settings():
   rows = pages.differences(pages.load("cifar10_sct"), pages.load("cifar10_scd")).splitlines()
   assert [row.split() for row in rows] == [
     ["init_from.workdir", "''", "'runs/cifar10_teacher'"],

@@ -85,7 +85,11 @@ def cifar10(num=40, seed=0):
   """The bytes of a cifar-10-binary.tar.gz with `num` images a batch; images and labels by split."""
   rng, packed, told = np.random.default_rng(seed), io.BytesIO(), {}
   with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-    for name in ("batches.meta.txt", *(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+    for name in (
+      "batches.meta.txt",
+      *(f"data_batch_{i}.bin" for i in range(1, 6)),
+      "test_batch.bin",
+    ):
       labels = rng.integers(0, 10, num, np.uint8)
       planes = rng.integers(0, 256, (num, 3, 32, 32), np.uint8)
       records = np.concatenate([labels[:, None], planes.reshape(num, -1)], axis=1)
