@@ -2,12 +2,14 @@
 
   config = pages.load("cifar10_sct")         # a page of cmjax, by its name
   config = pages.load("imagenet64_sct:xl")   # one of its variants
+  config = pages.load("own_images_scd:64:12000")  # a variant, for that many images
   config = pages.load("my/page.py:smoke")    # a page of your own, made small
   config = pages.load("runs/a/config.json")  # what a run was trained with
 
 A page is a Python file with `get_config() -> ConfigDict`. Its settings begin with what the pages of
 its data set share, `pages.shared("cifar10")`, and it says where it differs. A page with variants
-lists them, VARIANTS = ("s", "m"), and has `get_config(variant="s")`.
+lists them, VARIANTS = ("s", "m"), and has `get_config(variant="s")`. Where its settings follow how
+many images there are, it takes `num_images` as well.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ from ml_collections import ConfigDict
 from cmjax.base import json_files, paths
 
 PACKAGE = Path(__file__).parent
+COUNT = "num_images"  # the argument of a page whose settings follow how many images there are
 
 # What `smoke` leaves of a config.
 STEPS = 4
@@ -227,13 +230,17 @@ def _config_of(path: Path, variant: str) -> ConfigDict:
   """What get_config of a page returns, in a variant of it."""
   page = _page(path)
   get_config = page["get_config"]
-  takes_variant = bool(inspect.signature(get_config).parameters)
+  takes = inspect.signature(get_config).parameters
+  takes_variant, counted = bool(takes), {}
+  if COUNT in takes and ":" in variant:
+    variant, _, count = variant.partition(":")
+    counted = {COUNT: _count(count)}
   if "VARIANTS" in page or not takes_variant:
     own = tuple(page.get("VARIANTS", ()))
     _check_variant(variant, own)
   else:
     own = (variant,)  # the page itself knows which it has
-  config = _call(path, get_config, *([variant] if variant in own and variant else []))
+  config = _call(path, get_config, *([variant] if variant in own and variant else []), **counted)
   return config if variant in ("", *own) else smoke(config)
 
 
@@ -246,15 +253,23 @@ def _page(path: Path) -> dict[str, Any]:
   return page
 
 
-def _call(path: Path, get_config: Callable[..., Any], *args: str) -> ConfigDict:
+def _call(path: Path, get_config: Callable[..., Any], *args: str, **kwargs: int) -> ConfigDict:
   with _explained(path):
-    config = get_config(*args)
+    config = get_config(*args, **kwargs)
   if not isinstance(config, ConfigDict):
     raise ValueError(
       f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict: does it end with "
       "`return`?"
     )
   return config
+
+
+def _count(text: str) -> int:
+  """The number of images at the end of a spec."""
+  digits = text.replace(",", "").replace("_", "")
+  if not digits.isdecimal() or not 0 < int(digits) < 2**31:
+    raise ValueError(f"{text!r} is no number of images: own_images_teacher:64:12000 has one.")
+  return int(digits)
 
 
 def _check_variant(variant: str, own: Iterable[str]) -> None:

@@ -77,6 +77,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--image_column", default="image", help="of parquet files (image)")
   kinds = ",".join(image_files.CONVERSIONS)
   add("--convert", default="", metavar="KINDS", help=f"what may be made 8 bits of RGB: {kinds}")
+  background = "a colour that alpha is laid over, which allows alpha: white, black, #rrggbb"
+  add("--background", metavar="COLOUR", help=background)
   value("max_bad", CountOrNone, "images that cannot be read and are left out (0)", default=0)
   number("max_pixels", image_files.DEFAULT.max_pixels, "of one")
   number("max_bytes", image_files.DEFAULT.max_bytes, "of a file")
@@ -93,7 +95,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.error("give a SOURCE and --out DIR, or --validate DIR")
   if args.validate is not None and (args.source or args.out):
     parser.error("--validate DIR stands alone")
-  others = ("latents", "resolution", "filter", "channels", "convert")
+  others = ("latents", "resolution", "filter", "channels", "convert", "background")
   given = [f"--{name}" for name in others if getattr(args, name)]
   given += ["--transform"] * (args.transform != "none")
   given += ["--convention"] * (args.convention not in (None, "edm2"))
@@ -106,7 +108,12 @@ def _prepare(args: argparse.Namespace) -> int:
   from cmjax.data.prepare import originals, validation, writing  # here, so that --help is quick
 
   convert = tuple(kind for kind in args.convert.split(",") if kind)
-  recipe = writing.Recipe(args.transform, args.resolution, args.filter, args.channels, convert)
+  background = image_files.WHITE
+  if args.background:
+    convert, background = (*convert, "alpha"), image_files.colour(args.background)
+  recipe = writing.Recipe(
+    args.transform, args.resolution, args.filter, args.channels, convert, background
+  )
   pictures = originals.find(
     args.source,
     split=args.split,

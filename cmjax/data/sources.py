@@ -77,6 +77,24 @@ class ArraySource(Source):
     return {name: array[indices] for name, array in self._arrays.items()}
 
 
+class Part(Source):
+  """Some elements of a source, by their indices."""
+
+  def __init__(self, source: Source, chosen: np.ndarray):
+    self.shape, self.num_classes, self.record = source.shape, source.num_classes, source.record
+    self._source, self._chosen = source, chosen
+
+  def __len__(self) -> int:
+    return len(self._chosen)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return self._source[int(self._chosen[i])]
+
+  def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """The elements at `indices` [b], stacked."""
+    return self._source.take(self._chosen[indices])
+
+
 def count_labels(labels: Sequence[int] | np.ndarray | None) -> dict[int, int] | None:
   """Label -> how often it is there; None without labels."""
   if labels is None:

@@ -83,6 +83,9 @@ def prepare(exp: Experiment, workdir: epath.Path, ask: Callable[[], None]) -> Pr
   frozen = {"teacher": teacher and teacher.model[1], "lpips": lpips}
   compiled_step.make_loss(exp, network, frozen)  # what is wrong with its section is found here
   data, tx = experiment.opened(exp), experiment.transformation(exp)
+  if sharding.process()[0] == 0:
+    for warning in experiment.too_long(exp, len(data)):
+      logger.warning("%s", warning)
   init, step_fn = experiment.state_init(exp, tx), compiled_step.make_step_fn(exp, tx, network)
   abstract = jax.eval_shape(init, jax.random.key(0))
   num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)

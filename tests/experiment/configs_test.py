@@ -77,8 +77,8 @@ def prepared(path, config):
   convention = config.data.records.get("latents")
   recorded = latents.record(latents.CONVENTIONS[convention]) if convention else None
   layout = shards.Layout(shape, "float32" if convention else "uint8", bool(convention))
-  zeros = np.zeros((2, *shape), layout.dtype)
-  arrays = {"image": zeros, "image_std": zeros, "label": np.array([0, 1])}
+  zeros = np.zeros((20, *shape), layout.dtype)
+  arrays = {"image": zeros, "image_std": zeros, "label": np.arange(20) % 2}
   folder, name = path / "train", shards.name("train", 0, 1)
   folder.mkdir()
   shard = manifest.Shard(name=name, **shards.write(folder / name, layout.pack(arrays)))

@@ -208,7 +208,6 @@ def test_what_pages_share_is_open_to_changes_and_new_each_time():
 def test_sct_and_scd_of_cifar10_differ_in_three_settings():
   rows = pages.differences(pages.load("cifar10_sct"), pages.load("cifar10_scd")).splitlines()
   assert [row.split() for row in rows] == [
-    ["init_from.workdir", "''", "'runs/cifar10_teacher'"],
     ["loss.name", "'sct'", "'scd'"],
     ["net.dropout", "0.2", "0.0"],
     ["teacher.workdir", "''", "'runs/cifar10_teacher'"],

@@ -230,7 +230,7 @@ def _how_made(
     "num_pictures": len(chosen),
     "names_sha256": digest.hexdigest(),
     "picture_rules": image_files.VERSION,
-    "transform": recipe._asdict() | {"convert": list(recipe.convert)},
+    "transform": recipe.record,
     "encoder": encoder.record if encoder else None,
     "licence": licence,
     "versions": versions | {"python": platform.python_version()},
