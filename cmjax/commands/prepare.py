@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmjax.base import lock
 from cmjax.base.ranges import Count, CountOrNone, Folder, Share, Size, SizeOrNone
 from cmjax.commands import common
@@ -136,7 +134,7 @@ def _prepare(args: argparse.Namespace) -> int:
       encoder = encoding.encoder(args.latents, convention, batch_size=args.batch_size)
   out = Path(args.out)
   with lock.hold(out, "prepare"):
-    for split, chosen in _splits(args, len(pictures)):
+    for split, chosen in writing.splits(len(pictures), args.held_out, args.split):
       made = writing.prepare(
         pictures,
         out,
@@ -150,17 +148,6 @@ def _prepare(args: argparse.Namespace) -> int:
       )
       common.say(validation.summary(out / split, made))
   return 0
-
-
-def _splits(args: argparse.Namespace, num: int) -> list[tuple[str, np.ndarray | None]]:
-  """The splits to write, and which pictures are theirs (None: all)."""
-  if args.held_out is None:
-    return [(args.split, None)]
-  steps = np.floor(np.arange(num + 1) * args.held_out)
-  is_test = np.diff(steps) > 0
-  if not 0 < args.held_out < 1 or not is_test.any():
-    raise ValueError(f"held_out={args.held_out} of {num} images: give a fraction, such as 0.1.")
-  return [("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))]
 
 
 def _validate(path: str) -> int:

@@ -2,8 +2,8 @@ import concurrent.futures
 import contextlib
 import subprocess
 import sys
-import types
 import time
+import types
 
 import numpy as np
 import pytest

@@ -29,7 +29,7 @@ def test_a_page_of_50000_images_is_warned_of_on_3000():
 @pytest.mark.parametrize(
   "values, words",
   [
-    ({"optim.schedule.warmup_steps": 7}, ["optim.schedule.warmup_steps=7 is 58% of total_steps=12"]),
+    ({"optim.schedule.warmup_steps": 7}, ["optim.schedule.warmup_steps=7 is 58% of total_steps"]),
     ({"loss.warmup_steps": 6}, []),
     ({"ema.short.half_life_images": 49, "ema.short.rampup_ratio": None},
      ["ema.short has a half-life of 49 images, 26% of the run"]),
