@@ -290,12 +290,16 @@ def sliced_wasserstein(
   num_samples: Count,
   batch_size: Count,
 ) -> Evaluator:
-  """Sliced Wasserstein-2 distance of points; `floor` is that of two real draws of the same size."""
-  reference, other = train[:num_samples], held_out[:num_samples]
+  """Sliced Wasserstein-2 distance of points, or of images as points: their pixels in [-1, 1].
+
+  `floor` is that of two real draws, of the same size where there are as many.
+  """
+  flat = lambda x: x.reshape(len(x), -1)
+  reference, other = flat(train[:num_samples]), flat(held_out[:num_samples])
   floor = wasserstein.sliced(other, reference)
 
   def points(sampler, params, key):
-    return whole(sampler, params, key, num_samples, everyone, batch_size=batch_size)
+    return flat(whole(sampler, params, key, num_samples, everyone, batch_size=batch_size))
 
   def evaluate(averages, key):
     yield "floor", floor

@@ -10,7 +10,7 @@ from cmjax import pages
 
 VARIANTS = ("64", "32")
 EPOCHS = 1_000  # CIFAR-10's pages: 4,096 of 50,000 images; the digits': 71 of 1,442
-LEAST, MOST = 1_000_000, 100_000_000  # images of all steps together
+LEAST, MOST = 400_000, 100_000_000  # images of all steps together
 
 
 def get_config(size: str = "64", num_images: int = 3_000) -> mlc.ConfigDict:

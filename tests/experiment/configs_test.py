@@ -20,7 +20,7 @@ from cmjax.data import downloads, manifest, shards
 from cmjax.experiment import models
 from cmjax.program import plan, train
 from cmjax.types import Network
-from helpers import loopback_files, published_pages
+from helpers import in_process, loopback_files, published_pages
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -240,13 +240,30 @@ def test_the_networks_on_latents_are_the_published_ones_and_what_scm_adds(size, 
 
 
 @pytest.mark.slow
-def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, images):
-  config = load("cifar10_sct:smoke")
-  config.init_from.workdir = ""
-  train.train(experiment.parse(config), tmp_path)
-  assert (tmp_path / "checkpoints" / str(config.total_steps)).is_dir()
-  assert (tmp_path / "samples" / f"two_step_main_{config.total_steps:08d}.png").exists()
-  assert (tmp_path / "report.html").exists()
+def test_the_headline_command_brings_its_data_itself(tmp_path, monkeypatch, capsys):
+  archive, _ = loopback_files.cifar10(num=16)
+  monkeypatch.setattr(downloads, "PAUSE", 0.0)
+  cache, runs = f"--config.data.cifar10.cache={tmp_path / 'cache'}", tmp_path / "runs"
+  teacher, sct = runs / "cifar10_teacher", runs / "cifar10_sct"
+  start = f"--config.init_from.workdir={teacher}"
+  small = ("--config.mesh.data=1", cache)
+  with loopback_files.serving({"cifar-10-binary.tar.gz": archive}) as server:
+    loopback_files.publish(monkeypatch, "cifar10", server)
+    server.cut, server.cuts = len(archive) // 3, 2  # the connection is lost twice
+    command = ("--config=configs/cifar10_sct.py:smoke", f"--workdir={sct}", start, *small)
+    code, _, err = in_process.answer(capsys, lambda: in_process.mode(*command))
+    advice = f"Make it first: cmjax train --config=cifar10_teacher --workdir={teacher};"
+    assert code == 1 and advice in err and not server.asked
+    assert not in_process.mode(
+      "--config=configs/cifar10_teacher.py:smoke", f"--workdir={teacher}", *small
+    )
+    assert len(server.asked) == 3
+    assert not in_process.mode(*command)
+    assert len(server.asked) == 3  # it is kept
+  for workdir, sampler in ((teacher, "heun"), (sct, "two_step")):
+    assert (workdir / "checkpoints" / str(pages.STEPS)).is_dir()
+    assert (workdir / "samples" / f"{sampler}_main_{pages.STEPS:08d}.png").exists()
+    assert (workdir / "report.html").exists()
 
 
 @pytest.mark.slow
