@@ -189,7 +189,9 @@ def _check_key(config: ConfigDict, path: str, optional: Collection[str] = ()) ->
     if key not in section:
       if path in optional and (len(above) == path.count(".") or _is_of_source(path)):
         return
-      where = ".".join(["config", *above])
+      where, source = ".".join(["config", *above]), f"{'.'.join([*above, key])}."
+      if takes := sorted(name.removeprefix(source) for name in optional if name.startswith(source)):
+        raise ValueError(f"--config.{path}: {where}.{key} takes: {', '.join(takes)}.")
       split = (other.rpartition(".") for other in sorted(optional))
       others = [name for section_of, _, name in split if section_of == ".".join(above)]
       raise ValueError(
