@@ -384,7 +384,11 @@ def configured(folder, **data):
 
 
 def test_measure_prints_the_flags_to_paste(tmp_path):
-  lay(tmp_path / "a", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(20)])
+  for name in ("cat", "dog"):  # of one colour each, so that there is something to learn
+    (tmp_path / "a" / name).mkdir(parents=True)
+    for i in range(20):
+      colour = tuple(np.random.default_rng(i).integers(0, 256, 3).tolist())
+      Image.new("RGB", (4, 4), colour).save(tmp_path / "a" / name / f"{i}.png")
   exp = configured(tmp_path / "a")
   said = sample.measure(exp).splitlines()
   found = json.loads(said[0])

@@ -3,10 +3,20 @@
 import pytest
 
 from cmjax import experiment, pages
+from cmjax.experiment import models
+from cmjax.types import Network
 from helpers import tiny
 
 SIZES = {"cifar10": 50_000, "digits": 1_442, "imagenet64": 1_281_167, "imagenet512": 1_281_167}
 SIZES |= {"toy2d": 65_536, "own": 3_000}
+
+
+@pytest.fixture(autouse=True)
+def _any_network(monkeypatch):
+  """A page's own network takes seconds to put together, and lengths do not depend on it."""
+  any_network = Network(lambda key: {}, lambda params, x, t, cond, key: x)
+  like = lambda section, sigma_data: any_network._replace(inputs=models.inputs_of(section))
+  monkeypatch.setattr(models, "network", like)
 
 
 def warned(config, num_images):
