@@ -161,7 +161,7 @@ def _shorter(settings: Mapping[str, Any]) -> dict[str, Any]:
     elif value and key.endswith("every_steps"):
       value = EVERY
     elif value and key == "warmup_steps":
-      value = min(value, STEPS)
+      value = min(value, STEPS // 2)
     shorter[key] = value
   return shorter
 

@@ -190,7 +190,8 @@ def _check_key(config: ConfigDict, path: str, optional: Collection[str] = ()) ->
       if path in optional and (len(above) == path.count(".") or _is_of_source(path)):
         return
       where, source = ".".join(["config", *above]), f"{'.'.join([*above, key])}."
-      if takes := sorted(name.removeprefix(source) for name in optional if name.startswith(source)):
+      takes = sorted(name.removeprefix(source) for name in optional if name.startswith(source))
+      if takes and _is_of_source(path):
         raise ValueError(f"--config.{path}: {where}.{key} takes: {', '.join(takes)}.")
       split = (other.rpartition(".") for other in sorted(optional))
       others = [name for section_of, _, name in split if section_of == ".".join(above)]

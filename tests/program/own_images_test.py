@@ -186,14 +186,14 @@ def test_a_step_is_timed_and_its_flops_are_those_of_the_trace():
 
 # Of a page for days on a CPU, what trains in a minute or two.
 SHORT = """--config.net.channels=8 --config.net.channel_mult=1,2,4 --config.net.num_blocks=1
-  --config.net.attn_resolutions=() --config.net.dropout=0 --config.batch_size=32
+  --config.net.attn_resolutions=() --config.net.dropout=0 --config.batch_size=16
   --config.mesh.data=1 --config.log_every_steps=50 --config.checkpoint.every_steps=1000
   --config.evals.grid.num_samples=16 --config.evals.swd.num_samples=256
   --config.ema.main.rampup_ratio=0.1""".split()
-TEACHER = """--config.total_steps=300 --config.optim.lr=3e-3 --config.optim.schedule.warmup_steps=30
+TEACHER = """--config.total_steps=200 --config.optim.lr=3e-3 --config.optim.schedule.warmup_steps=20
   --config.samplers.heun.num_steps=8""".split()
-STUDENT = """--config.total_steps=150 --config.optim.lr=5e-4 --config.loss.warmup_steps=30
-  --config.optim.schedule.warmup_steps=10 --config.optim.schedule.decay_steps=50""".split()
+STUDENT = """--config.total_steps=80 --config.optim.lr=5e-4 --config.loss.warmup_steps=16
+  --config.optim.schedule.warmup_steps=8 --config.optim.schedule.decay_steps=30""".split()
 
 
 @pytest.mark.slow
