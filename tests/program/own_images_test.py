@@ -219,5 +219,5 @@ def test_2900_pictures_become_samples_that_are_better_than_the_mean_image(tmp_pa
   assert student["swd/two_step/main"] < of_mean / 1.5
   for name, sampler in (("teacher", "heun"), ("student", "two_step")):
     report = (out / name / "report.html").read_text()
-    assert "Sliced Wasserstein" in report and "data:image/png" in report
+    assert "swd" in report and "data:image/png" in report
     assert len(list((out / name / "samples").glob(f"{sampler}_main_*.png"))) >= 2
