@@ -31,6 +31,7 @@ CORE = [
   "scipy>=1.14",
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.9",
+  "tqdm>=4.66",  # the bar of a download; tensorflow-datasets has it too
 ]
 
 EXTRAS = {

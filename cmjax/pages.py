@@ -2,12 +2,14 @@
 
   config = pages.load("cifar10_sct")         # a page of cmjax, by its name
   config = pages.load("imagenet64_sct:xl")   # one of its variants
+  config = pages.load("own_images_scd:64:12000")  # a variant, for that many images
   config = pages.load("my/page.py:smoke")    # a page of your own, made small
   config = pages.load("runs/a/config.json")  # what a run was trained with
 
 A page is a Python file with `get_config() -> ConfigDict`. Its settings begin with what the pages of
 its data set share, `pages.shared("cifar10")`, and it says where it differs. A page with variants
-lists them, VARIANTS = ("s", "m"), and has `get_config(variant="s")`.
+lists them, VARIANTS = ("s", "m"), and has `get_config(variant="s")`. Where its settings follow how
+many images there are, it takes `num_images` as well.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ from ml_collections import ConfigDict
 from cmjax.base import json_files, paths, printable
 
 PACKAGE = Path(__file__).parent
+COUNT = "num_images"  # the argument of a page whose settings follow how many images there are
 
 # What `smoke` leaves of a config.
 STEPS = 4
@@ -71,6 +74,32 @@ def names() -> list[str]:
 def variants(name: str) -> tuple[str, ...]:
   """The variants that a page of cmjax lists; beside them every page has `smoke`."""
   return tuple(_page(_find(name)[0]).get("VARIANTS", ()))
+
+
+def command_for(workdir: str | Path) -> str | None:
+  """The command that makes the run of a workdir, where the pages know one.
+
+  It is the page that the workdir is named after, `runs/cifar10_teacher` and
+  `runs/imagenet64_teacher_s`; a page beside the workdir, `photos/teacher.py` of `photos/teacher`;
+  or what a page of cmjax says that it needs first.
+  """
+  text = str(workdir).rstrip("/")
+  name, own = text.rpartition("/")[2], Path(f"{text}.py")
+  if "://" not in text and own.is_file():
+    return f"cmjax train --config={own} --workdir={text}"
+  for page in names():
+    specs = {page: page, **{f"{page}_{variant}": f"{page}:{variant}" for variant in variants(page)}}
+    if name in specs:
+      return f"cmjax train --config={specs[name]} --workdir={text}"
+  needs = (needs_first(page) or "" for page in names())
+  return next((line for line in needs if line.endswith(f" --to {text}")), None)
+
+
+def needs_first(name: str) -> str | None:
+  """What a page of cmjax says that its command needs: the rest of its line "Needs first:"."""
+  lines = (folder() / f"{name}.py").read_text(encoding="utf-8").splitlines()
+  start = "Needs first: "
+  return next((line.removeprefix(start) for line in lines if line.startswith(start)), None)
 
 
 def folder() -> Path:
@@ -136,7 +165,7 @@ def _shorter(settings: Mapping[str, Any]) -> dict[str, Any]:
     elif value and key.endswith("every_steps"):
       value = EVERY
     elif value and key == "warmup_steps":
-      value = min(value, STEPS)
+      value = min(value, STEPS // 2)
     shorter[key] = value
   return shorter
 
@@ -205,13 +234,17 @@ def _config_of(path: Path, variant: str) -> ConfigDict:
   """What get_config of a page returns, in a variant of it."""
   page = _page(path)
   get_config = page["get_config"]
-  takes_variant = bool(inspect.signature(get_config).parameters)
+  takes = inspect.signature(get_config).parameters
+  takes_variant, counted = bool(takes), {}
+  if COUNT in takes and ":" in variant:
+    variant, _, count = variant.partition(":")
+    counted = {COUNT: _count(count)}
   if "VARIANTS" in page or not takes_variant:
     own = tuple(page.get("VARIANTS", ()))
     _check_variant(variant, own)
   else:
     own = (variant,)  # the page itself knows which it has
-  config = _call(path, get_config, *([variant] if variant in own and variant else []))
+  config = _call(path, get_config, *([variant] if variant in own and variant else []), **counted)
   return config if variant in ("", *own) else smoke(config)
 
 
@@ -224,15 +257,23 @@ def _page(path: Path) -> dict[str, Any]:
   return page
 
 
-def _call(path: Path, get_config: Callable[..., Any], *args: str) -> ConfigDict:
+def _call(path: Path, get_config: Callable[..., Any], *args: str, **kwargs: int) -> ConfigDict:
   with _explained(path):
-    config = get_config(*args)
+    config = get_config(*args, **kwargs)
   if not isinstance(config, ConfigDict):
     raise ValueError(
       f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict: does it end with "
       "`return`?"
     )
   return config
+
+
+def _count(text: str) -> int:
+  """The number of images at the end of a spec."""
+  digits = text.replace(",", "").replace("_", "")
+  if not digits.isdecimal() or not 0 < int(digits) < 2**31:
+    raise ValueError(f"{text!r} is no number of images: own_images_teacher:64:12000 has one.")
+  return int(digits)
 
 
 def _check_variant(variant: str, own: Iterable[str]) -> None:

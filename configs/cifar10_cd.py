@@ -2,6 +2,8 @@ r"""CIFAR-10, unconditional: consistency distillation in discrete time (CD).
 
   python -m cmjax.main --config=configs/cifar10_cd.py --workdir=runs/cifar10_cd
 
+Needs first: cmjax train --config=cifar10_edm_teacher --workdir=runs/cifar10_edm_teacher
+
 Distils, and starts from, the average of runs/cifar10_edm_teacher. Heun steps on N = 18 levels, the
 target is the network itself (mu = 0), RAdam 4e-4, batch 512, 800k steps (Song et al. 2023, table
 3). The squared l2 distance; cifar10_cd.py:lpips takes LPIPS, which the paper finds best.

@@ -3,6 +3,8 @@ r"""CIFAR-10, unconditional: continuous-time CD of 2023 (theorem 5) of the EDM t
   python -m cmjax.main --config=configs/cifar10_cd_continuous.py \
     --workdir=runs/cifar10_cd_continuous
 
+Needs first: cmjax train --config=cifar10_edm_teacher --workdir=runs/cifar10_edm_teacher
+
 RAdam 5e-6, dropout 0.3, batch 512, 800k steps (Song et al. 2023, appendix B and released configs).
 --config.loss.stop_gradient=False --config.optim.lr=1e-3 is theorem 3 with the paper's rate.
 

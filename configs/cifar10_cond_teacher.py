@@ -2,8 +2,10 @@ r"""CIFAR-10, class-conditional: a TrigFlow diffusion teacher for guided distill
 
   python -m cmjax.main --config=configs/cifar10_cond_teacher.py --workdir=runs/cifar10_cond_teacher
 
-Data through tfds (`pip install -e .[prepare]`, then `tfds build cifar10`), or an .npz with
-train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
+Needs first: nothing. CIFAR-10 is downloaded at the first start (170 MB).
+
+CIFAR-10 is kept in ~/.cache/cmjax/datasets; --config.data.cifar10.cache=DIR names another folder.
+An .npz with train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
 
 As cifar10_teacher.py with classes, a tenth of the labels dropped, so that classifier-free guidance
 can ask it for a prediction without one: cifar10_scd_guided.py distils it. No paper has this; not

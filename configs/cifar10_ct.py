@@ -2,6 +2,8 @@ r"""CIFAR-10, unconditional: consistency training in discrete time (CT), from ra
 
   python -m cmjax.main --config=configs/cifar10_ct.py --workdir=runs/cifar10_ct
 
+Needs first: nothing. CIFAR-10 is downloaded at the first start (170 MB).
+
 N(k) from 2 to 150 by the square-root curriculum, a target network with mu(k) from mu0 = 0.9 (the
 paper's convention; "openai" is that of the released code), RAdam 4e-4, batch 512, 800k steps (Song
 et al. 2023, table 3). The squared l2 distance; cifar10_ct.py:lpips takes LPIPS, as the paper does.

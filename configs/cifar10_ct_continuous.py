@@ -3,6 +3,8 @@ r"""CIFAR-10, unconditional: continuous-time CT of 2023 (theorem 6), from the ED
   python -m cmjax.main --config=configs/cifar10_ct_continuous.py \
     --workdir=runs/cifar10_ct_continuous
 
+Needs first: cmjax train --config=cifar10_edm_teacher --workdir=runs/cifar10_edm_teacher
+
 RAdam 5e-6, dropout 0.3, batch 512, 800k steps (Song et al. 2023, appendix B and released configs),
 starting from runs/cifar10_edm_teacher, without which it does not train (there; iCT trains it from
 random weights with a small Fourier scale).

@@ -2,8 +2,10 @@ r"""CIFAR-10, unconditional: discrete-time sCD (dsCD) of the teacher.
 
   python -m cmjax.main --config=configs/cifar10_dscd.py --workdir=runs/cifar10_dscd
 
+Needs first: cmjax train --config=cifar10_teacher --workdir=runs/cifar10_teacher
+
 As cifar10_scd.py, but the tangent is a finite difference to the level below on a Karras grid of
-1024 (sCM, appendix E). Train cifar10_teacher.py in runs/cifar10_teacher first.
+1024 (sCM, appendix E).
 
 Published as a curve only, for ImageNet-512. Not run by us.
 """

@@ -2,6 +2,8 @@ r"""CIFAR-10, unconditional: easy consistency tuning (ECT) of the EDM teacher.
 
   python -m cmjax.main --config=configs/cifar10_ect.py --workdir=runs/cifar10_ect
 
+Needs first: cmjax train --config=cifar10_edm_teacher --workdir=runs/cifar10_edm_teacher
+
 Starts from runs/cifar10_edm_teacher. Pairs (t, r) whose gap halves every 25k steps (q = 2, 8
 stages), l2 distance, weight 1 / (t - r), dropout 0.2, RAdam 1e-4, batch 128, 200k steps, no flip
 (Geng et al. 2024). Their training has EDM's unshifted boundary, as here; their sampling shifts it

@@ -2,6 +2,8 @@ r"""CIFAR-10, unconditional: EDM's diffusion teacher, in EDM's preconditioning.
 
   python -m cmjax.main --config=configs/cifar10_edm_teacher.py --workdir=runs/cifar10_edm_teacher
 
+Needs first: nothing. CIFAR-10 is downloaded at the first start (170 MB).
+
 The network embeds ln(sigma) / 4 and gives EDM's F; cmjax sees it as a TrigFlow network, so it can
 teach CD and sCD, and start ECT. EDM's weighting is the constant one: lambda(sigma) c_out^2 = 1.
 

@@ -2,6 +2,8 @@ r"""CIFAR-10, unconditional: improved consistency training (iCT), from random we
 
   python -m cmjax.main --config=configs/cifar10_ict.py --workdir=runs/cifar10_ict
 
+Needs first: nothing. CIFAR-10 is downloaded at the first start (170 MB).
+
 Pseudo-Huber with c = 0.00054 sqrt(D), weight 1 / (sigma_{i+1} - sigma_i), lognormal pairs, N
 doubling from 10 to 1280, Fourier scale 0.02, dropout 0.3, RAdam 1e-4, batch 1024, 400k steps,
 average 0.99993 (Song & Dhariwal 2023; what of this is confirmed: docs/methods.md).

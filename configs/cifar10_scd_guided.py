@@ -2,9 +2,10 @@ r"""CIFAR-10, class-conditional: sCD of a teacher under guidance, one student fo
 
   python -m cmjax.main --config=configs/cifar10_scd_guided.py --workdir=runs/cifar10_scd_guided
 
+Needs first: cmjax train --config=cifar10_cond_teacher --workdir=runs/cifar10_cond_teacher
+
 The scale s ~ U[1, 2] of classifier-free guidance is an input of the student, through a layer that
-starts at zero (sCM, appendix G.1; there on ImageNet-512). Train cifar10_cond_teacher.py in
-runs/cifar10_cond_teacher first.
+starts at zero (sCM, appendix G.1; there on ImageNet-512).
 
 Not run by us.
 """

@@ -2,10 +2,11 @@ r"""CIFAR-10, unconditional: sCD with adaptive variational score distillation be
 
   python -m cmjax.main --config=configs/cifar10_scd_vsd.py --workdir=runs/cifar10_scd_vsd
 
+Needs first: cmjax train --config=cifar10_teacher --workdir=runs/cifar10_teacher
+
 The fake-score network starts from the teacher too and is trained 1:1 by its own optimizer (sCM,
 appendix C). The paper has this on ImageNet-512 only, for 20k steps: proposal and lambda of the VSD
-part are those, the rest is cifar10_scd.py's. Train cifar10_teacher.py in runs/cifar10_teacher
-first.
+part are those, the rest is cifar10_scd.py's.
 
 Not run by us.
 """

@@ -2,8 +2,10 @@ r"""CIFAR-10, unconditional: the TrigFlow diffusion teacher of sCM (Lu & Song 20
 
   python -m cmjax.main --config=configs/cifar10_teacher.py --workdir=runs/cifar10_teacher
 
-Data through tfds (`pip install -e .[prepare]`, then `tfds build cifar10`), or an .npz with
-train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
+Needs first: nothing. CIFAR-10 is downloaded at the first start (170 MB).
+
+CIFAR-10 is kept in ~/.cache/cmjax/datasets; --config.data.cifar10.cache=DIR names another folder.
+An .npz with train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
 
 The paper: DDPM++ of 60.07 M parameters, 400k steps of 512, FID 2.15 at NFE 35. Not run by us; for
 what we ran at a small size see docs/results. Differences: EDM's augmentation (p = 0.12)

@@ -2,9 +2,10 @@ r"""Real digits, 8x8: consistency distillation in discrete time (CD; Song et al.
 
   python -m cmjax.main --config=configs/digits_cd.py --workdir=runs/digits_cd
 
-Train digits_teacher.py in runs/digits_teacher first. Heun steps of the teacher on a grid of 18
-levels, squared l2 distance, the target is the network itself (mu = 0): the paper's CIFAR-10
-setting.
+Needs first: cmjax train --config=digits_teacher --workdir=runs/digits_teacher
+
+Heun steps of the teacher on a grid of 18 levels, squared l2 distance, the target is the network
+itself (mu = 0): the paper's CIFAR-10 setting.
 
 Why this rate (`benchmarks/comparison/rates.py`, one step, classifier features, 2.9 as it is): a
 fifth of it gives 3.5, five times as much 5.1. For two steps or four a fifth is better: 1.8 to 2.3

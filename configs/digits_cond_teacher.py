@@ -2,6 +2,8 @@ r"""Real digits, 8x8: the class-conditional diffusion teacher, a tenth of its la
 
   python -m cmjax.main --config=configs/digits_cond_teacher.py --workdir=runs/digits_cond_teacher
 
+Needs first: nothing. The digits come with scikit-learn.
+
 As digits_teacher.py with classes, so that classifier-free guidance can ask it for a prediction
 without one: digits_scd_guided.py distils it.
 """

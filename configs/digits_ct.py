@@ -2,6 +2,8 @@ r"""Real digits, 8x8: consistency training in discrete time (CT; Song et al. 202
 
   python -m cmjax.main --config=configs/digits_ct.py --workdir=runs/digits_ct
 
+Needs first: nothing. The digits come with scikit-learn.
+
 Squared l2 distance, N(k) from 2 to 30 levels by the paper's square-root curriculum (150 there, in
 800k steps), a target network with the paper's adaptive average, weight 1. From random weights, as
 in the paper: --config.init_from.workdir=runs/digits_teacher starts from the teacher.

@@ -2,8 +2,10 @@ r"""Real digits, 8x8: easy consistency tuning of the teacher (ECT; Geng et al. 2
 
   python -m cmjax.main --config=configs/digits_ect.py --workdir=runs/digits_ect
 
-Train digits_teacher.py in runs/digits_teacher first; no teacher is asked afterwards. Pairs (t, r)
-whose relative gap halves stage by stage, l2 distance, weight 1 / (t - r).
+Needs first: cmjax train --config=digits_teacher --workdir=runs/digits_teacher
+
+The teacher is not asked afterwards. Pairs (t, r) whose relative gap halves stage by stage, l2
+distance, weight 1 / (t - r).
 
 Why this rate (`benchmarks/comparison/rates.py`, classifier features, 2.1 in one step and 1.7 in two
 as it is): a fifth of it, which is the rate of digits_sct.py, gives 2.6 and 1.8, five times as much

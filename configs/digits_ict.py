@@ -2,6 +2,8 @@ r"""Real digits, 8x8: improved consistency training (iCT; Song & Dhariwal 2023).
 
   python -m cmjax.main --config=configs/digits_ict.py --workdir=runs/digits_ict
 
+Needs first: nothing. The digits come with scikit-learn.
+
 Pseudo-Huber distance with c = 0.00054 sqrt(D), weight 1 / (sigma_{i+1} - sigma_i), lognormal pairs,
 N(k) doubling from 10 to 160 levels (1280 in the paper), no target average. From random weights, as
 in the paper: --config.init_from.workdir=runs/digits_teacher starts from the teacher.

@@ -2,8 +2,9 @@ r"""Real digits, 8x8: sCD of a class-conditional teacher under guidance, one stu
 
   python -m cmjax.main --config=configs/digits_scd_guided.py --workdir=runs/digits_scd_guided
 
-Train digits_cond_teacher.py in runs/digits_cond_teacher first. The scale s ~ U[1, 2] of
-classifier-free guidance is an input of the student (sCM, appendix G.1).
+Needs first: cmjax train --config=digits_cond_teacher --workdir=runs/digits_cond_teacher
+
+The scale s ~ U[1, 2] of classifier-free guidance is an input of the student (sCM, appendix G.1).
 """
 
 import ml_collections as mlc

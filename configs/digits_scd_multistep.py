@@ -2,8 +2,10 @@ r"""Real digits, 8x8: multistep sCD with two segments (sCM; the algorithm is our
 
   python -m cmjax.main --config=configs/digits_scd_multistep.py --workdir=runs/digits_scd_multistep
 
-Train digits_teacher.py in runs/digits_teacher first. The student jumps from any t to the lower end
-of its segment, so sampling has no noise but the first; NFE is num_segments.
+Needs first: cmjax train --config=digits_teacher --workdir=runs/digits_teacher
+
+The student jumps from any t to the lower end of its segment, so sampling has no noise but the
+first; NFE is num_segments.
 
 Why these settings (`benchmarks/comparison/rates.py`, two steps, classifier features, 1.5 as it is):
 a fifth of the rate gives 1.9 and no warm-up of the tangent 1.7; five times the rate, which breaks

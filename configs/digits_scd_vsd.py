@@ -2,8 +2,10 @@ r"""Real digits, 8x8: sCD with adaptive variational score distillation beside it
 
   python -m cmjax.main --config=configs/digits_scd_vsd.py --workdir=runs/digits_scd_vsd
 
-Train digits_teacher.py in runs/digits_teacher first. A fake-score network of the same shape is
-trained 1:1 with the student, by its own optimizer (sCM, appendix C).
+Needs first: cmjax train --config=digits_teacher --workdir=runs/digits_teacher
+
+A fake-score network of the same shape is trained 1:1 with the student, by its own optimizer (sCM,
+appendix C).
 
 Why these settings (`benchmarks/comparison/rates.py`, one step, classifier features, 2.4 as it is):
 a fifth of the rate gives 10, five times as much breaks it (22), no warm-up of the tangent gives

@@ -2,8 +2,9 @@ r"""Real digits, 8x8: consistency training (sCT) from the teacher's average.
 
   python -m cmjax.main --config=configs/digits_sct.py --workdir=runs/digits_sct
 
-Train digits_teacher.py in runs/digits_teacher first, or start from random weights:
---config.init_from.workdir=
+Needs first: cmjax train --config=digits_teacher --workdir=runs/digits_teacher
+
+From random weights instead: --config.init_from.workdir=
 
 Two minutes on 2 CPU cores. Pixel-space Frechet distance in two steps and in one: at most 2 and 4
 times the teacher's is expected; got 0.086 and 0.113, 1.6 and 2.1 times (`make quickstart`). The

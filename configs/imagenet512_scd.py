@@ -3,10 +3,12 @@ r"""ImageNet-512 in latents of 64x64x4: continuous-time consistency distillation
   python -m cmjax.main --config=configs/imagenet512_scd.py:xxl --workdir=runs/imagenet512_scd_xxl
   python -m cmjax.main --config=configs/imagenet512_scd.py:xxl --mode=plan --topology=v5p:4x4x4
 
+Needs first: cmjax train --config=imagenet512_teacher:s --workdir=runs/imagenet512_teacher_s
+
 The size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B parameters. Batch
 2048, 200k steps, average sigma_rel 0.05, no flip; the teacher is guided with a scale from U[1, 2],
 which the student is told (sCM, table 5). Distils, and starts from, the average of
-runs/imagenet512_teacher_<size>: the same network without the input for the scale. Data as there.
+runs/imagenet512_teacher_<size>: the same network without the input for the scale.
 
 What a run needs on which chips: --mode=plan, which reads no data; docs/results has that
 of XXL. Samples are latents; data.records.vae makes images of them.

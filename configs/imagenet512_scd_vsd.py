@@ -3,10 +3,12 @@ r"""ImageNet-512 in latents of 64x64x4: sCD with adaptive variational score dist
   python -m cmjax.main --config=configs/imagenet512_scd_vsd.py:xxl \
       --workdir=runs/imagenet512_scd_vsd_xxl
 
+Needs first: cmjax train --config=imagenet512_teacher:s --workdir=runs/imagenet512_teacher_s
+
 The size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B parameters. As
 configs/imagenet512_scd.py, for 20k steps, with the VSD loss of weight 1 and a fake-score network
 that starts from the teacher too and is trained 1:1, at the same rate and with the same dropout
-(sCM, appendix C and table 5). Data as configs/imagenet512_teacher.py. Samples are latents: there is
+(sCM, appendix C and table 5). Samples are latents: there is
 nothing here that scores them.
 
 Published, in one and two steps, at guidance 1.2 (S) or 1: FID 3.37, 2.70 (S); 2.67, 2.29 (M); 2.26,

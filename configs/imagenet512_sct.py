@@ -2,6 +2,8 @@ r"""ImageNet-512 in latents of 64x64x4: continuous-time consistency training, sC
 
   python -m cmjax.main --config=configs/imagenet512_sct.py:xxl --workdir=runs/imagenet512_sct_xxl
 
+Needs first: cmjax train --config=imagenet512_teacher:s --workdir=runs/imagenet512_teacher_s
+
 The size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B parameters. From the
 average of runs/imagenet512_teacher_<size>, whose network it is; batch 2048, 100k steps, dropout
 0.25 (S) or 0.35 at 16x16 and below, average sigma_rel 0.05, no flip, no guidance (sCM, table 5).

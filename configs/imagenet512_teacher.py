@@ -5,6 +5,8 @@ r"""ImageNet-512 in latents of 64x64x4: the TrigFlow diffusion teacher, S to XXL
   python -m cmjax.main --config=configs/imagenet512_teacher.py:xxl \
       --workdir=runs/imagenet512_teacher_xxl
 
+Needs first: cmjax prepare ILSVRC/train --out data/imagenet512, with the options of the first line.
+
 The first makes latents of the autoencoder stabilityai/sd-vae-ft-mse (its file
 diffusion_pytorch_model.safetensors) by sCM's convention, 168 GB; a set of EDM2's is refused. The
 size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B parameters. Adam with

@@ -2,11 +2,12 @@ r"""ImageNet-64, class-conditional: consistency distillation in discrete time (C
 
   python -m cmjax.main --config=configs/imagenet64_cd.py --workdir=runs/imagenet64_cd
 
+Needs first: cmjax train --config=imagenet64_edm_teacher --workdir=runs/imagenet64_edm_teacher
+
 Heun steps on N = 40 levels, target average mu = 0.95, RAdam 8e-6, batch 2048, 600k steps, average
 0.999943 (Song et al. 2023, table 3). Distils runs/imagenet64_edm_teacher, an ADM as the paper's.
 The paper's body runs in float16 with a scaled loss; this in float32. imagenet64_cd.py:lpips takes
 LPIPS, as the paper does.
-Data as in imagenet64_teacher.py.
 
 Published, with LPIPS: FID 6.20 in one step, 4.70 in two. Not run by us.
 """

@@ -3,9 +3,11 @@ r"""ImageNet-64, class-conditional: EDM's diffusion teacher, in EDM's preconditi
   python -m cmjax.main --config=configs/imagenet64_edm_teacher.py \
     --workdir=runs/imagenet64_edm_teacher
 
+Needs first: cmjax prepare ILSVRC/train --out data/imagenet64, whole in imagenet64_teacher.py.
+
 Adam 1e-4, batch 4096, dropout 0.1, average of 50 Mimg, 2500 Mimg (Karras et al. 2022). The network
 is the paper's, ADM with 295.9 M parameters, in float32 (theirs: float16 with a scaled loss).
-Data as in imagenet64_teacher.py, whose crop is not EDM's (that is --transform=center-crop).
+The crop of imagenet64_teacher.py is not EDM's: that is --transform=center-crop.
 
 Published: FID 2.44 at NFE 79. Not run by us.
 """

@@ -4,6 +4,8 @@ r"""ImageNet-64, class-conditional: the TrigFlow diffusion teacher, S to XL (sCM
       --transform=center-crop-dhariwal --resolution=64 --convert=cmyk,alpha
   python -m cmjax.main --config=configs/imagenet64_teacher.py:s --workdir=runs/imagenet64_teacher_s
 
+Needs first: cmjax prepare ILSVRC/train --out data/imagenet64, with the options of the first line.
+
 The size comes after the colon: s (the default), m, l, xl. Adam with EDM2's schedule (t_ref 35000),
 batch 2048, no flip. EDM2 with a positional embedding of t and sCM's adaptive double normalisation:
 S has 293.9 M parameters; what the paper counts is nearer to --config.net.modulation=pnorm_scale,

@@ -38,7 +38,7 @@ from cmjax.run import checkpoint, snapshots, writer
 
 
 def configure(args, **net):
-  config = pages.load("cifar10_sct").unlock()
+  config = pages.load("cifar10_sct:scratch").unlock()
   config.net.update(**net)
   config.evals = {}
   config.data.name = "npz"

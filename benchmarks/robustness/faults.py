@@ -61,7 +61,7 @@ POINTS = ("configs/toy2d_sct.py:smoke", COMMON | {"optim.lr": 1e-3})
 IMAGES = (
   "configs/cifar10_sct.py:smoke",
   COMMON | {
-    "data.name": "folder", "net.resolution": 8, "net.channel_mult": "(1,)",
+    "init_from.workdir": "", "data.name": "folder", "net.resolution": 8, "net.channel_mult": "(1,)",
     "net.attn_resolutions": "()", "optim.lr": 1e-3,
   },
 )  # fmt: skip

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from cmjax import experiment, pages
-from cmjax.base import npz
+from cmjax.base import npz, tar_files
 from cmjax.convert import detect, files
-from cmjax.data import image_files, image_sets, manifest, sources
+from cmjax.data import idx_files, image_files, image_sets, manifest, sources
 from cmjax.data.prepare import originals
 from cmjax.metrics import cards, compare, references
 from cmjax.program import searched_times
@@ -103,6 +103,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
   "card": ("card.json", _card),
   "sampler_times": ("sampler_times.json", _times),
   "config": ("config.json", _config),
+  "tar_gz": ("set.tar.gz", lambda path: tar_files.read(path, ["a/data.bin"])),
+  "idx": ("images.idx.gz", idx_files.read),
   "picture": ("a.png", lambda path: _all_elements(sources.folder(path.parent))),
 }
 
@@ -168,7 +170,7 @@ def beside(reader: str, folder: Path) -> None:
 
 def _functions() -> Iterator[types.FunctionType]:
   """Of cmjax and of the readers that it stands on: their branches are what is looked for."""
-  names = ("cmjax", "zipfile", "json", "numpy.lib", "PIL")
+  names = ("cmjax", "zipfile", "tarfile", "gzip", "json", "numpy.lib", "PIL")
   modules = [m for name, m in sys.modules.items() if name.split(".")[0] in names or name in names]
   seen = set()
   for holder in [*modules, *(v for m in modules for v in vars(m).values() if inspect.isclass(v))]:

@@ -59,6 +59,7 @@ TASKS = {
   "prepare": Task(
     "lock", "A set is being prepared in", "Wait for its end, or take another --out.", begins=True
   ),
+  "download": Task("lock", "Another process downloads to", "Wait for its end."),
   "evaluate": Task("lock.scores", "Another process scores"),
   "average": Task("lock.averages", "Another process writes averages in"),
   "search": Task("lock.times", "Another process writes searched times in"),

@@ -25,6 +25,7 @@ EXPERIMENTS = {
 }
 # Verbs with arguments alone. The files of these have main(arguments), which returns the exit code.
 TOOLS = {
+  "start": "begin with your own pictures: prepare them, and write pages for them",
   "convert": "read a foreign checkpoint, or export a run",
   "prepare": "make a data set of images, or validate it",
   "ema": "make or score averages of other lengths, after training",
@@ -33,6 +34,8 @@ TOOLS = {
 }
 # The flag that a word before all flags is the value of: `cmjax sample digits`.
 FIRST_WORD = {"sample": "model"}
+# Of a verb whose file has another name: `start` is how verbs with a config begin.
+FILES = {"start": "own_images"}
 HELP = ("--help", "-h", "-?", "-help", "--helpshort")
 
 
@@ -54,7 +57,7 @@ def _run(verb: str, *words: str) -> int:
 
     start.start([f"cmjax {verb}", *arguments], verb)  # which ends the process
   if verb in TOOLS:
-    return importlib.import_module(f"cmjax.commands.{verb}").main(arguments)
+    return importlib.import_module(f"cmjax.commands.{FILES.get(verb, verb)}").main(arguments)
   if verb == "--version":
     print(f"cmjax {cmjax.__version__}")  # noqa: T201
     return 0

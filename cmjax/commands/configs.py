@@ -121,7 +121,8 @@ def override(config: ConfigDict, argv: Sequence[str]) -> list[str]:
     _check_key(config, key)
     _set(config, key, text, None)
   for key, _ in rest:
-    _check_key(config, key, (key,))  # its sections: the key itself may be an optional one
+    if not _is_of_source(key):
+      _check_key(config, key, (key,))  # its sections: the key itself may be an optional one
   if rest:
     from cmjax.experiment import declared  # here, as JAX takes seconds to start
 
@@ -167,16 +168,25 @@ def _set(config: ConfigDict, path: str, text: str, hint: Any) -> None:
   """Sets one value; without a hint it stays of the kind that it is."""
   above, _, key = path.rpartition(".")
   section = _value(config, above) if above else config
-  if isinstance(section.get(key), ConfigDict):
+  before = None if section is None else section.get(key)
+  if isinstance(before, ConfigDict):
     value = ranges.literal(text)
     if not isinstance(value, dict):
       raise ValueError(f"--config.{path}={text} must be a section, as {{'name': 'adam', ...}}.")
     value = ConfigDict(value)
   else:
-    hint = ranges.like(section.get(key)) if hint is None else hint
+    hint = ranges.like(before) if hint is None else hint
     value = ranges.typed(text, hint, f"--config.{path}")
   with config.unlocked(), config.ignore_type():
-    section[key] = value
+    if section is None:  # of a source that the page does not have
+      config.data[above.partition(".")[2]] = {key: value}
+    else:
+      section[key] = value
+
+
+def _is_of_source(path: str) -> bool:
+  """Whether a key is one of a source of data, which a page need not have: data.folder.path."""
+  return path.startswith("data.") and path.count(".") == 2
 
 
 def _check_key(config: ConfigDict, path: str, optional: Collection[str] = ()) -> None:
@@ -187,13 +197,17 @@ def _check_key(config: ConfigDict, path: str, optional: Collection[str] = ()) ->
       where = ".".join(["config", *above])
       raise ValueError(f"--config.{path}: {where} is a value, it has no keys.")
     if key not in section:
-      if path in optional and len(above) == path.count("."):
+      if path in optional and (len(above) == path.count(".") or _is_of_source(path)):
         return
-      where = ".".join(["config", *above])
+      where, source = ".".join(["config", *above]), f"{'.'.join([*above, key])}."
+      takes = sorted(name.removeprefix(source) for name in optional if name.startswith(source))
+      if takes and _is_of_source(path):
+        raise ValueError(f"--config.{path}: {where}.{key} takes: {', '.join(takes)}.")
       split = (other.rpartition(".") for other in sorted(optional))
       others = [name for section_of, _, name in split if section_of == ".".join(above)]
       raise ValueError(
         f"--config.{path}: {where} has no {key!r}. It has: {', '.join(sorted(section))}."
         + f" It can have: {', '.join(others)}." * bool(others)
+        + f" To read from {key}, set --config.data.name={key} as well." * (above == ["data"])
       )
     section, above = section[key], [*above, key]

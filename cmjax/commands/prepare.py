@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmjax.base import lock
 from cmjax.base.ranges import Count, CountOrNone, Folder, Share, Size, SizeOrNone
 from cmjax.commands import common
@@ -77,6 +75,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--image_column", default="image", help="of parquet files (image)")
   kinds = ",".join(image_files.CONVERSIONS)
   add("--convert", default="", metavar="KINDS", help=f"what may be made 8 bits of RGB: {kinds}")
+  background = "a colour that alpha is laid over, which allows alpha: white, black, #rrggbb"
+  add("--background", metavar="COLOUR", help=background)
   value("max_bad", CountOrNone, "images that cannot be read and are left out (0)", default=0)
   number("max_pixels", image_files.DEFAULT.max_pixels, "of one")
   number("max_bytes", image_files.DEFAULT.max_bytes, "of a file")
@@ -93,7 +93,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.error("give a SOURCE and --out DIR, or --validate DIR")
   if args.validate is not None and (args.source or args.out):
     parser.error("--validate DIR stands alone")
-  others = ("latents", "resolution", "filter", "channels", "convert")
+  others = ("latents", "resolution", "filter", "channels", "convert", "background")
   given = [f"--{name}" for name in others if getattr(args, name)]
   given += ["--transform"] * (args.transform != "none")
   given += ["--convention"] * (args.convention not in (None, "edm2"))
@@ -106,7 +106,12 @@ def _prepare(args: argparse.Namespace) -> int:
   from cmjax.data.prepare import originals, validation, writing  # here, so that --help is quick
 
   convert = tuple(kind for kind in args.convert.split(",") if kind)
-  recipe = writing.Recipe(args.transform, args.resolution, args.filter, args.channels, convert)
+  background = image_files.WHITE
+  if args.background:
+    convert, background = (*convert, "alpha"), image_files.colour(args.background)
+  recipe = writing.Recipe(
+    args.transform, args.resolution, args.filter, args.channels, convert, background
+  )
   pictures = originals.find(
     args.source,
     split=args.split,
@@ -129,7 +134,7 @@ def _prepare(args: argparse.Namespace) -> int:
       encoder = encoding.encoder(args.latents, convention, batch_size=args.batch_size)
   out = Path(args.out)
   with lock.hold(out, "prepare"):
-    for split, chosen in _splits(args, len(pictures)):
+    for split, chosen in writing.splits(len(pictures), args.held_out, args.split):
       made = writing.prepare(
         pictures,
         out,
@@ -143,17 +148,6 @@ def _prepare(args: argparse.Namespace) -> int:
       )
       common.say(validation.summary(out / split, made))
   return 0
-
-
-def _splits(args: argparse.Namespace, num: int) -> list[tuple[str, np.ndarray | None]]:
-  """The splits to write, and which pictures are theirs (None: all)."""
-  if args.held_out is None:
-    return [(args.split, None)]
-  steps = np.floor(np.arange(num + 1) * args.held_out)
-  is_test = np.diff(steps) > 0
-  if not 0 < args.held_out < 1 or not is_test.any():
-    raise ValueError(f"held_out={args.held_out} of {num} images: give a fraction, such as 0.1.")
-  return [("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))]
 
 
 def _validate(path: str) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageColor, ImageFile
 
 from cmjax.data import image_headers
 
@@ -29,7 +29,7 @@ PLAIN_MODES = (*GRAY_MODES, "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK")
 # What is not 8 bits of gray or RGB, and what is done with it where that is asked for.
 CONVERSIONS = {
   "palette": "its colours are looked up, which loses nothing",
-  "alpha": "it is laid over white; where it is opaque all over, that needs no asking",
+  "alpha": "it is laid over white, or --background; opaque all over, it needs no asking",
   "cmyk": "by Pillow's formula, without a colour profile",
   "16-bit": "the upper 8 bits are kept",
   "animated": "the first frame is taken",
@@ -49,6 +49,9 @@ _TURNS = {
 }
 
 
+WHITE = (255, 255, 255)
+
+
 class Rules(NamedTuple):
   """What may be done with pictures, and how large they may be.
 
@@ -56,11 +59,13 @@ class Rules(NamedTuple):
     convert: which of `CONVERSIONS` are made.
     max_pixels: of one picture, up to 178,956,970, where Pillow stops; 2**26 is 8192 x 8192.
     max_bytes: of one file.
+    background: that alpha is laid over, red, green and blue.
   """
 
   convert: tuple[str, ...] = ()
   max_pixels: int = 2**26
   max_bytes: int = 2**28
+  background: tuple[int, int, int] = WHITE
 
   def checked(self) -> "Rules":
     """These rules; raises a ValueError if they cannot be."""
@@ -221,7 +226,7 @@ def open_picture(
       if "alpha" in kinds and not _is_see_through(image):
         kinds = tuple(kind for kind in kinds if kind != "alpha")
       _check_kinds(kinds, image.mode, name, rules)
-      plain = _plain(image, "alpha" in kinds, name)
+      plain = _plain(image, "alpha" in kinds, name, rules.background)
     except Refused:
       raise
     except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
@@ -337,7 +342,9 @@ def _is_see_through(image: Image.Image) -> bool:
   return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
-def _plain(image: Image.Image, see_through: bool, name: str) -> Image.Image:
+def _plain(
+  image: Image.Image, see_through: bool, name: str, background: tuple[int, int, int]
+) -> Image.Image:
   """The decoded image in mode L or RGB."""
   if _is_deep(image.mode):
     values = np.asarray(image)
@@ -353,6 +360,24 @@ def _plain(image: Image.Image, see_through: bool, name: str) -> Image.Image:
   if not see_through:
     return image.convert(target)
   colours = image.convert("RGBA")
-  white = Image.new("RGB", image.size, (255, 255, 255))
-  white.paste(colours.convert("RGB"), mask=colours.getchannel("A"))
-  return white.convert(target)
+  below = Image.new("RGB", image.size, background)
+  below.paste(colours.convert("RGB"), mask=colours.getchannel("A"))
+  return below.convert(target)
+
+
+def colour(text: str) -> tuple[int, int, int]:
+  """Red, green and blue of a colour's name or #rrggbb.
+
+  >>> colour("white"), colour("#ff8000")
+  ((255, 255, 255), (255, 128, 0))
+
+  Raises:
+    ValueError: it names none.
+  """
+  try:
+    red, green, blue, *alpha = ImageColor.getrgb(text)
+  except ValueError:
+    red, green, blue, alpha = 0, 0, 0, [0]
+  if alpha:
+    raise ValueError(f"{text!r} is no colour: white, black, gray or #rrggbb.")
+  return red, green, blue

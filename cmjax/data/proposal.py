@@ -96,7 +96,8 @@ def held_out_spectrum(fit: np.ndarray, held_out: np.ndarray) -> np.ndarray:
   the filter's error is never underestimated.
   """
   num, dim = fit.shape
-  if dim <= MAX_DIRECTIONS:
+  few = num < min(dim, MAX_DIRECTIONS // 2)  # then the same directions come at a lower price
+  if dim <= MAX_DIRECTIONS and not few:
     directions = np.linalg.eigh(fit.T @ fit / np.float32(num))[1][:, -num:]
   else:
     directions = np.linalg.svd(fit[: MAX_DIRECTIONS // 2], full_matrices=False)[2].T

@@ -77,6 +77,24 @@ class ArraySource(Source):
     return {name: array[indices] for name, array in self._arrays.items()}
 
 
+class Part(Source):
+  """Some elements of a source, by their indices."""
+
+  def __init__(self, source: Source, chosen: np.ndarray):
+    self.shape, self.num_classes, self.record = source.shape, source.num_classes, source.record
+    self._source, self._chosen = source, chosen
+
+  def __len__(self) -> int:
+    return len(self._chosen)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return self._source[int(self._chosen[i])]
+
+  def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """The elements at `indices` [b], stacked."""
+    return self._source.take(self._chosen[indices])
+
+
 def count_labels(labels: Sequence[int] | np.ndarray | None) -> dict[int, int] | None:
   """Label -> how often it is there; None without labels."""
   if labels is None:
@@ -348,15 +366,32 @@ def _open_tfds(
     return library.data_source(dataset, split=split, data_dir=data_dir, download=download)
   except library.core.DatasetNotFoundError as error:
     raise ValueError(f"tfds knows no data set {dataset!r}. See tensorflow.org/datasets.") from error
-  except (NotImplementedError, AssertionError, OSError, ImportError) as error:
+  except (NotImplementedError, AssertionError, OSError, ImportError, ValueError, KeyError) as error:
+    # Which of them a set raises that is not prepared depends on the version of tfds.
+    if isinstance(error, (ValueError, KeyError)) and _is_prepared(dataset, data_dir):
+      raise ValueError(f"tfds cannot read split {split!r} of {dataset!r}: {error}") from error
     option = f" --data_dir={data_dir}" if data_dir else ""
     raise ValueError(
       f"The tfds data set {dataset!r} is not prepared in {data_dir or 'the default folder of tfds'}"
       " as array_record. Prepare it once, with TensorFlow: pip install 'cmjax[prepare]', then "
-      f"tfds build {dataset} --file_format=array_record{option}"
+      f"tfds build {dataset} --file_format=array_record{option}{_without_tfds(dataset)}"
     ) from error
-  except (ValueError, KeyError) as error:
-    raise ValueError(f"tfds cannot read split {split!r} of {dataset!r}: {error}") from error
+
+
+def _is_prepared(dataset: str, data_dir: str | os.PathLike[str] | None) -> bool:
+  """Whether tfds finds splits of a data set on this disk."""
+  import tensorflow_datasets as library
+
+  try:
+    return bool(library.builder(dataset, data_dir=data_dir).info.splits)
+  except (NotImplementedError, AssertionError, OSError, ImportError, ValueError, KeyError):
+    return False
+
+
+def _without_tfds(dataset: str) -> str:
+  """The end of a message: which of the sets of `published_sets` needs no TensorFlow."""
+  known = dataset in ("cifar10", "fashion_mnist", "mnist")
+  return f". Or let cmjax download it, without TensorFlow: --config.data.name={dataset}" * known
 
 
 class _TfdsSource(Source):

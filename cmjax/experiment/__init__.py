@@ -29,6 +29,7 @@ from cmjax.experiment.fields import Sampler as Sampler
 from cmjax.experiment.fields import Samples as Samples
 from cmjax.experiment.fields import Setting as Setting
 from cmjax.experiment.fields import Stored as Stored
+from cmjax.experiment.lengths import too_long as too_long
 from cmjax.experiment.methods import METHODS as METHODS
 from cmjax.experiment.methods import Scene as Scene
 from cmjax.experiment.methods import tangent_network as tangent_network

@@ -87,14 +87,20 @@ def hints(config: Section) -> dict[str, Any]:
 
 
 def left_out(config: Section) -> dict[str, Any]:
-  """{a.b.c: annotation} of the settings that a config leaves at the default of what takes them."""
-  found = {}
+  """{a.b.c: annotation} of the settings that a config leaves at the default of what takes them.
+
+  Of the source that `data.name` names, also those that it needs: it may be one that a flag named.
+  """
+  found, source = {}, f"data.{_name(_at(config, 'data'))}."
   for prefix, section, takers in _sections(config):
-    for taker in takers if section else ():
+    for taker in takers if section or prefix == source else ():
       if not isinstance(taker, Mapping):
-        optional = {p.name for p in arguments(taker) if p.default is not p.empty}
+        named = [p for p in arguments(taker) if p.default is not p.empty or prefix == source]
+        optional = {p.name for p in named}
         known = ranges.of(taker)
-        typed = {key for key in optional & set(known) if ranges.can_be_typed(known[key])}
+        typed = optional & set(known)
+        if prefix != source:
+          typed = {key for key in typed if ranges.can_be_typed(known[key])}
         typed -= {"split"}  # of data: whoever reads it says which
         found |= {f"{prefix}{key}": known[key] for key in sorted(typed - set(section))}
   for name in ("", "doctor", "data"):
@@ -137,6 +143,8 @@ def _sections(config: Section) -> Iterator[tuple[str, Section, tuple[Taker, ...]
       yield f"data.{key}.", section, (models.SOURCES[key],)
     elif _name(data).rpartition(":")[2] == key:
       yield f"data.{key}.", section, _named({}, data)
+  if _name(data) in models.SOURCES and _name(data) not in data:
+    yield f"data.{_name(data)}.", {}, (models.SOURCES[_name(data)],)
   yield "mesh.", _at(config, "mesh"), (sharding.make_mesh,)
   yield "snapshots.", _at(config, "snapshots"), (optimizers.make_plan,)
   for key in ("teacher", "init_from"):

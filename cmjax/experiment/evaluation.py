@@ -135,36 +135,78 @@ def _scorer(
     stored = references.read(place, looking.name)
     scoring.check_reference(stored, looking, scores, per_class=per_class)
     make = lambda: scoring.with_rows(stored, looking, scores)
-  keep = scoring.needs(scores, per_class=per_class)
-  held_out = lambda: judged.seen(opened_split("test"), keep, f"{what}: held-out images")
+  keep, floor_of = scoring.needs(scores, per_class=per_class), None
   if floor:
-    _check_held_out(lambda: opened_split("test"), scores, options, what)
+    floor_of = _held_out(opened_split, what)
+    _check_held_out(floor_of.images, scores, options, what)
   made = metrics.Scorer(
     detector=looking,
     scores=scores,
     options=options,
     reference=functools.cache(make),
-    held_out=functools.cache(held_out) if floor else None,
+    held_out=None,
     record={
       "score": looking.score,
       "detector": looking.record,
       "rounding": rule,
       "options": options.of(scores),
       **({"decoder": decoding.record} if decoding else {}),
+      **({"floor_of": floor_of.words} if floor_of and floor_of.others else {}),
     },
     per_class=per_class,
     everyone=sharding.everyone,
     spread=sharding.spread,
   )
+  if floor_of:
+    seen = functools.partial(judged.seen, floor_of.images, keep, f"{what}: held-out images")
+    made = made._replace(held_out=functools.cache(seen))
+    if floor_of.others is not None:
+      of_others = functools.partial(
+        _data_reference, setting, judged, scores, what, per_class, floor_of.others
+      )
+      made = made._replace(floor_reference=functools.cache(of_others))
   return made, to_images
 
 
-def _check_held_out(
-  open_test: Callable[[], sources.Source], scores: Collection[str], options: scoring.Options,
-  what: str,
-) -> None:  # fmt: skip
+class _HeldOut(NamedTuple):
+  """Real images in the place of samples.
+
+  Attributes:
+    images: they.
+    others: real images to compare them with, where the whole training split has them in it.
+    words: which images they are.
+  """
+
+  images: sources.Source
+  others: sources.Source | None
+  words: str
+
+
+SHARE = 10  # one image of so many is held out, where there is no test split
+
+
+def _held_out(open_split: Callable[[str], sources.Source], what: str) -> _HeldOut:
+  """The test split; of data without one every tenth training image, which is told."""
   try:
-    scoring.check_numbers(len(open_test()), scores, options, f"{what}: the held-out split")
+    return _HeldOut(open_split("test"), None, "the test split")
+  except ValueError as error:
+    train, reason = open_split("train"), str(error)
+  place = np.arange(len(train))
+  is_held_out = place % SHARE == SHARE - 1
+  images, others = (sources.Part(train, place[chosen]) for chosen in (is_held_out, ~is_held_out))
+  words = f"every {SHARE}th training image, against the others"
+  logger.info(
+    "%s: there is no test split (%s). The floor is the score of %s: the network has seen them.",
+    *(what, reason, words),
+  )
+  return _HeldOut(images, others, words)
+
+
+def _check_held_out(
+  images: sources.Source, scores: Collection[str], options: scoring.Options, what: str
+) -> None:
+  try:
+    scoring.check_numbers(len(images), scores, options, f"{what}: the held-out split")
   except ValueError as error:
     raise ValueError(
       f"{what}.floor is the score of held-out images, which cannot be had here. {error} Or set "
@@ -207,10 +249,12 @@ def _rounding(
 
 
 def _data_reference(
-  setting: Setting, judged: _Judged, scores: Collection[str], what: str, per_class: bool
-) -> Reference:
-  """The training split as a detector sees it."""
-  keep, data = scoring.reference_needs(scores, per_class=per_class), setting.source("train")
+  setting: Setting, judged: _Judged, scores: Collection[str], what: str, per_class: bool,
+  part: sources.Source | None = None,
+) -> Reference:  # fmt: skip
+  """The training split, or a part of it, as a detector sees it."""
+  keep = scoring.reference_needs(scores, per_class=per_class)
+  data = setting.source("train") if part is None else part
   seen = judged.seen(data, keep, f"{what}: training images")
   record = {
     "kind": "cmjax",
@@ -267,9 +311,10 @@ def image_batches(
       progress.add(len(numbers))
 
 
-def _points(data: sources.Source) -> np.ndarray:
-  """All samples of a source in [-1, 1]."""
-  return _unit(data.take(np.arange(len(data)))["image"])
+def _points(data: sources.Source, limit: int | None) -> np.ndarray:
+  """Samples of a source in [-1, 1]: all points, or so many images, evenly spaced."""
+  images, _ = sources.as_array(data, limit=limit if len(data.shape) > 1 else None)
+  return _unit(images)
 
 
 def _unit(images: np.ndarray) -> np.ndarray:
@@ -309,7 +354,9 @@ def _open_samples(kwargs: Mapping[str, Any], what: str, setting: Setting) -> met
 
 
 def _open_wasserstein(kwargs: Mapping[str, Any], what: str, setting: Setting) -> metrics.Evaluator:
-  train, held_out = (_points(setting.source(split)) for split in sources.SPLITS)
+  floor_of = _held_out(setting.source, what)
+  others = setting.source("train") if floor_of.others is None else floor_of.others
+  train, held_out = (_points(data, kwargs.get("num_samples")) for data in (others, floor_of.images))
   return metrics.sliced_wasserstein(
     setting.samplers, train, held_out, sharding.everyone, emas=setting.emas, **kwargs
   )

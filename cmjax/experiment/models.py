@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from cmjax import edm, latents, networks
 from cmjax.base import parts, sharding
 from cmjax.base.ranges import CountOrNone, Dtype, Place, Size, SizeOrNone, Where
-from cmjax.data import manifest, mirror, pipeline, records, sources, summary
+from cmjax.data import manifest, mirror, pipeline, published_sets, records, sources, summary
 from cmjax.experiment import decoding
 from cmjax.experiment.fields import Experiment, Samples
 from cmjax.experiment.sections import Section, arguments, call, pick, pick_part, read
@@ -44,6 +44,7 @@ SOURCES = {
   "folder": sources.folder,
   "tfds": sources.tfds,
   "toy2d": sources.toy2d,
+  **published_sets.SOURCES,
 }
 NETWORKS = {
   "mlp": networks.MLP,

@@ -38,6 +38,7 @@ class Scorer(NamedTuple):
     options: of the scores.
     reference: -> what they are compared with; made when it is first asked for.
     held_out: -> images in the samples' place, for the floor; None without.
+    floor_reference: -> what these are compared with; None: the reference.
     record: what a card says of all this, beside the reference: score, detector, rounding, options.
     per_class: whether cards have the values of each class, too.
     everyone: gathers arrays from all processes.
@@ -53,6 +54,7 @@ class Scorer(NamedTuple):
   per_class: bool = False
   everyone: Everyone = alone
   spread: Spread = here
+  floor_reference: Callable[[], Reference] | None = None
 
   def look(self, batches: Iterator[ImageBatch]) -> Features:
     """What the scores need of images."""
@@ -63,6 +65,14 @@ class Scorer(NamedTuple):
   def values(self, seen: Features) -> dict[str, float]:
     """The scores of images."""
     return scoring.values(seen, self.reference(), self.scores, self.options, spread=self.spread)
+
+  def floor(self) -> tuple[dict[str, float], int]:
+    """The scores of held-out images in the samples' place, and their number; without: {}, 0."""
+    if self.held_out is None:
+      return {}, 0
+    seen, reference = self.held_out(), (self.floor_reference or self.reference)()
+    values = scoring.values(seen, reference, self.scores, self.options, spread=self.spread)
+    return values, seen.num
 
   def card(self, seen: Features) -> dict[str, Any]:
     """Values of images, by class too where asked for, and how they were made."""
@@ -216,11 +226,7 @@ def image_scores(
   check_counts(num_samples=num_samples, batch_size=batch_size, best_of=best_of)
   num_classes = about.num_classes
 
-  @functools.cache
-  def floor():
-    if scorer.held_out is None:
-      return {}, 0
-    return scorer.values(scorer.held_out()), scorer.held_out().num
+  floor = functools.cache(scorer.floor)
 
   def evaluate(averages, key):
     values, num = floor()
@@ -251,10 +257,8 @@ def image_scores(
 def image_card(scorer: Scorer, batches: Iterator[ImageBatch]) -> dict[str, Any]:
   """The card of images that are there already."""
   card = scorer.card(scorer.look(batches))
-  if scorer.held_out:
-    held_out = scorer.held_out()
-    card |= {"floor": scorer.values(held_out), "floor_num": held_out.num}
-  return card
+  values, num = scorer.floor()
+  return card | ({"floor": values, "floor_num": num} if values else {})
 
 
 def _best(repetitions: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -286,12 +290,16 @@ def sliced_wasserstein(
   num_samples: Count,
   batch_size: Count,
 ) -> Evaluator:
-  """Sliced Wasserstein-2 distance of points; `floor` is that of two real draws of the same size."""
-  reference, other = train[:num_samples], held_out[:num_samples]
+  """Sliced Wasserstein-2 distance of points, or of images as points: their pixels in [-1, 1].
+
+  `floor` is that of two real draws, of the same size where there are as many.
+  """
+  flat = lambda x: x.reshape(len(x), -1)
+  reference, other = flat(train[:num_samples]), flat(held_out[:num_samples])
   floor = wasserstein.sliced(other, reference)
 
   def points(sampler, params, key):
-    return whole(sampler, params, key, num_samples, everyone, batch_size=batch_size)
+    return flat(whole(sampler, params, key, num_samples, everyone, batch_size=batch_size))
 
   def evaluate(averages, key):
     yield "floor", floor

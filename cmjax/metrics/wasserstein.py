@@ -47,9 +47,9 @@ def _directions(dim: int, num: int, rng: np.random.Generator) -> np.ndarray:
   """Unit vectors [dim, num], uniform on the sphere, orthonormal in groups of dim."""
   groups = []
   for start in range(0, num, dim):
-    Q, R = np.linalg.qr(rng.standard_normal((dim, dim)))
+    Q, R = np.linalg.qr(rng.standard_normal((dim, min(dim, num - start))))
     # Uniform over rotations only with the signs of R's diagonal taken out (Mezzadri 2007).
-    groups.append((Q * np.sign(np.diag(R)))[:, : num - start])
+    groups.append(Q * np.sign(np.diag(R)))
   return np.concatenate(groups, axis=1)
 
 

@@ -27,7 +27,7 @@ from cmjax import experiment
 from cmjax.base import digests, place
 from cmjax.base.atomic_files import append_line
 from cmjax.base.flat_dicts import flat
-from cmjax.data import sources
+from cmjax.data import published_sets, sources
 from cmjax.experiment import Experiment
 from cmjax.run import checkpoint
 
@@ -39,6 +39,7 @@ FREE = (
   *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
   *("net.remat", "net.scan", "net.attention"),  # how it is computed
   *("data.records.vae", "data.records.cache"),  # for images of samples; where a bucket is mirrored
+  *(f"data.{name}.{key}" for name in published_sets.SOURCES for key in ("cache", "url")),
   *("data.threads", "data.prefetch"),  # how they are read
 )
 # What may also be others where a run is sampled or scored: how it came to its weights, which no
@@ -46,7 +47,7 @@ FREE = (
 PAST = ("optim", "batch_size", "init_from", "teacher", "deterministic")
 DRAWN = ("seed",)
 # Of data: where they are. What they are is told by their digest.
-PLACES = ("path", "data_dir")
+PLACES = ("path", "data_dir", "cache", "url")
 
 # What a config means that does not say it: those of before this setting could not.
 UNSAID = {"deterministic": False}

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from cmjax import experiment
 from cmjax.base import paths, sharding
 from cmjax.experiment import Experiment
-from cmjax.program import compiled_step, deterministic, out_of_memory, plan, profiling
+from cmjax.program import compiled_step, costs, deterministic, out_of_memory, plan, profiling
 from cmjax.program.course import key_for
 from cmjax.run import checkpoint
 from cmjax.training.step import TrainState
@@ -230,6 +230,34 @@ def _of_steps(exp: Experiment, mesh: Mesh, folder: epath.Path) -> Iterator[Row]:
   state, row = _traced(state, lambda state: run(state, 1)[0], folder)
   yield row
   yield from _saved(state, mesh, folder)
+
+
+class StepTime(NamedTuple):
+  """A training step: its seconds, and the FLOPs of all devices together."""
+
+  seconds: float
+  flops: float
+
+
+def time_step(exp: Experiment, mesh: Mesh, count: int = 3) -> StepTime:
+  """The median of some steps on random data, after one that is not counted."""
+  key = sharding.create(lambda: key_for(exp.run.seed, "train"), mesh)[0]
+  frozen, batch, state = _frozen(exp, mesh), _batch(exp, mesh), _first_state(exp, mesh)
+  step_fn = compiled_step.make_step_fn(
+    exp, experiment.transformation(exp), plan.teacher_network(exp)
+  )
+  compiled = compiled_step.compile_step(step_fn, mesh, (state, batch, key, frozen))
+  seconds = []
+  for _ in range(1 + count):
+    begun = time.perf_counter()
+    state, _ = jax.block_until_ready(compiled.program(state, batch, key, frozen))
+    seconds.append(time.perf_counter() - begun)
+  return StepTime(float(np.median(seconds[1:])), compiled.flops)
+
+
+def step_flops(exp: Experiment, mesh: Mesh) -> float:
+  """The FLOPs of a training step, which is traced and not compiled."""
+  return sum(costs.count_flops(plan.trace_step(exp, mesh).jaxpr.jaxpr).values())
 
 
 def _first_state(exp: Experiment, mesh: Mesh) -> TrainState:

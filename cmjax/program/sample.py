@@ -315,7 +315,7 @@ def _warn_of_noise(key: str, judge: experiment.SearchScore, score: float, error:
 
 def measure(exp: Experiment) -> str:
   """What to set sigma_data, P_mean and P_std to: a line of JSON, then the same in words."""
-  source = experiment.opened(exp)
+  source = exp.source("train")  # of any shape: the flags for it are part of the answer
   found = sources.statistics(source, max_items=50_000)
   found["shape"] = list(found["shape"])
   words = [f"config.sigma_data is {exp.run.sigma_data}; the std of the data is {found['std']:.4f}."]
@@ -323,7 +323,7 @@ def measure(exp: Experiment) -> str:
     gain = proposal.measure(sources.as_array(source, limit=20_000)[0])
     teacher = proposal.teacher(gain)
   except ValueError as error:
-    return "\n".join([json.dumps(found), *words, f"No proposal: {error}"])
+    return "\n".join([json.dumps(found), *words, f"No proposal: {error}", *_flags(found)])
   model = proposal.consistency(teacher, sigma_data=gain.sigma_data)
   found |= {"teacher": teacher._asdict(), "consistency": model._asdict()}
   words += [
@@ -335,4 +335,18 @@ def measure(exp: Experiment) -> str:
     f"Most can be learned at sigma={np.exp(gain.log_sigma[peak]):.2g}: {gain.best[peak]:.0%} of "
     "the error of knowing only mean and variance. docs/methods.md says how to go on."
   ]
-  return "\n".join([json.dumps(found), *words])
+  return "\n".join([json.dumps(found), *words, *_flags(found)])
+
+
+def _flags(found: Mapping[str, Any]) -> list[str]:
+  """What to paste behind a command, so that its page fits the data; for each kind of page."""
+  values = {"sigma_data": f"{found['std']:.3f}"}
+  if len(found["shape"]) == 3:
+    values |= {"net.resolution": found["shape"][0], "net.in_channels": found["shape"][-1]}
+    values |= {"net.num_classes": found["num_classes"]}
+  lines, kinds = [], {"teacher": "a diffusion teacher", "consistency": "sCT or sCD"}
+  for key, what in kinds.items() if "teacher" in found else ():
+    noise = {f"loss.{name}": f"{value:.2f}" for name, value in found[key].items()}
+    flags = (f"--config.{name}={value}" for name, value in (values | noise).items())
+    lines.append(f"To paste, for {what}: {' '.join(flags)}")
+  return lines or ["To paste: " + " ".join(f"--config.{k}={v}" for k, v in values.items())]

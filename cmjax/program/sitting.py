@@ -78,11 +78,15 @@ def prepare(exp: Experiment, workdir: epath.Path, ask: Callable[[], None]) -> Pr
   sharding.check_batch_size(run.batch_size, mesh)
   microbatch.check(run.batch_size, run.microbatch, mesh.size)
   teacher = stored_runs.load_teacher(exp, mesh)
+  stored_runs.check_start(exp, workdir)
   network = teacher.model[0] if teacher else None
   lpips = sharding.gather(exp.method.lpips(), mesh)
   frozen = {"teacher": teacher and teacher.model[1], "lpips": lpips}
   compiled_step.make_loss(exp, network, frozen)  # what is wrong with its section is found here
   data, tx = experiment.opened(exp), experiment.transformation(exp)
+  if sharding.process()[0] == 0:
+    for warning in experiment.too_long(exp, len(data)):
+      logger.warning("%s", warning)
   init, step_fn = experiment.state_init(exp, tx), compiled_step.make_step_fn(exp, tx, network)
   abstract = jax.eval_shape(init, jax.random.key(0))
   num_bytes = (run.keep + 1) * checkpoint.num_bytes(abstract)

@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from cmjax import experiment
+from cmjax import experiment, pages
 from cmjax.base import digests, json_files, param_names, paths, sharding
 from cmjax.data import sources
 from cmjax.experiment import Described, Experiment, Samples, Stored
@@ -188,12 +188,49 @@ class Loaded(NamedTuple):
   weights: Mapping[str, Any] | None = None  # their step and digest, of `weights_of`
 
 
-def load_model(fits: Experiment, stored: Stored, mesh: Mesh) -> Loaded:
-  """The network and the average of another run, which must fit this run's data."""
+def load_model(fits: Experiment, stored: Stored, mesh: Mesh, key: str) -> Loaded:
+  """The network and the average of another run, which must fit this run's data.
+
+  Args:
+    fits: this run's experiment.
+    stored: the other run.
+    mesh: where the weights go.
+    key: of the config, that names the other run: for messages.
+  """
+  check_trained(stored.workdir, key)
   described, params, step = load_average(stored.workdir, stored.ema, mesh)
   _check_relative(fits, described, stored.workdir)
   weights = weights_of(stored.workdir, step, stored.ema)
   return Loaded((described.network, params), described, weights)
+
+
+def check_trained(workdir: str, key: str) -> None:
+  """Raises where a run is needed that was not trained yet, with the command that trains it."""
+  if _has_checkpoints(paths.place(workdir, key)):
+    return
+  command = pages.command_for(workdir)
+  advice = f"Make it first: {command}" if command else "Train that run first"
+  others = f"or name another run: --config.{key}=DIR"
+  if key == "init_from.workdir":
+    others += f"; --config.{key}= starts from random weights, which is another experiment"
+  raise ValueError(
+    f"{key}={workdir} has no checkpoints: there is no trained run. {advice}; {others}."
+  )
+
+
+def check_start(exp: Experiment, workdir: epath.Path) -> None:
+  """Raises early where a run that is about to begin lacks the run that it starts from.
+
+  A run that has checkpoints goes on without it.
+  """
+  wanted = exp.init_from
+  if isinstance(wanted, Stored) and not _has_checkpoints(workdir):
+    check_trained(wanted.workdir, "init_from.workdir")
+
+
+def _has_checkpoints(workdir: epath.Path) -> bool:
+  folder = workdir / "checkpoints"
+  return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def weights_of(workdir: str | os.PathLike[str], step: int, ema: str = "") -> dict[str, Any]:
@@ -317,7 +354,7 @@ def load_teacher(exp: Experiment, mesh: Mesh) -> Loaded | None:
     network, params = teacher
     weights = {"step": None, "digest": digests.of_arrays(param_names.by_name(params))}
     return Loaded((network, _placed(params, mesh)), None, weights)
-  loaded = load_model(exp, teacher, mesh)
+  loaded = load_model(exp, teacher, mesh, "teacher.workdir")
   assert loaded.run is not None, "it was just read"
   if exp.method.teacher_needs_no_class and not loaded.run.label_dropout:
     raise ValueError(
@@ -335,7 +372,8 @@ def _placed(params: Params, mesh: Mesh) -> Params:
 def load_guides(exp: Experiment, mesh: Mesh) -> dict[str, Loaded]:
   """The weaker models of the samplers under autoguidance, by the sampler's key."""
   guides = {key: s.guide for key, s in exp.samplers.items() if s.guide is not None}
-  return {key: load_model(exp, guide, mesh) for key, guide in guides.items()}
+  where = "samplers.{}.guidance.workdir"
+  return {key: load_model(exp, guide, mesh, where.format(key)) for key, guide in guides.items()}
 
 
 def models(loaded: Mapping[str, Loaded]) -> dict[str, Model]:
@@ -394,7 +432,8 @@ def first_weights(
     params = _placed(wanted[1], mesh)
     return grow(exp.network, params, key, "init_from: the model that was handed in")
   same = teacher is not None and wanted == exp.teacher
-  loaded = teacher if teacher and same else load_model(exp, wanted, mesh)
+  start = "init_from.workdir"
+  loaded = teacher if teacher and same else load_model(exp, wanted, mesh, start)
   params = loaded.model[1]
   theirs_record = loaded.run.record if loaded.run else exp.record
   # With the same shapes: nothing but the samples would show it.

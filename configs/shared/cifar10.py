@@ -12,7 +12,8 @@ def get_config() -> mlc.ConfigDict:
   c.sigma_data = 0.5
 
   c.data = dict(
-    name="tfds", flip=False, tfds=dict(dataset="cifar10", data_dir=None),
+    name="cifar10", flip=False, cifar10=dict(cache="~/.cache/cmjax/datasets", url=None),
+    tfds=dict(dataset="cifar10", data_dir=None),
     npz=dict(path="~/.cache/cmjax/cifar10.npz"), folder=dict(path="", held_out=0.0),
   )  # fmt: skip
   c.net = dict(

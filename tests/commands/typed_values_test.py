@@ -10,7 +10,9 @@ import types
 import pytest
 from absl import flags
 
+from cmjax import pages
 from cmjax.commands import common, start
+from cmjax.data import published_sets
 from cmjax.experiment import declared
 from cmjax.program import sample, train
 from helpers import in_process, tiny
@@ -24,6 +26,37 @@ def parsed(*args, verb="train"):
   command = start.parse([f"cmjax {verb}", CONFIG, *workdir, *args], verb, flags.FlagValues())
   assert command.config is not None
   return command.config, command.values
+
+
+OF_IMAGES = [
+  name for name in pages.names() if not name.startswith(("imagenet512", "toy2d"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", OF_IMAGES)
+def test_every_page_of_images_reads_every_source(page):
+  for name, key in (
+    *(("folder", "path"), ("npz", "path"), ("records", "path"), ("tfds", "dataset")),
+    *((name, "cache") for name in published_sets.SOURCES),
+  ):
+    words = [f"--config={page}", f"--config.data.{name}.{key}=there", "--workdir=w"]
+    words.insert(1 if key == "path" else 2, f"--config.data.name={name}")
+    config = start.parse(["cmjax train", *words], "train", flags.FlagValues()).config
+    assert config.data.name == name and config.data[name][key] == "there"
+
+
+def test_a_source_that_was_not_chosen_is_told_how(capsys):
+  code, _, err = in_process.answer(
+    capsys, lambda: in_process.verb("train", CONFIG, "--config.data.folder.path=a", "--workdir=w")
+  )
+  assert code == 1 and "To read from folder, set --config.data.name=folder as well." in err
+  code, _, err = in_process.answer(
+    capsys,
+    lambda: in_process.verb(
+      *("train", CONFIG, "--config.data.name=folder", "--config.data.folder.paths=a", "--workdir=w")
+    ),
+  )
+  assert code == 1 and "--config.data.folder.paths: config.data.folder takes: channels, " in err
 
 
 def at(config, path):

@@ -254,6 +254,7 @@ TOGETHER = ("train", "sample", "evaluate", "reference", "preflight")
 ALONE = [verb for verb in VERBS if verb not in TOGETHER]
 ARGUMENTS = {
   "convert": ("none.pkl", "--to=none"),
+  "start": ("none", "--out=none"),
   "prepare": ("none", "--out=none"),
   "ema": ("--workdir=none", "--sigma_rel=0.05"),
   "detectors": ("none.pth", "--to=none.npz"),

@@ -3,6 +3,7 @@ import contextlib
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -473,6 +474,31 @@ def test_tfds_says_how_to_prepare_a_data_set(tmp_path):
   advice = r"'cifar10' is not prepared in .*cmjax\[prepare\].*tfds build cifar10 --file_format"
   with pytest.raises(ValueError, match=advice):
     sources.tfds("cifar10", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet_resized/64x64"])
+def test_tfds_says_so_where_its_own_folder_has_nothing(monkeypatch, tmp_path, name):
+  import tensorflow_datasets as tfds
+
+  # What tfds raises there is another class than with a folder that is named.
+  monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+  with pytest.raises(ValueError, match=f"'{name}' is not prepared in the default folder") as raised:
+    sources.tfds(name)
+  assert f"tfds build {name} --file_format=array_record" in str(raised.value)
+  assert ("--config.data.name=cifar10" in str(raised.value)) == (name == "cifar10")
+
+
+def test_an_unknown_split_of_a_prepared_tfds_set_is_told_as_that(tfds_mock, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def refuse(*args, **kwargs):
+    raise KeyError("no split 'valid'")
+
+  there = types.SimpleNamespace(info=types.SimpleNamespace(splits={"train": 1}))
+  monkeypatch.setattr(tfds, "data_source", refuse)
+  monkeypatch.setattr(tfds, "builder", lambda *args, **kwargs: there)
+  with pytest.raises(ValueError, match="tfds cannot read split 'valid' of 'cifar10'"):
+    sources.tfds("cifar10", split="valid")
 
 
 def test_tfds_is_read_without_importing_tensorflow(tmp_path):

@@ -383,6 +383,35 @@ def configured(folder, **data):
   return experiment.parse(c)
 
 
+def test_measure_prints_the_flags_to_paste(tmp_path):
+  for name in ("cat", "dog"):  # of one colour each, so that there is something to learn
+    (tmp_path / "a" / name).mkdir(parents=True)
+    for i in range(20):
+      colour = tuple(np.random.default_rng(i).integers(0, 256, 3).tolist())
+      Image.new("RGB", (4, 4), colour).save(tmp_path / "a" / name / f"{i}.png")
+  exp = configured(tmp_path / "a")
+  said = sample.measure(exp).splitlines()
+  found = json.loads(said[0])
+  for line, kind in zip(said[-2:], ("teacher", "consistency"), strict=True):
+    flags = line.partition(": ")[2].split()
+    assert flags == [
+      f"--config.sigma_data={found['std']:.3f}",
+      "--config.net.resolution=4",
+      "--config.net.in_channels=3",
+      "--config.net.num_classes=2",
+      f"--config.loss.P_mean={found[kind]['P_mean']:.2f}",
+      f"--config.loss.P_std={found[kind]['P_std']:.2f}",
+    ]
+  assert "a diffusion teacher" in said[-2] and "sCT or sCD" in said[-1]
+
+
+def test_measure_says_the_shape_where_the_page_has_another(tmp_path):
+  lay(tmp_path / "a", [f"{i}.png" for i in range(20)])
+  c = configured(tmp_path / "a").record
+  said = sample.measure(experiment.parse({**c, "net": {**c["net"], "resolution": 8}}))
+  assert "--config.net.resolution=4 --config.net.in_channels=3 --config.net.num_classes=0" in said
+
+
 def test_every_mode_that_reads_data_opens_with_its_line(tmp_path, caplog):
   caplog.set_level(logging.INFO, "cmjax")
   lay(tmp_path / "a", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(20)])

@@ -423,6 +423,31 @@ def test_what_is_not_8_bits_of_rgb_is_named_and_converted_if_asked(tmp_path, cap
   assert manifest.read(tmp_path / "out", "train")[1].details["converted"] == {kind: 1}
 
 
+@pytest.mark.parametrize(
+  "words, background", [("black", (0, 0, 0)), ("#ff8000", (255, 128, 0)), ("white", (255,) * 3)]
+)
+def test_alpha_is_laid_over_the_background_that_is_named(tmp_path, words, background):
+  (tmp_path / "a").mkdir()
+  half = np.concatenate([PIXELS[0], np.full_like(PIXELS[0][..., :1], 102)], -1)  # 40 % opaque
+  (tmp_path / "a" / "0.png").write_bytes(png(half))
+  run(tmp_path / "a", tmp_path / "out", f"--background={words}")
+  expected = 0.4 * PIXELS[0] + 0.6 * np.array(background)
+  np.testing.assert_allclose(read(tmp_path / "out")[0][0], expected, rtol=0, atol=1)
+  made = manifest.read(tmp_path / "out", "train")[1].details["made"]["transform"]
+  assert made["convert"] == ["alpha"]
+  # White is what it was before there was a choice: such a set goes on.
+  assert made.get("background") == (None if words == "white" else list(background))
+
+
+def test_a_background_that_is_no_colour_is_refused(tmp_path, capsys):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "0.png").write_bytes(png(PIXELS[0]))
+  for words in ("whyte", "#ff800080", ""):
+    run(tmp_path / "a", tmp_path / "out", f"--background={words}", code=1 if words else 0)
+    if words:
+      assert_error(capsys, f"'{words}' is no colour: white, black, gray or #rrggbb")
+
+
 def test_gray_of_16_bits_keeps_its_upper_8(tmp_path):
   (tmp_path / "a").mkdir()
   values = RNG.integers(0, 65536, (6, 6), np.uint16)

@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from cmjax import experiment, latents, pages
 from cmjax.base import sharding
-from cmjax.data import manifest, shards
+from cmjax.data import downloads, manifest, shards
 from cmjax.experiment import models
 from cmjax.program import plan, train
 from cmjax.types import Network
-from helpers import published_pages
+from helpers import in_process, loopback_files, published_pages
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -65,9 +64,11 @@ def first_of_each_network():
 
 
 @pytest.fixture
-def images():
-  with tfds.testing.mock_data(num_examples=16):
-    yield
+def images(monkeypatch, tmp_path):
+  """A few images in the place of CIFAR-10's."""
+  path = tmp_path / "cifar-10-binary.tar.gz"
+  path.write_bytes(loopback_files.cifar10(num=4)[0])
+  monkeypatch.setattr(downloads, "fetch", lambda file, folder, key: path)
 
 
 def prepared(path, config):
@@ -76,8 +77,8 @@ def prepared(path, config):
   convention = config.data.records.get("latents")
   recorded = latents.record(latents.CONVENTIONS[convention]) if convention else None
   layout = shards.Layout(shape, "float32" if convention else "uint8", bool(convention))
-  zeros = np.zeros((2, *shape), layout.dtype)
-  arrays = {"image": zeros, "image_std": zeros, "label": np.array([0, 1])}
+  zeros = np.zeros((20, *shape), layout.dtype)
+  arrays = {"image": zeros, "image_std": zeros, "label": np.arange(20) % 2}
   folder, name = path / "train", shards.name("train", 0, 1)
   folder.mkdir()
   shard = manifest.Shard(name=name, **shards.write(folder / name, layout.pack(arrays)))
@@ -115,6 +116,57 @@ def test_a_page_has_its_command_and_imports_only_pages(name):
   imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
   assert {alias.name for node in imports for alias in node.names} <= {"ml_collections", "pages"}
   assert {node.module for node in imports if isinstance(node, ast.ImportFrom)} <= {"cmjax"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_says_in_one_line_what_it_needs_and_the_command_for_that(name):
+  needs, config = pages.needs_first(name), pages.load(name)
+  start = config.init_from.workdir or config.teacher.workdir
+  if start:
+    assert needs == pages.command_for(start)
+  elif config.data.name in ("records", "folder", "npz"):
+    path = config.data[config.data.name].path
+    assert needs.startswith("cmjax ") and path in needs
+  else:
+    assert needs.startswith("nothing. ")
+
+
+@pytest.mark.parametrize(
+  "workdir, command",
+  [
+    ("runs/cifar10_teacher", "cmjax train --config=cifar10_teacher --workdir=runs/cifar10_teacher"),
+    ("gs://b/imagenet64_teacher_xl/", "cmjax train --config=imagenet64_teacher:xl --workdir=gs://b/"
+     "imagenet64_teacher_xl"),
+    ("runs/edm2_img64_s", "cmjax convert edm2-img64-s-1073741-0.075.pkl --to runs/edm2_img64_s"),
+    ("runs/mine", None),
+  ],
+)  # fmt: skip
+def test_the_command_that_makes_a_run_is_known_by_its_workdir(workdir, command):
+  assert pages.command_for(workdir) == command
+
+
+def test_a_page_beside_a_workdir_is_the_one_that_makes_it(tmp_path):
+  (tmp_path / "teacher.py").write_text("")
+  command = f"cmjax train --config={tmp_path}/teacher.py --workdir={tmp_path}/teacher"
+  assert pages.command_for(tmp_path / "teacher") == command
+
+
+def test_students_start_from_the_teacher_where_their_numbers_are_for_that():
+  continuous = [name for name in NAMES if pages.load(name).loss.name in ("sct", "scd")]
+  fresh = [name for name in continuous if not pages.load(name).init_from.workdir]
+  assert fresh == ["toy2d_sct"] and len(continuous) > 10
+  assert pages.load("cifar10_sct").init_from.workdir == "runs/cifar10_teacher"
+  scratch = pages.load("cifar10_sct:scratch").to_dict()
+  assert scratch.pop("init_from") == {"ema": "main", "workdir": ""}
+  assert scratch == {
+    k: v for k, v in pages.load("cifar10_sct").to_dict().items() if k != "init_from"
+  }
+
+
+def test_the_network_of_imagenet64_ect_is_that_of_edm2_s():
+  params = jax.eval_shape(experiment.parse(load("imagenet64_ect")).network.init, jax.random.key(0))
+  # EDM2's file has 280,209,381: with 128 of its logvar head, and without 2 x 192 constants.
+  assert sum(x.size for x in jax.tree.leaves(params)) == 280_209_381 - 128 + 2 * 192
 
 
 @pytest.fixture
@@ -202,12 +254,30 @@ def test_the_networks_on_latents_are_the_published_ones_and_what_scm_adds(size, 
 
 
 @pytest.mark.slow
-def test_cifar10_sct_takes_its_smoke_steps_on_mock_images(tmp_path, images):
-  config = load("cifar10_sct:smoke")
-  train.train(experiment.parse(config), tmp_path)
-  assert (tmp_path / "checkpoints" / str(config.total_steps)).is_dir()
-  assert (tmp_path / "samples" / f"two_step_main_{config.total_steps:08d}.png").exists()
-  assert (tmp_path / "report.html").exists()
+def test_the_headline_command_brings_its_data_itself(tmp_path, monkeypatch, capsys):
+  archive, _ = loopback_files.cifar10(num=16)
+  monkeypatch.setattr(downloads, "PAUSE", 0.0)
+  cache, runs = f"--config.data.cifar10.cache={tmp_path / 'cache'}", tmp_path / "runs"
+  teacher, sct = runs / "cifar10_teacher", runs / "cifar10_sct"
+  start = f"--config.init_from.workdir={teacher}"
+  small = ("--config.mesh.data=1", cache)
+  with loopback_files.serving({"cifar-10-binary.tar.gz": archive}) as server:
+    loopback_files.publish(monkeypatch, "cifar10", server)
+    server.cut, server.cuts = len(archive) // 3, 2  # the connection is lost twice
+    command = ("--config=configs/cifar10_sct.py:smoke", f"--workdir={sct}", start, *small)
+    code, _, err = in_process.answer(capsys, lambda: in_process.mode(*command))
+    advice = f"Make it first: cmjax train --config=cifar10_teacher --workdir={teacher};"
+    assert code == 1 and advice in err and not server.asked
+    assert not in_process.mode(
+      "--config=configs/cifar10_teacher.py:smoke", f"--workdir={teacher}", *small
+    )
+    assert len(server.asked) == 3
+    assert not in_process.mode(*command)
+    assert len(server.asked) == 3  # it is kept
+  for workdir, sampler in ((teacher, "heun"), (sct, "two_step")):
+    assert (workdir / "checkpoints" / str(pages.STEPS)).is_dir()
+    assert (workdir / "samples" / f"{sampler}_main_{pages.STEPS:08d}.png").exists()
+    assert (workdir / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """From a config to cards: what looks at images, what they are compared with, what is refused."""
 
 import json
+import logging
 import types
 
 import jax
@@ -14,7 +15,7 @@ from cmjax.base import sharding
 from cmjax.data import image_sets, sources
 from cmjax.data import manifest as manifests
 from cmjax.experiment import evaluation
-from cmjax.metrics import cards, classifier, compare, frechet
+from cmjax.metrics import cards, classifier, compare, frechet, wasserstein
 from cmjax.program import sample, score_files
 from cmjax.run import charts
 from helpers import prepared_sets, tiny
@@ -109,6 +110,40 @@ def test_a_reference_that_was_written_gives_the_same_numbers_as_the_data(tmp_pat
     assert b["values"][name] == pytest.approx(value, rel=1e-9, abs=1e-14), name
   assert b["reference"]["file"] == "digits.npz" and len(b["reference"]["sha256"]) == 64
   assert compare.incomparable(a, b) == []
+
+
+def test_without_a_test_split_the_floor_is_that_of_every_tenth_training_image(tmp_path, caplog):
+  train, label = sources.as_array(sources.digits())[0], np.zeros(1_442, np.int32)
+  path = prepared_sets.write_set(tmp_path / "set", {"image": train, "label": label}, num_classes=1)
+  c = configure(scores=("frechet",))
+  c.data = dict(name="records", flip=False, records=dict(path=str(path)))
+  np.savez(tmp_path / "a.npz", arr_0=held_out())
+  with caplog.at_level(logging.INFO, "cmjax"):
+    said = sample.evaluate_images(experiment.parse(c), tmp_path / "scores", tmp_path / "a.npz")
+  card = cards.read(said.partition(": ")[0])
+  flat = lambda x: frechet.moments(x.reshape(len(x), -1) / 255)
+  share = np.arange(1_442) % 10 == 9
+  floor = frechet.distance(flat(train[share]), flat(train[~share]))
+  assert card["floor"]["frechet"] == pytest.approx(floor, rel=1e-9) and card["floor_num"] == 144
+  assert card["floor_of"] == "every 10th training image, against the others"
+  assert card["values"]["frechet"] == pytest.approx(pixels_distance(held_out()), rel=1e-9)
+  assert card["reference"]["num"] == 1_442  # of all
+  assert caplog.text.count("there is no test split (No prepared split 'test' in ") == 1
+
+
+def test_images_are_compared_as_points_by_the_sliced_wasserstein_distance():
+  c = configure()
+  c.evals = dict(
+    swd=dict(name="sliced_wasserstein", samplers=("one_step",), emas=("main",), every_steps=1,
+             num_samples=200, batch_size=50)
+  )  # fmt: skip
+  e = experiment.parse(c)
+  params = e.network.init(jax.random.key(0))
+  found = dict(experiment.open_evaluators(e, MESH)["swd"]({"main": params}, jax.random.key(1)))
+  spread = lambda split: sources.as_array(sources.digits(split=split), limit=200)[0]
+  train, test = (spread(split).reshape(200, -1) / 127.5 - 1 for split in sources.SPLITS)
+  assert found["floor"] == pytest.approx(wasserstein.sliced(test, train), rel=1e-5)
+  assert found["one_step/main"] > 2 * found["floor"]
 
 
 def test_a_card_says_how_the_reference_was_prepared(tmp_path):

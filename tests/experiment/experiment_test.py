@@ -64,8 +64,8 @@ def test_the_tiny_config_itself_builds():
       r"Unknown method .loss.name. 'sctt'. .*cd, .*ct_continuous, diffusion, scd, sct\.",
     ),
     (
-      {"data.name": "mnist"},
-      "data set .data.name. 'mnist'. .* digits, folder, npz, records, tfds, toy2d",
+      {"data.name": "mnits"},
+      "data set .data.name. 'mnits'. .* cifar10, digits, fashion_mnist, folder, mnist, npz, rec",
     ),
     ({"net.name": "unet"}, "network .net.name. 'unet'. Choose from: adm, ddpmpp, dit, edm2, mlp"),
     (

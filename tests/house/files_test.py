@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 OTHERWISE = {
   "cmjax/base/atomic_files.py: open xb",  # the one way
   "cmjax/base/atomic_files.py: open a",  # config_changes.jsonl, a line
+  "cmjax/data/downloads.py: open ab",  # what came of a download: it goes on, and is renamed last
   "cmjax/base/place.py: open ab",  # what a place can do is tried in a folder that is removed
   "cmjax/base/place.py: open a",
   "cmjax/base/place.py: write_bytes",

@@ -296,8 +296,11 @@ def test_a_copy_between_host_and_device_inside_the_step_is_an_error(tmp_path, mo
     ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 must be at least 1"),
     ({"evals.swd.every_steps": 0}, "evals.swd.every_steps=0 must be at least 1"),
     ({"mesh.data": 3}, "mesh=.* does not fit 1 devices"),
-    ({"teacher.workdir": "nowhere"}, "No checkpoints in nowhere: train that run first"),
-    ({"init_from.workdir": "nowhere"}, "No checkpoints in nowhere: train that run first"),
+    ({"teacher.workdir": "nowhere"}, "teacher.workdir=nowhere has no checkpoints.*Train that run"),
+    (
+      {"init_from.workdir": "nowhere"},
+      "init_from.workdir=nowhere has no .*random weights",
+    ),
   ],
 )
 def test_what_cannot_be_fails_before_training(tmp_path, values, message):

@@ -3,7 +3,7 @@
 import collections
 import hashlib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Recipe(NamedTuple):
     filter: of `crops.FILTERS`; None: the transform's own.
     channels: 1 or 3; None: 1 if the first picture is gray, else 3.
     convert: which `image_files.CONVERSIONS` are made; the others are errors.
+    background: that alpha is laid over.
   """
 
   transform: str = "none"
@@ -28,6 +29,15 @@ class Recipe(NamedTuple):
   filter: str | None = None
   channels: int | None = None
   convert: tuple[str, ...] = ()
+  background: tuple[int, int, int] = image_files.WHITE
+
+  @property
+  def record(self) -> dict[str, Any]:
+    """It, for the manifest; a background of white is not said, as in sets of before."""
+    said = self._asdict() | {"convert": list(self.convert), "background": list(self.background)}
+    if self.background == image_files.WHITE:
+      del said["background"]
+    return said
 
 
 class Stretch(NamedTuple):
@@ -111,7 +121,7 @@ def _pixels(originals: Originals, i: int, recipe: Recipe) -> tuple[np.ndarray, t
   """
   if originals.moments:
     return originals.array(i), ()
-  image, kinds = originals.picture(i, recipe.convert)
+  image, kinds = originals.picture(i, recipe.convert, recipe.background)
   if recipe.channels == 1 and image.mode == "RGB":
     raise image_files.Refused(
       f"{originals.names[i]} has colours, but this set is gray, as its first picture or --channels "

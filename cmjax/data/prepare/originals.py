@@ -110,9 +110,11 @@ class Originals:
       raise image_files.Damaged(f"Cannot read {self.names[i]}: {reason}.") from error
     return np.ascontiguousarray(found.astype(np.float32).transpose(1, 2, 0))
 
-  def picture(self, i: int, convert: Sequence[str]) -> tuple[Image.Image, tuple[str, ...]]:
+  def picture(
+    self, i: int, convert: Sequence[str], background: tuple[int, int, int] = image_files.WHITE
+  ) -> tuple[Image.Image, tuple[str, ...]]:
     """Picture i in mode L or RGB, and which conversions that took."""
-    rules = self.rules._replace(convert=tuple(convert))
+    rules = self.rules._replace(convert=tuple(convert), background=background)
     return image_files.open_picture(self.open(i), self.names[i], rules)
 
 
@@ -363,7 +365,9 @@ class Arrays(Originals):
       self._read = (i, self._opened()[i])
     return self._read[1]
 
-  def picture(self, i: int, convert: Sequence[str]) -> tuple[Image.Image, tuple[str, ...]]:
+  def picture(
+    self, i: int, convert: Sequence[str], background: tuple[int, int, int] = image_files.WHITE
+  ) -> tuple[Image.Image, tuple[str, ...]]:
     """Image i; there is nothing to convert."""
     image = np.asarray(self.element(i)["image"])
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):

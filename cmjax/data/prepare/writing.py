@@ -40,6 +40,7 @@ MAX_SHARDS = 1024
 PIECE = 64  # images that are decoded at a time where latents are made of them
 NOTE = ".note.json"
 DUPLICATES = "duplicates.json"
+Split = tuple[str, np.ndarray | None]  # name, places of its pictures; None: of all
 
 
 class Encoder(NamedTuple):
@@ -120,6 +121,21 @@ def prepare(
     done = _write_all(submit, jobs, encoder, layout)
     _follow(done, jobs, paths, max_bad)
   return _finish(folder, split, originals, layout, encoder, paths, made)
+
+
+def splits(num: int, held_out: float | None, name: str = "train") -> list[Split]:
+  """(split, its pictures; None: all): one, or train and test with a part evenly over all.
+
+  Raises:
+    ValueError: none would be held out.
+  """
+  if held_out is None:
+    return [(name, None)]
+  steps = np.floor(np.arange(num + 1) * held_out)
+  is_test = np.diff(steps) > 0
+  if not 0 < held_out < 1 or not is_test.any():
+    raise ValueError(f"held_out={held_out} of {num} images: give a fraction, such as 0.1.")
+  return [("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))]
 
 
 class Job(NamedTuple):
@@ -230,7 +246,7 @@ def _how_made(
     "num_pictures": len(chosen),
     "names_sha256": digest.hexdigest(),
     "picture_rules": image_files.VERSION,
-    "transform": recipe._asdict() | {"convert": list(recipe.convert)},
+    "transform": recipe.record,
     "encoder": encoder.record if encoder else None,
     "licence": licence,
     "versions": versions | {"python": platform.python_version()},
