@@ -46,7 +46,7 @@ def blocks(text):
 def sentences(text):
   """The sentences of a page; a piece of code or a link counts as its words."""
   for block in blocks(text):
-    block = re.sub(r"`[^`]*`", "code", block)
+    block = re.sub(r"`[^`]*`", "Code", block)  # which may begin a sentence
     block = re.sub(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])", r"\1", block)
     block = SHORT_FORMS.sub(r"\1", block)
     yield from (part for part in END.split(block) if words(part))
