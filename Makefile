@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks clean
+.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks docs clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
@@ -18,6 +18,7 @@ help:
 	@echo "make format      write what 'make lint' wants, where ruff can"
 	@echo "make types       check the types"
 	@echo "make notebooks   execute every notebook in place"
+	@echo "make docs        build the documentation as a site, in site/"
 	@echo "make venv        only make $(VENV): the newest Python >= 3.11 that works"
 	@echo "make clean       remove $(VENV) and caches"
 	@echo "PYTHON=python3.11 make test   pin the interpreter"
@@ -36,7 +37,7 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 slow: $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[emulators]'
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[docs,emulators]'
 	$(VENV)/bin/python -m pytest -m slow -n auto --dist loadfile
 
 soak: $(STAMP)
@@ -66,6 +67,11 @@ notebooks: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet -e '.[notebooks]'
 	$(if $(NOTEBOOKS),$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS),@echo "No notebooks.")
 
+# Every warning is an error: a link, a heading or a name of the API that is not there.
+docs: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[docs]'
+	$(VENV)/bin/python -m zensical build --strict --clean
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site .cache *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

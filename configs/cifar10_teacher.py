@@ -6,7 +6,7 @@ Data through tfds (`pip install -e .[prepare]`, then `tfds build cifar10`), or a
 train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
 
 The paper: DDPM++ of 60.07 M parameters, 400k steps of 512, FID 2.15 at NFE 35. Not run by us; for
-what we ran at a small size see docs/results. Differences: EDM's augmentation (p = 0.12)
+what we ran at a small size: docs/results/cifar10.md. Differences: EDM's augmentation (p = 0.12)
 is not there yet, only its horizontal flip; the network has the input for it, so that a run can take
 it up.
 """

@@ -1,6 +1,8 @@
 """The pages of docs/reference that are made from the code.
 
-After a setting, a flag or its docstring was changed: PYTHONPATH=.:tests python -m helpers.reference_pages
+After a setting, a flag or its docstring was changed:
+
+  PYTHONPATH=.:tests python -m helpers.reference_pages
 """
 
 import importlib
@@ -19,7 +21,7 @@ from cmjax.training import optim
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 # What a factory takes and the program hands in, whatever the section; or a section of its own.
 HANDED_IN = {"sigma_data", "split", "devices", "num_segments", "emas", "target", "loss_scale"}
-HANDED_IN |= {"shape"}
+HANDED_IN |= {"shape", "times"}
 # What the docstrings leave to the name, since it means the same everywhere.
 EVERYWHERE = {
   "P_mean": "mean of ln sigma",
@@ -56,7 +58,7 @@ EVERYWHERE = {
   "mid_times": "angles of the steps between noise and data",
   "mid_sigmas": "the same as noise levels",
   "channels": "width of the embedding of t",
-  "bias": "what is subtracted: the log of the number of dimensions",
+  "bias": "the log weight to start from",
   "path": "where the data are",
   "latents": 'convention of latents, "scm" or "edm2"; None: of the manifest',
   "vae": "file of the autoencoder, to decode samples",
@@ -66,6 +68,7 @@ EVERYWHERE = {
   "num_points": "how many points there are",
   "seed": "of the points",
 }
+TYPED = {bool, int, float, str, tuple}
 TYPES = {bool: "true or false", str: "text", int: "whole number", float: "number"}
 NONE = type(None)
 
@@ -95,6 +98,8 @@ def allowed(hint):
   """What an annotation allows, in words."""
   said = []
   for option in ranges.options(hint):
+    if option.type not in TYPED | {NONE}:
+      continue
     bounds = option.range.words() if option.range else ""
     if option.where:
       said.append("path")
@@ -114,13 +119,18 @@ def settings(factory):
   texts = documented(factory)
   rows = []
   for name, parameter in declared_parameters(factory).items():
-    if name in HANDED_IN or name not in hints or not ranges.can_be_typed(hints[name]):
+    if name in HANDED_IN or name not in hints or not can_be_set(hints[name]):
       continue
     default = parameter.default
     shown = "required" if default is parameter.empty else f"`{default!r}`"
     text = texts.get(name) or EVERYWHERE.get(name, "")
     rows.append((name, shown, allowed(hints[name]), text))
   return rows
+
+
+def can_be_set(hint):
+  """Whether a flag can have a value of what an annotation allows."""
+  return bool({option.type for option in ranges.options(hint)} & TYPED)
 
 
 def declared_parameters(factory):
@@ -237,14 +247,16 @@ def configuration():
   targets = {"constant": ema.constant, "curriculum": ema.curriculum}
   distances = methods.DISTANCES | {"lpips": lpips.distance}
   stored = {"workdir": "of the run that has it; empty: none", "ema": "which average of it"}
-  intro = f"""# Configuration
+  intro = """# Configuration
 
 This page is made from the code, by `tests/helpers/reference_pages.py`.
 
 A config is what a page in `configs/` returns. `cmjax show --config=NAME` prints a whole one.
-Set any key on the command line: `--config.optim.lr=3e-4`. A key that is not there, or a value that is not allowed, is refused with the choices.
+Set any key on the command line: `--config.optim.lr=3e-4`.
+A key that is not there, or a value that is not allowed, is refused with the choices.
 
-A section with a `name` takes the keys of what it names. *Required* keys have no default in the code: the pages set them.
+A section with a `name` takes the keys of what it names.
+*Required* keys have no default in the code: the pages set them.
 A key that stands under no name of its section belongs to all of them."""
   parts = [
     intro,
@@ -258,6 +270,7 @@ A key that stands under no name of its section belongs to all of them."""
     "The method. Sections inside of it follow below.",
     choices("loss.name", losses()),
     "### Sections of loss",
+    'Each is a section with a name. Where it needs no more, `loss.weighting="learned"` is enough.',
     choices("loss.tangent.name", methods.TANGENTS, "####"),
     choices("loss.pairs.name", methods.PAIRS, "####"),
     choices("loss.curriculum.name", methods.CURRICULA, "####"),
@@ -270,7 +283,7 @@ A key that stands under no name of its section belongs to all of them."""
     "The teacher that is asked in every step, and where the first weights come from (`init_from`).",
     plain("", declared.STORED.items(), stored),
     "## data",
-    "`data.name` names one of these. Its settings are in the section of that name: `data.folder.path`.",
+    "`data.name` names one of these. Its settings are in a section of that name.",
     choices("data.name", models.SOURCES),
     "## optim",
     plain("", optimizers.RATE.items()),
@@ -284,11 +297,12 @@ A key that stands under no name of its section belongs to all of them."""
     "## snapshots",
     table(settings(optimizers.make_plan)),
     "## samplers",
-    "`samplers.NAME` is a section for each. All of them take `searched`: whether times that `cmjax search` found are used.",
+    "`samplers.NAME` is a section for each. All of them take `searched`: whether to use the times "
+    "that `cmjax search` found.",
     choices("samplers.NAME.name", few),
     "### Guidance of a sampler",
     *(
-      f"#### `samplers.NAME.guidance.name=\"{name}\"`\n\n{plain('', hints.items())}"
+      f'#### `samplers.NAME.guidance.name="{name}"`\n\n{plain("", hints.items())}'
       for name, hints in sampling.GUIDANCE.items()
     ),
     "## evals",

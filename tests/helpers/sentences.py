@@ -77,15 +77,15 @@ def main(arguments):
     for name in arguments:
       for sentence in sentences(texts[name]):
         if words(sentence) > 27:
-          print(f"{words(sentence):3} {sentence}")
+          print(f"{words(sentence):3} {sentence}")  # noqa: T201
     return
   everything = []
   for name, text in texts.items():
     if counts := lengths(text):
       everything += counts
       over = statistics.median(counts) > MEDIAN or nine_in_ten(counts) > NINE_IN_TEN
-      print("{:5} {:5} {:4}".format(*summary(counts)), name, "  <--" if over else "")
-  print("{:5} {:5} {:4}".format(*summary(everything)), "all")
+      print("{:5} {:5} {:4}".format(*summary(counts)), name, "  <--" if over else "")  # noqa: T201
+  print("{:5} {:5} {:4}".format(*summary(everything)), "all")  # noqa: T201
 
 
 if __name__ == "__main__":

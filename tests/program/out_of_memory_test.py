@@ -207,4 +207,6 @@ def test_a_real_lack_of_memory_on_a_cpu(tmp_path):
   )  # fmt: skip
   last = ran.stderr.strip().splitlines()[-1]
   assert "OutOfMemory: Preparing the run needs more memory than this machine has" in last, last
-  assert "0.25 GiB were asked for. Take more devices, a smaller batch_size or a smaller netw" in last
+  assert (
+    "0.25 GiB were asked for. Take more devices, a smaller batch_size or a smaller netw" in last
+  )
