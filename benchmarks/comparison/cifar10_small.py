@@ -7,9 +7,9 @@ without it the report is made of all. The pages configs/cifar10_*.py with a smal
 batches and fewer steps; what is stretched with the steps (warm-ups, decay, averages) is in
 `configure`. Two cores need some hours: stopped (SIGTERM, Ctrl-C) and started again by the same
 command it goes on. Scored along each run and at its end is the Frechet distance in the features of
-EfficientNet-Lite0 (FD-ELite0: not FID). It writes a table into
-docs/results/cifar10.md, the distances against steps as cifar10_small.png beside it, and a grid of samples of each as cifar10_small_*.png;
-the images of CIFAR-10 go nowhere.
+EfficientNet-Lite0 (FD-ELite0: not FID). It writes a table into docs/results/cifar10.md. The
+distances against steps, cifar10_small.png, and a grid of samples of each, cifar10_small_*.png, go
+beside it; the images of CIFAR-10 go nowhere.
 """
 
 import argparse
