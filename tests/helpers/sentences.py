@@ -15,7 +15,7 @@ FEW = 12  # sentences: a page with fewer has no statistics of its own
 
 # What is no prose: code, comments, and what mkdocstrings fills in.
 LEFT_OUT = (r"(?ms)^[ ]*```.*?^[ ]*```[ ]*$", r"(?s)<!--.*?-->", r"(?s)<style.*?</style>")
-LEFT_OUT += (r"(?m)^:::.*(?:\n[ ]+.*)*", r"(?s)\A---\n.*?\n---\n", r"(?ms)^\$\$.*?^\$\$$")
+LEFT_OUT += (r"(?m)^:::.*(?:\n[ ]+.*)*", r"(?s)\A---\n.*?\n---\n")
 END = re.compile(r"(?<=[.!?])[)\"'*_]*\s+(?=[\"'(*_`\[]*[A-Z0-9`])")
 SHORT_FORMS = re.compile(r"\b(e\.g|i\.e|vs|cf|app|sec|fig|no|al|etc)\.", re.IGNORECASE)
 
