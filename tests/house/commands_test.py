@@ -124,3 +124,13 @@ def test_the_commands_of_a_page_run(block, folder):
 
 
 TESTS = documented.ROOT / "tests"
+
+
+@pytest.mark.slow
+def test_the_script_of_getting_started_runs():
+  text = sentences.pages()["docs/getting_started.md"].read_text()
+  (code,) = [code for language, code, _ in documented.fences(text) if language == "python"]
+  assert code.count("range(2_000)") == 1
+  names = {}
+  exec(code.replace("range(2_000)", "range(3)"), names)  # our own page
+  assert names["points"].shape == (4_096, 2) and bool(abs(names["points"]).max() < 100)
