@@ -5,8 +5,8 @@ r"""CIFAR-10, unconditional: continuous-time consistency distillation, sCD (G.1,
 Distils, and starts from, the average of the teacher in runs/cifar10_teacher (train
 cifar10_teacher.py first). Data as in cifar10_teacher.py.
 
-The paper (Lu & Song 2024, table 1): FID 3.66 in one step, 2.52 in two. Not run by us. What we
-ran at a small size is in docs/results/cifar10.md. 400k steps, no augmentation and no flip are cmjax
+The paper (Lu & Song 2024, table 1): FID 3.66 in one step, 2.52 in two. Not run by us; for what we
+ran at a small size see docs/results. 400k steps, no augmentation and no flip are cmjax
 defaults (the paper does not state them; its replication does so, and was best near 139k steps).
 """
 

@@ -46,7 +46,7 @@ FREE = (
 # weights were trained (PAST), and the noise may be another (DRAWN). The record keeps the run's own.
 PAST = ("optim", "batch_size", "init_from", "teacher", "deterministic")
 DRAWN = ("seed",)
-# Keys of data that say where they are. Their content is compared by a digest.
+# Of data: where they are. What they are is told by their digest.
 PLACES = ("path", "data_dir")
 
 # What a config means that does not say it: those of before this setting could not.

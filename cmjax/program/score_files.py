@@ -147,10 +147,10 @@ def _remembered(workdir: epath.Path) -> dict[str, Any]:
     found = json_files.read(path)
     if isinstance(found, dict) and digests.is_whole(found):
       return found
-    why = "its content does not match its digest"
+    why = "its digest is not that of its content"
   except ValueError as error:
     why = str(error)
-  logger.warning("%s is damaged (%s). Its scores are computed again.", path, why)
+  logger.warning("%s is damaged (%s): its scores are not believed, but made again.", path, why)
   return {}
 
 
