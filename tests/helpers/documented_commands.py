@@ -50,8 +50,8 @@ class Read(BaseException):
 
 
 def fences(text):
-  """[(language, code, what stands before)] of a page."""
-  return [(m[2], m[3], text[: m.start()]) for m in FENCE.finditer(text)]
+  """[(language, code, what stands before)] of a page; without a language it is bash."""
+  return [(m[2] or "bash", m[3], text[: m.start()]) for m in FENCE.finditer(text)]
 
 
 def commands(code):
