@@ -1,6 +1,7 @@
 """The commands in README and docs: found, read by the program's own parsers, and run."""
 
 import argparse
+import contextlib
 import importlib
 import re
 import shlex
@@ -109,11 +110,10 @@ def check_verb(verb, *arguments):
     # As a folder: whether the packages of buckets are there is another question.
     arguments = [re.sub("(gs|s3)://", "", argument) for argument in arguments]
     arguments = _with_config(verb, arguments)
-    _stopped(lambda: start.parse([f"cmjax {verb}", *arguments], verb, flags.FlagValues()))
-  elif verb in cli.TOOLS:
-    _parsed(importlib.import_module(f"cmjax.commands.{verb}").main, arguments)
-  elif verb != "--version":
+  elif verb not in cli.TOOLS and verb != "--version":
     raise ValueError(f"cmjax has no verb {verb!r}.")
+  if verb != "--version":
+    _parsed(cli.main, (verb, *arguments))
 
 
 def _with_config(verb, arguments):
@@ -130,17 +130,6 @@ def _with_config(verb, arguments):
   return [f"--config={name}", *arguments]
 
 
-def _stopped(run):
-  # What a command allows is for its own process.
-  permit = mock.patch.object(start.common, "permit")
-  allow = mock.patch.object(start.configs, "allow_own_parts")
-  try:
-    with permit, allow:
-      run()
-  except SystemExit as stop:
-    raise ValueError(f"is refused, with exit code {stop.code}") from stop
-
-
 def _parsed(main, arguments):
   """Has a program read its arguments, and stops it there."""
   read = argparse.ArgumentParser.parse_args
@@ -149,8 +138,17 @@ def _parsed(main, arguments):
     read(self, *args, **kwargs)
     raise Read
 
+  def begin(argv, verb):
+    start.parse(argv, verb, flags.FlagValues())
+    raise Read
+
   try:
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args):
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args))
+      stack.enter_context(mock.patch.object(start, "start", begin))
+      # What a command allows is for its own process.
+      stack.enter_context(mock.patch.object(start.common, "permit"))
+      stack.enter_context(mock.patch.object(start.configs, "allow_own_parts"))
       main(list(arguments))
   except Read:
     return

@@ -332,7 +332,8 @@ def flags(verb):
 
 def of_docstring(verb):
   """A verb's own words: its indented lines are commands."""
-  text = (importlib.import_module(f"cmjax.commands.{verb}").__doc__ or "").strip()
+  file = getattr(cli, "FILES", {}).get(verb, verb)
+  text = (importlib.import_module(f"cmjax.commands.{file}").__doc__ or "").strip()
   return re.sub(r"(?m)(?:^  .*\n?)+", lambda m: as_code(m[0]), text + "\n").strip()
 
 
