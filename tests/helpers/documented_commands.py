@@ -27,6 +27,14 @@ RUNS = {
   "cifar10": "cifar10_sct",
   "cifar10_edm": "cifar10_edm_teacher",
   "mine": "toy2d_sct",
+  "teacher": "own_images_teacher",
+  "student": "own_images_scd",
+}
+# What an earlier command of a page writes, and what stands for it where a command is only read.
+WRITTEN = {
+  "--config=runs/photos/teacher.py": "--config=own_images_teacher",
+  "--config=runs/photos/student.py": "--config=own_images_scd",
+  "cifar10.safetensors": "digits",
 }
 MODULES = {"data.prepare": "commands.prepare", "metrics.detectors": "commands.detectors"}
 MODULES |= {name: f"commands.{name}" for name in ("convert", "ema")}
@@ -109,6 +117,7 @@ def check_verb(verb, *arguments):
   if verb in cli.EXPERIMENTS:
     # As a folder: whether the packages of buckets are there is another question.
     arguments = [re.sub("(gs|s3)://", "", argument) for argument in arguments]
+    arguments = [WRITTEN.get(argument, argument) for argument in arguments]
     arguments = _with_config(verb, arguments)
   elif verb not in cli.TOOLS and verb != "--version":
     raise ValueError(f"cmjax has no verb {verb!r}.")

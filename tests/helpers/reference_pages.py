@@ -67,6 +67,7 @@ EVERYWHERE = {
   "distribution": "checkerboard, two_spirals or gaussian_mixture",
   "num_points": "how many points there are",
   "seed": "of the points",
+  "url": "another address of the archive",
 }
 TYPED = {bool, int, float, str, tuple}
 TYPES = {bool: "true or false", str: "text", int: "whole number", float: "number"}
