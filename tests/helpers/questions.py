@@ -38,7 +38,7 @@ QUESTIONS = {
   # Lightning-AI/torchmetrics#3110
   "Where do I get DINOv2 weights for FD-DINOv2?": ("dinov2 weights", "guides/detectors"),
   # openai/consistency_models#7
-  "Which times for two steps, how do I choose the steps?": ("second step time", "guides/tuning"),
+  "Which times for two steps, how do I choose the steps?": ("which times to step", "guides/tuning"),
   # openai/consistency_models#45
   "How much memory and how many hours will a run need on TPU chips?": (
     "plan topology memory",
