@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks lock clean
+.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks lock docs clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
@@ -19,6 +19,7 @@ help:
 	@echo "make types       check the types"
 	@echo "make notebooks   execute every notebook in place"
 	@echo "make lock        pin the newest versions in launch/constraints.txt"
+	@echo "make docs        build the documentation as a site, in site/"
 	@echo "make venv        only make $(VENV): the newest Python >= 3.11 that works"
 	@echo "make clean       remove $(VENV) and caches"
 	@echo "PYTHON=python3.11 make test   pin the interpreter"
@@ -37,7 +38,7 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 slow: $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[emulators]'
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[docs,emulators]'
 	$(VENV)/bin/python -m pytest -m slow -n auto --dist loadfile
 
 soak: $(STAMP)
@@ -74,6 +75,11 @@ lock: $(STAMP)
 	$(VENV)/bin/python -m uv pip compile setup.py --extra tpu --extra cuda --extra stores --quiet \
 	  --universal --python-version 3.11 --no-header --no-annotate --upgrade -o launch/constraints.txt
 
+# Every warning is an error: a link, a heading or a name of the API that is not there.
+docs: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[docs]'
+	$(VENV)/bin/python -m zensical build --strict --clean
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site .cache *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -127,8 +127,9 @@ def _check_curriculum(total_steps: int, s0: int, s1: int, least: int) -> None:
 def square_root(total_steps: Count, s0: Levels = 2, s1: Levels = 150) -> Curriculum:
   """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 (CM, appendix C), then s1 + 1.
 
-  >>> [int(square_root(800_000)(k)) for k in (0, 200_000, 800_000)]
-  [2, 76, 151]
+  Examples:
+    >>> [int(square_root(800_000)(k)) for k in (0, 200_000, 800_000)]
+    [2, 76, 151]
 
   Args:
     total_steps: K, after which N stays.
@@ -149,8 +150,9 @@ def square_root(total_steps: Count, s0: Levels = 2, s1: Levels = 150) -> Curricu
 def doubling(total_steps: Count, s0: Intervals = 10, s1: Intervals = 1280) -> Curriculum:
   """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K / (log2 floor(s1/s0) + 1)) (iCT, 3.4).
 
-  >>> [int(doubling(400_000)(k)) for k in (0, 49_999, 50_000, 400_000)]
-  [11, 11, 21, 1281]
+  Examples:
+    >>> [int(doubling(400_000)(k)) for k in (0, 49_999, 50_000, 400_000)]
+    [11, 11, 21, 1281]
 
   Args:
     total_steps: K.

@@ -6,7 +6,7 @@ Needs first: nothing. CIFAR-10 is downloaded at the first start (170 MB).
 
 Pseudo-Huber with c = 0.00054 sqrt(D), weight 1 / (sigma_{i+1} - sigma_i), lognormal pairs, N
 doubling from 10 to 1280, Fourier scale 0.02, dropout 0.3, RAdam 1e-4, batch 1024, 400k steps,
-average 0.99993 (Song & Dhariwal 2023; what of this is confirmed: docs/methods.md).
+average 0.99993 (Song & Dhariwal 2023). docs/methods.md says how far others have reproduced it.
 
 Published: FID 2.83 in one step, 2.46 in two; no independent reproduction is known. Not run by us.
 The network is the paper's NCSN++; iCT-deep is --config.net.num_blocks=8.

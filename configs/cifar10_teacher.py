@@ -8,7 +8,7 @@ CIFAR-10 is kept in ~/.cache/cmjax/datasets; --config.data.cifar10.cache=DIR nam
 An .npz with train_images and test_images: --config.data.name=npz --config.data.npz.path=cifar10.npz
 
 The paper: DDPM++ of 60.07 M parameters, 400k steps of 512, FID 2.15 at NFE 35. Not run by us; for
-what we ran at a small size see docs/results. Differences: EDM's augmentation (p = 0.12)
+what we ran at a small size: docs/results/cifar10.md. Differences: EDM's augmentation (p = 0.12)
 is not there yet, only its horizontal flip; the network has the input for it, so that a run can take
 it up.
 """

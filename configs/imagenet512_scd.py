@@ -10,7 +10,7 @@ The size comes after the colon: s (the default), m, l, xl, xxl; 280 M to 1.5 B p
 which the student is told (sCM, table 5). Distils, and starts from, the average of
 runs/imagenet512_teacher_<size>: the same network without the input for the scale.
 
-What a run needs on which chips: --mode=plan, which reads no data; docs/results has that
+What a run needs on which chips: --mode=plan, which reads no data; docs/results/planning.md has that
 of XXL. Samples are latents; data.records.vae makes images of them.
 
 Published, in one and two steps: FID 3.07, 2.50 (S); 2.75, 2.26 (M); 2.55, 2.04 (L); 2.40, 1.93

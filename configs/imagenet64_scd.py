@@ -25,7 +25,7 @@ def get_config(size: str = "s") -> mlc.ConfigDict:
   c.loss.name = "scd"
   c.optim.lr = RATES[size]
   c.ema.long = dict(name="power", sigma_rel=0.10)
-  # Copies of both, every 32 Mi images, for averages of other lengths: docs/averages.md.
+  # Copies of both, every 32 Mi images, for averages of other lengths: docs/concepts/averages.md.
   c.snapshots = dict(every_steps=16_384, emas=("main", "long"), dtype="float16")
   c.teacher.workdir = c.init_from.workdir = f"runs/imagenet64_teacher_{size}"
   return c

@@ -7,9 +7,9 @@ without it the report is made of all. The pages configs/cifar10_*.py with a smal
 batches and fewer steps; what is stretched with the steps (warm-ups, decay, averages) is in
 `configure`. Two cores need some hours: stopped (SIGTERM, Ctrl-C) and started again by the same
 command it goes on. Scored along each run and at its end is the Frechet distance in the features of
-EfficientNet-Lite0 (FD-ELite0: not FID). It writes into docs/results: a table in cifar10.md, the
-distances against steps as cifar10_small.png, and a grid of samples of each as cifar10_small_*.png;
-the images of CIFAR-10 go nowhere.
+EfficientNet-Lite0 (FD-ELite0: not FID). It writes a table into docs/results/cifar10.md. The
+distances against steps, cifar10_small.png, and a grid of samples of each, cifar10_small_*.png, go
+beside it; the images of CIFAR-10 go nowhere.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def configure(method, args):
   config.data.name, config.data.npz.path, config.data.flip = "npz", str(args.npz), True
   config.net.update(NET)
   config.batch_size, config.total_steps = args.batch_size, args.steps[METHODS.index(method)]
-  # As on digits (docs/results): short runs need a decay, and an average over the last fifth.
+  # As on digits (docs/results/rates.md): short runs need a decay, and a longer average.
   config.optim.update(name="adam", lr=1e-3 if method == "teacher" else 2e-4)
   decay = dict(name="inverse_sqrt", decay_steps=max(1, config.total_steps // 5), warmup_steps=100)
   config.optim.schedule = decay

@@ -21,7 +21,7 @@ second time at the time that --mode=search finds for the run, with other noise t
 
 Stopped by --budget (in minutes), by SIGTERM or by SIGINT, it goes on where it was when the same
 command is started again; each finished run is a row of results.json. The rows behind the tables of
-docs/results/digits.md are in docs/results/: --known=docs/results makes those that are missing
+docs/results/methods.md are in docs/results/: --known=docs/results makes those that are missing
 there, on another machine too, and trains a teacher again only where a student needs it.
 """
 
@@ -499,7 +499,7 @@ def report(args):
     title = f"All methods at equal compute: {data}"
     if args.scale != 1:
       title += f", {args.scale:g} times the teacher's for each student"
-    write_results(args.docs / "digits.md", f"methods:{data}{suffix(args)}", title, lines)
+    write_results(args.docs / "methods.md", f"methods:{data}{suffix(args)}", title, lines)
     write_json(args.docs / f"methods_{data}{suffix(args)}.json", methods)
   if results:
     plot(args.docs / f"methods{suffix(args)}.png", results)
@@ -562,7 +562,7 @@ def make_parser(doc, workdir, seeds):
   parser.add_argument("--scale", type=float, default=1.0, help="of a student: teacher's budgets")
   parser.add_argument("--budget", type=float, default=None, help="minutes, then stop and report")
   parser.add_argument("--curve", type=int, default=0, help="so many scores along each run")
-  parser.add_argument("--docs", type=Path, default=RESULTS, help="of digits.md, methods.png")
+  parser.add_argument("--docs", type=Path, default=RESULTS, help="of methods.md, methods.png")
   parser.add_argument("--known", type=Path, help="folder with rows that need not be made again")
   parser.add_argument("--variant", default="", help="'smoke' for a few steps of each")
   parser.add_argument("--report_only", action="store_true")

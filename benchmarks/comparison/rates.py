@@ -8,7 +8,7 @@ Each method of benchmarks/comparison/methods.py with a fifth of the learning rat
 and five times as much, and without the warm-up of the tangent where it has one; all else, the
 number of steps too, is as there, and so is the teacher. The row with the page's own values is that
 of methods.py's results, which have the distances of three averages of the weights. It goes on where
-it was stopped, and writes a table into docs/results/digits.md.
+it was stopped, and writes a table into docs/results/rates.md.
 """
 
 import functools
@@ -105,7 +105,7 @@ def report(args):
   lines = table(args, done, json.loads(known.read_text()))
   print("\n".join(lines))
   title = f"What each method needs to be stable: {args.data}"
-  methods.write_results(args.docs / "digits.md", f"rates:{args.data}", title, lines)
+  methods.write_results(args.docs / "rates.md", f"rates:{args.data}", title, lines)
   methods.write_json(args.docs / f"rates_{args.data}.json", done)
 
 

@@ -1,4 +1,4 @@
-r"""What P_mean, P_std and sigma_data do to a teacher and to sCD: docs/methods.md, measured.
+r"""What P_mean, P_std and sigma_data do to a teacher and to sCD: docs/guides/tuning.md, measured.
 
   python benchmarks/comparison/tuning.py                       # digits
   python benchmarks/comparison/tuning.py --data=fashion_mnist
@@ -8,7 +8,7 @@ One setting is changed at a time, from what --mode=measure proposes; all else is
 benchmarks/comparison/methods.py: pages, networks, numbers of steps, classifier, samples and
 averages, and the default --workdir too. A student is distilled from the teacher of the proposal,
 except where sigma_data is changed, which needs a teacher of its own. It goes on where it was
-stopped, and writes a table for each data set into docs/results/digits.md.
+stopped, and writes a table for each data set into docs/results/tuning.md.
 """
 
 import functools
@@ -122,7 +122,7 @@ def report(args):
     lines = table(data, rows)
     print("\n".join(["", f"{data}:", *lines]))
     title = f"P_mean, P_std and sigma_data: {data}"
-    methods.write_results(args.docs / "digits.md", f"tuning:{data}", title, lines)
+    methods.write_results(args.docs / "tuning.md", f"tuning:{data}", title, lines)
     methods.write_json(args.docs / f"tuning_{data}.json", rows)
 
 

@@ -4,8 +4,9 @@ r"""Does FD-ELite0 order what it should? CIFAR-10 against itself, noisy, blurred
 
 Reference: the first 10,000 training images. Every other set is made of the 10,000 test images, as
 they are ("floor") or changed, so that only the change differs. Features are kept in the workdir, a
-thousand images at a time: the same command goes on where it was stopped. docs/detectors.md says
-how to get the weights; --data is an .npz with train_images and test_images, uint8.
+thousand images at a time: the same command goes on where it was stopped.
+docs/guides/detectors.md says how to get the weights; --data is an .npz with train_images and
+test_images, uint8.
 """
 
 import argparse

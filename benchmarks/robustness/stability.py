@@ -9,7 +9,7 @@ the derivative of the embedding of t (sCM, sec. 4.1, eq. 7 and figure 4). For Fo
 scale 16 and 0.02 and for the positional one, each with a plain modulation of the normalised
 activations (AdaGN) and with sCM's adaptive double normalisation, this draws the root mean square of
 both parts, over sigma_data, for real images and their own velocities. It writes a picture,
-stability_PAGE.png, into docs/results, and a table into docs/results/robustness.md.
+stability_PAGE.png, into docs/results, and a table into docs/results/numerics.md.
 
 The weights are those of the start, but what starts at zero there (the last convolution, and the
 last one of each block) is drawn with a variance of one over the fan-in: with F = 0 all networks
@@ -169,7 +169,7 @@ def main():
   plot(args.docs / picture, found, times)
   title = f"The tangent at the start of training: {name}"
   lines += ["", f"![Both parts of the tangent over t, by embedding and modulation]({picture})"]
-  methods.write_results(args.docs / "robustness.md", f"stability:{name}", title, lines)
+  methods.write_results(args.docs / "numerics.md", f"stability:{name}", title, lines)
 
 
 if __name__ == "__main__":

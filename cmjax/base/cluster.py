@@ -301,7 +301,7 @@ def _read(row: Row, env: Variables) -> Told:
     return Told(row.name, 1, 0)
   process = row.process(env)
   if number is None or not 0 <= process < number:
-    raise ValueError(f"{row.name}: process {process} is none of 0 to {(number or 0) - 1}.")
+    raise ValueError(f"{row.name}: process {process} must be from 0 to {(number or 0) - 1}.")
   coordinator = row.coordinator(env) if row.coordinator else None
   return Told(row.name, number, process, coordinator, _devices(row, env))
 

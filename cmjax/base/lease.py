@@ -109,7 +109,9 @@ class Lease:
     if lives and not wait and self._clock() - silent_since < DEAD:
       raise Held(before.content)
     if self._clock() - silent_since < DEAD:
-      logger.info("Looking for %.0f s at most whether its holder lives: %s.", DEAD, self._folder)
+      logger.info(
+        "Checking for at most %.0f s whether its holder is alive: %s.", DEAD, self._folder
+      )
     while self._clock() - silent_since < DEAD:
       self._sleep(_LOOK)
       now = newest(self._folder)

@@ -201,7 +201,7 @@ def start(
     )
   if num_processes is not None and process_id is not None:
     if not 0 <= process_id < num_processes:
-      raise ValueError(f"process_id={process_id} is none of 0 to {num_processes - 1}.")
+      raise ValueError(f"process_id={process_id} must be from 0 to {num_processes - 1}.")
     _join(cluster.Told("the command line", num_processes, process_id, coordinator))
   elif (told := cluster.read()) is None:
     _ask_jax()

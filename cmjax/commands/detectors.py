@@ -2,7 +2,8 @@ r"""The weights of a detector, from the file that its authors publish to the one
 
   cmjax detectors pt_inception-2015-12-05-6726825d.pth --to inception.npz
 
-Nothing in the file is executed, and nothing is downloaded: docs/detectors.md has the addresses.
+Nothing in the file is executed, and nothing is downloaded. The addresses are
+in docs/guides/detectors.md.
 """
 
 import argparse

@@ -6,7 +6,8 @@
 The first starts a run, or goes on with it. The second goes on with the config that the run has.
 Every value of the config can be set: --config.optim.lr=3e-4. Exit codes: 0 done; 75 interrupted by
 a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, ...), state saved, start the same command again; 69 the
-other processes of the run did not come, start again; 1 an error. launch/README.md has them all.
+other processes of the run did not come, start again; 1 an error. All are in
+docs/guides/resume.md.
 """
 
 from cmjax.base.ranges import Count

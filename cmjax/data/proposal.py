@@ -135,7 +135,7 @@ def teacher(gain: Gain) -> Proposal:
 
   The gain itself as a density is wider than teachers' proposals (CIFAR-10: a std of 2.0); squared,
   it gives CIFAR-10 (-0.72, 1.54), where EDM has (-1.2, 1.2). It is a start that may be half a unit
-  of ln sigma off: docs/methods.md says how to go on from it.
+  of ln sigma off: docs/guides/tuning.md says how to go on from it.
 
   Raises:
     ValueError: no noise level has a gain of 2 %, so that there is none to choose.

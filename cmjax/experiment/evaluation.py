@@ -499,7 +499,9 @@ def open_evaluators(
   known = dict.fromkeys(experiment.averages if emas is None else emas)
   for label, one in experiment.evaluators.items():
     if one.absent:
-      logger.info("evals.%s is off, since %s is None: name a file to have it.", label, one.absent)
+      logger.info(
+        "evals.%s is off, since %s is None: name a file to switch it on.", label, one.absent
+      )
       continue
     for key in one.emas:
       pick(known, key, f"average (evals.{label}.emas)")

@@ -165,7 +165,7 @@ def source(section: Section, sigma_data: float) -> Callable[[str], sources.Sourc
   factory = pick_part(SOURCES, name, "data set (data.name)")
   kwargs = source_arguments({"name": name, **sections})
   if "split" in kwargs:
-    raise ValueError(f"data.{name} has no split: to train reads 'train', to score 'test' as well.")
+    raise ValueError(f"data.{name} takes no split: training reads 'train', scores read 'test' too.")
   if flip and kwargs.get("latents"):
     raise ValueError("data.flip=True: a mirrored latent is not a mirrored image's. Set it False.")
 

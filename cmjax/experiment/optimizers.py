@@ -139,8 +139,8 @@ def make_plan(
   power = [name for name, section in averages.items() if section["name"] == "power"]
   if not sections or not set(sections) <= set(power):
     raise ValueError(
-      f"snapshots.emas={tuple(emas)} must be averages of the kind 'power': no other has a profile "
-      f"that lengths can be made of later. This config has: {', '.join(power) or 'none'}."
+      f"snapshots.emas={tuple(emas)} must name averages of the kind 'power': only these can be "
+      f"turned into other lengths later. This config has: {', '.join(power) or 'none'}."
     )
   lengths = {name: float(section["sigma_rel"]) for name, section in sections.items()}
   if len(set(lengths.values())) < len(lengths):

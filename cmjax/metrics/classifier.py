@@ -196,7 +196,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     ValueError: there is no such file, or it is not a classifier of `save`.
   """
   path = paths.local(path)
-  advice = "Train one: cmjax.metrics.classifier.train, then save (docs/methods.md)."
+  advice = "Train one: cmjax.metrics.classifier.train, then save (docs/guides/scores.md)."
   if not path.is_file():
     raise ValueError(f"No classifier at {path}. {advice}")
   try:

@@ -47,8 +47,8 @@ def options(
     return ON_GPU | {TAKE: str(on_disk)}
   if started:
     logger.warning(
-      "%s is missing, which has the kernels that this run was compiled with. They are chosen anew: "
-      "the next steps may differ in bits from those of a run that was never stopped.",
+      "%s is missing. It held the GPU kernels that this run was compiled with, so they are chosen "
+      "anew. The next steps may differ in bits from those of a run that was never stopped.",
       path,
     )
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Four things end runs of continuous-time consistency models, and most of them sil
 that grows from one time on, a derivative in too low a precision, one module that overflows, and
 what all these come to, a loss that is not finite. `config.doctor` says what to look for:
 
-  spike_factor         a gradient or tangent norm this many times its median of late is a spike
+  spike_factor         a gradient or tangent norm this many times its recent median is a spike
   on_spike             "warn", "stop", or "roll_back" to the last checkpoint
   probe_every_steps    how often the jvp is compared with a difference in float64; None: never
 
@@ -73,12 +73,12 @@ class Spikes:
         ratios[name] = (value / median, value, median)
     whole = {name: r for name, r in ratios.items() if name in WATCHED and r[0] > self._factor}
     if not whole:
-      for name, value in values.items():  # a spike is no part of what it is measured by
+      for name, value in values.items():  # keep spikes out of their median
         self._past[name].append(value)
       return ""
     self.count += 1
     parts = [
-      f"{name} {value:.3g} is {ratio:.0f} times its median of late ({median:.3g})"
+      f"{name} {value:.3g} is {ratio:.0f} times its recent median ({median:.3g})"
       for name, (ratio, value, median) in whole.items()
     ]
     bins = {name: r for name, r in ratios.items() if "/" in name}
@@ -136,7 +136,7 @@ class Probe:
       f"(at most {allowed:g} is expected)"
     )
     if wrong:
-      return metrics, f"{text}: its derivative is not that of its function from {wrong} on."
+      return metrics, f"{text}: the derivative does not match the function, from {wrong} on."
     culprit, share = jvp_check.most_sensitive(self._network, self._samples, params)
     return metrics, (
       f"{text}: rounding, to which the weights of {culprit} are most sensitive (bfloat16 there "

@@ -33,7 +33,8 @@ from cmjax.run import checkpoint
 
 logger = logging.getLogger("cmjax")
 
-# What may differ between two sittings of one run: how long, how often, where; not what.
+# Config keys that may change when a run is resumed: duration, logging, placement; never the
+# experiment itself.
 FREE = (
   *("total_steps", "log_every_steps", "checkpoint", "evals", "samplers", "mesh", "nonfinite"),
   *("snapshots", "microbatch", "steps_per_dispatch", "doctor"),
@@ -42,8 +43,8 @@ FREE = (
   *(f"data.{name}.{key}" for name in published_sets.SOURCES for key in ("cache", "url")),
   *("data.threads", "data.prefetch"),  # how they are read
 )
-# What may also be others where a run is sampled or scored: how it came to its weights, which no
-# sample depends on any more, and the noise. The run's own values stay on its record.
+# Keys that may also change when a run is sampled or scored: no sample depends any more on how the
+# weights were trained (PAST), and the noise may be another (DRAWN). The record keeps the run's own.
 PAST = ("optim", "batch_size", "init_from", "teacher", "deterministic")
 DRAWN = ("seed",)
 # Of data: where they are. What they are is told by their digest.

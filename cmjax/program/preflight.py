@@ -327,7 +327,7 @@ def _determinism_row(exp: Experiment, platform: str, same: bool) -> Row:
   if platform == "gpu" and not exp.run.deterministic:
     text = "other bits, as GPUs may: with --config.deterministic=True they should be the same"
     return Row(name, text, NOTE)
-  return Row(name, "other bits: a run that is resumed is not the one that was not stopped", WRONG)
+  return Row(name, "other bits: a resumed run would differ from one that never stopped", WRONG)
 
 
 def _traced(

@@ -333,7 +333,7 @@ def measure(exp: Experiment) -> str:
   peak = int(np.argmax(gain.best))
   words += [
     f"Most can be learned at sigma={np.exp(gain.log_sigma[peak]):.2g}: {gain.best[peak]:.0%} of "
-    "the error of knowing only mean and variance. docs/methods.md says how to go on."
+    "the error of knowing only mean and variance. docs/guides/tuning.md says how to go on."
   ]
   return "\n".join([json.dumps(found), *words, *_flags(found)])
 

@@ -33,10 +33,10 @@ def count(workdir: epath.Path, most: int | None) -> None:
     if before < most:
       write_json(workdir / STARTS, {"step": step, "starts": before + 1})
   if not sharding.all_agree(before < most):
-    at = "no checkpoint yet" if step is None else f"the newest is that of step {step}"
+    at = "no checkpoint yet" if step is None else f"the newest is of step {step}"
     raise ValueError(
       f"{most} starts in a row ended without a new checkpoint ({at}): this one would most likely "
-      "end so too. Look at the ends of their logs. To try it all the same, remove "
+      "end in the same way. Look at the ends of their logs. To start anyway, remove "
       f"{workdir / STARTS}, or start without --tries."
     )
 

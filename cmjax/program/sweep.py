@@ -103,7 +103,7 @@ def _stored(path: epath.Path, conditions: dict[str, Any]) -> dict[str, dict[str,
       f"{path} is damaged ({error!r}): move it away to score all lengths anew."
     ) from None
   if digests.is_whole(stored) is None:
-    logger.warning("%s has no digest: whether its scores were changed is not known.", path)
+    logger.warning("%s has no digest, so changed scores would not be noticed.", path)
   ours = json.loads(json.dumps(conditions))
   differ = [key for key in ours if ours[key] != theirs.get(key)]
   if differ:

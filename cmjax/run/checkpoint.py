@@ -247,7 +247,7 @@ class Checkpoints:
       good = max((step for step in self.steps() if step != self._failed), default="none")
       raise OSError(
         f"The {self._noun} of step {self._failed} could not be written to {self.directory}: "
-        f"{error}. The last good one is that of step {good}: start the same command again to go on "
+        f"{error}. The last good one is of step {good}: start the same command again to go on "
         "from it; if the disk is full, free some space first."
       ) from error
 

@@ -148,7 +148,7 @@ def segments(
   sigma_data: float,
   cond: Cond | None = None,
 ) -> Array:
-  """Multistep sCD: one deterministic step per segment (scm.md, 8.3; a reading, not published).
+  """Multistep sCD: one deterministic step per segment (our reading: no sampler is published).
 
   The model of a segment jumps from any t in it to its lower end s, which it is told as
   cond["segment"]: x_s = cos(t - s) x_t - sin(t - s) sigma_data F(x_t / sigma_data, t, s).

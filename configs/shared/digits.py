@@ -25,7 +25,7 @@ def get_config() -> mlc.ConfigDict:
     schedule=dict(name="inverse_sqrt", decay_steps=60, warmup_steps=20),
   )  # fmt: skip
   # Half as long an average is within 6 %, three times as long costs up to 25 %
-  # (docs/results).
+  # (docs/results/rates.md).
   c.ema = dict(main=dict(name="half_life", half_life_images=50_000, rampup_ratio=0.1))
   both = ("one_step", "two_step")
   c.evals = dict(

@@ -36,9 +36,9 @@ def get_config(size: str = "s") -> mlc.ConfigDict:
     schedule=dict(name="inverse_sqrt", decay_steps=70_000, warmup_steps=4_883),
   )  # fmt: skip
   c.ema = dict(main=dict(name="power", sigma_rel=0.05), long=dict(name="power", sigma_rel=0.10))
-  # Copies of both, every 32 Mi images, for averages of other lengths: docs/averages.md.
+  # Copies of both, every 32 Mi images, for averages of other lengths: docs/concepts/averages.md.
   c.snapshots = dict(every_steps=16_384, emas=("main", "long"), dtype="float16")
-  # Off until their files are named: data.records.vae, and evals.fid.weights (docs/metrics.md).
+  # Off until their files are named: data.records.vae, evals.fid.weights (docs/guides/scores.md).
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=16),

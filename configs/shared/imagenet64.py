@@ -39,7 +39,7 @@ def get_config(size: str = "s") -> mlc.ConfigDict:
   c.evals = dict(
     grid=dict(name="samples", samplers=("one_step", "two_step"), emas=("main",),
               every_steps=10_000, num_samples=64),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/guides/scores.md).
     fid=dict(name="frechet", samplers=("one_step", "two_step"), emas=("main",), every_steps=50_000,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=50_000, batch_size=500, floor=False),

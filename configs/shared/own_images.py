@@ -45,7 +45,7 @@ def get_config(size: str = "64", num_images: int = 3_000) -> mlc.ConfigDict:
               num_samples=64),
     swd=dict(name="sliced_wasserstein", samplers=both, emas=("main",),
              every_steps=c.total_steps // 10, num_samples=1_000, batch_size=100),
-    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/metrics.md).
+    # FID, once its network is named: --config.evals.fid.weights=FILE (docs/guides/scores.md).
     fid=dict(name="frechet", samplers=both, emas=("main",), every_steps=c.total_steps // 5,
              features="inception", variant="edm", weights=None, reference="train",
              num_samples=10_000, batch_size=100),

@@ -153,7 +153,7 @@ def _only(monkeypatch, variables):
       {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
       "one of 16 processes of SLURM, but SLURM_STEP_NODELIST is not set. Start it with srun",
     ),
-    ({"NNODES": "2", "NODE_RANK": "2", "JAX_COORDINATOR_ADDRESS": "a"}, "process 2 is none of 0"),
+    ({"NNODES": "2", "NODE_RANK": "2", "JAX_COORDINATOR_ADDRESS": "a"}, "process 2 must be from 0"),
     ({"NNODES": "two", "NODE_RANK": "0", "JAX_COORDINATOR_ADDRESS": "a"}, "NNODES='two' must be"),
     ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "Export MASTER_ADDR"),
     (

@@ -109,6 +109,6 @@ def test_a_limit_has_a_name_and_a_number(given, message):
 
 
 def test_the_page_of_limits_has_them_all():
-  page = (pathlib.Path(__file__).parents[2] / "docs" / "foreign_files.md").read_text()
+  page = (pathlib.Path(__file__).parents[2] / "docs" / "guides" / "foreign_files.md").read_text()
   listed = re.findall(r"^\| `(\w+)` \| (\d+) \|", page, re.M)
   assert {name: int(value) for name, value in listed} == limits.DEFAULTS

@@ -52,7 +52,7 @@ def test_a_dead_holders_lease_is_taken_after_the_stated_time_and_no_sooner(folde
   clock = Clock()
   a_lease(folder, clock, creates, pid=1, host="gone").take()
   began = clock.now
-  assert (DEAD, RENEW) == (90.0, 15.0)  # as launch/README.md says
+  assert (DEAD, RENEW) == (90.0, 15.0)  # as docs/guides/buckets.md says
   second = a_lease(folder, clock, creates)
   second.take()
   assert DEAD - 1 <= clock.now - began <= DEAD + 10

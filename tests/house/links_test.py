@@ -9,14 +9,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 HIDDEN = {"runs", "build", "dist", "node_modules"}
-FOLDERS = ("cmjax", "configs", "launch", "benchmarks", "tests", "docs", "notebooks")
+FOLDERS = ("cmjax", "configs", "launch", "benchmarks", "tests", "docs", "notebooks", "examples")
 # What may name a file that is not there: the past, and tests of missing files.
-PAST = {"CHANGELOG.md", "tests/program/main_test.py", "tests/house/links_test.py"}
+PAST = {"CHANGELOG.md", "tests/house/links_test.py", "tests/house/commands_test.py"}
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(
   rf"(?<![\w/.])(?:{'|'.join(FOLDERS)})/[\w/.-]*\w\.(?:py|md|sh|json|png|ipynb|yaml)\b(?![\w*{{])"
 )
+# A document, with a heading of it that may follow: docs/methods.md#all-methods.
+DOCUMENT = re.compile(r"(?<![\w/.:*{~-])((?:\.\./)*[\w-][\w/.-]*\.md)\b(?:#([\w-]+))?")
 IMPORT = re.compile(r"from (cmjax[\w.]*) import (\w+(?: as \w+)?(?:, \w+(?: as \w+)?)*)")
 
 
@@ -74,6 +76,23 @@ def missing_files(text):
   return sorted({name for name in FILE.findall(text) if not (ROOT / name).exists()} - MISSPELT)
 
 
+def missing_documents(text, folder=ROOT):
+  """Documents that a text names and the repository does not have, and headings that they lack.
+
+  A path counts from the repository or from the text's own folder; a name alone may be any page's.
+  """
+  missing = []
+  for name, anchor in DOCUMENT.findall(re.sub(r"\b[a-z]+://\S+", "", text)):
+    places = [ROOT / name, folder / name, ROOT / "docs" / name]
+    places += [path for path in PAGES.values() if "/" not in name and path.name == name]
+    found = [path for path in places if path.is_file()]
+    if not found:
+      missing.append(name)
+    elif anchor and not any(anchor in anchors(path.read_text()) for path in found):
+      missing.append(f"{name}#{anchor}")
+  return missing
+
+
 def missing_modules(text):
   """What `from cmjax... import ...` asks for and cmjax does not have."""
   return sorted(
@@ -116,6 +135,7 @@ def test_files_and_modules_that_a_text_names_are_there(name):
   # The test of imports has breaches for examples.
   modules = [] if name == "tests/house/imports_test.py" else missing_modules(text)
   assert missing_files(text) + modules == []
+  assert missing_documents(text, TEXTS[name].parent) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +151,21 @@ def test_files_and_modules_that_a_text_names_are_there(name):
 )
 def test_a_broken_link_is_found(text, broken):
   assert broken_links(ROOT / "PAGE.md", text) == broken
+
+
+@pytest.mark.parametrize(
+  "text, missing",
+  [
+    ("see docs/methods.md and docs/methods.md#all-methods, or CONTRIBUTING.md", []),
+    ("one step per segment (scm.md, 8.3)", ["scm.md"]),
+    ("docs/gone.md says how", ["docs/gone.md"]),
+    ("docs/methods.md#none", ["docs/methods.md#none"]),
+    ("https://example.org/gone.md", []),
+    ('page.startswith(".md") or f"{name}.md"', []),
+  ],
+)
+def test_a_document_that_is_not_there_is_found(text, missing):
+  assert missing_documents(text) == missing
 
 
 def test_a_file_and_a_module_that_are_not_there_are_found():

@@ -262,7 +262,7 @@ def test_efficientnet_is_pytorchs_with_the_weights_that_were_trained(variant):
   folder = pathlib.Path(os.environ.get("CMJAX_DATA", "~/.cache/cmjax")).expanduser()
   path = folder / "efficientnet_lite0.npz"
   if not path.is_file():
-    pytest.skip(f"{path} is not there: docs/detectors.md says how to get it")
+    pytest.skip(f"{path} is not there: docs/guides/detectors.md says how to get it")
   detector = detectors.load("efficientnet_lite0", path, variant=variant, batch_size=2)
   with np.load(path, allow_pickle=False) as file:
     compare_efficientnet(detector, {name: file[name] for name in file}, variant)

@@ -216,7 +216,7 @@ def test_when_one_process_dies_the_other_ends_and_both_can_go_on(tmp_path):
   [
     (("localhost:1", None, 0), "coordinator=localhost:1, num_processes=None.* give all three"),
     ((None, 2, None), "give all three, or none"),
-    (("localhost:1", 2, 2), "process_id=2 is none of 0 to 1"),
+    (("localhost:1", 2, 2), "process_id=2 must be from 0 to 1"),
   ],
 )
 def test_half_an_address_is_refused(arguments, message):

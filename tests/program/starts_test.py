@@ -43,7 +43,7 @@ def test_a_run_that_makes_no_new_checkpoint_is_refused_until_somebody_starts_it_
   start(lost_at=6)
   for _ in range(2):
     start(lost_at=5)  # from the checkpoint of step 4: counted anew
-  with pytest.raises(ValueError, match="the newest is that of step 4"):
+  with pytest.raises(ValueError, match="the newest is of step 4"):
     train.train(made, tmp_path, tries=2)
   train.train(made, tmp_path)  # by hand
   assert not (tmp_path / starts.STARTS).exists()

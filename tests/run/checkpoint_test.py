@@ -565,7 +565,7 @@ def test_a_save_that_the_disk_has_no_room_for_leaves_the_last_good_one(small_dis
   filler = small_disk / "filler"
   filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 20 * 4096))
 
-  message = "step 20 could not be written to .*[Nn]o space.*The last good one is that of step 10"
+  message = "step 20 could not be written to .*[Nn]o space.*The last good one is of step 10"
   with pytest.raises(OSError, match=message):
     checkpoints.save(20, state(20, size=4096), CONFIG)
     checkpoints.wait()

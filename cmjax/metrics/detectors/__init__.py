@@ -7,8 +7,8 @@ resize and the normalisation in front of it. A `Detector` is all of these; its r
   outputs = detector.apply(images)  # uint8 [n, h, w, c]
   moments = frechet.moments(outputs.features)
 
-Weights come from a file of yours; docs/detectors.md has the commands that get and convert each of
-the public ones.
+Weights come from a file of yours; docs/guides/detectors.md has the commands that get
+and convert each of the public ones.
 """
 
 from collections.abc import Callable

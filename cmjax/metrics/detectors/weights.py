@@ -23,7 +23,7 @@ def read(path: str | Path, pretrained: Pretrained) -> dict[str, np.ndarray]:
     ValueError: with the path, for a file that is missing or no .npz, and as `check`.
   """
   path = paths.local(path)
-  advice = f"Weights are not shipped: docs/detectors.md says how to get them; `{COMMAND}`."
+  advice = f"Weights are not shipped: docs/guides/detectors.md says how to get them; `{COMMAND}`."
   if not path.is_file():
     raise ValueError(f"There are no weights at {path}. {advice}")
   try:
