@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(subst /,_,$(or $(PYTHON),newest))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks lock docs clean
+.PHONY: help venv quickstart test slow soak peers doctest lint format types notebooks lock docs browser clean
 
 help:
 	@echo "make quickstart  train a toy model on this machine and draw its samples"
@@ -20,6 +20,7 @@ help:
 	@echo "make notebooks   execute every notebook in place"
 	@echo "make lock        pin the newest versions in launch/constraints.txt"
 	@echo "make docs        build the documentation as a site, in site/"
+	@echo "make browser     install Chromium with apt, as root: slow tests look at pages in it"
 	@echo "make venv        only make $(VENV): the newest Python >= 3.11 that works"
 	@echo "make clean       remove $(VENV) and caches"
 	@echo "PYTHON=python3.11 make test   pin the interpreter"
@@ -79,6 +80,14 @@ lock: $(STAMP)
 docs: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --prefer-binary -e '.[docs]'
 	$(VENV)/bin/python -m zensical build --strict --clean
+
+# Without a browser, or root and apt to install one, the tests that need it are skipped.
+browser:
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null \
+	  || command -v google-chrome > /dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq > /dev/null \
+	       && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } \
+	  || echo "No browser could be installed: the tests that need one are skipped." >&2
 
 clean:
 	rm -rf $(VENV) build site .cache *.egg-info .pytest_cache .ruff_cache
