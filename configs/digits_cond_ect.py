@@ -2,9 +2,10 @@ r"""Real digits, 8x8: class-conditional ECT (Geng et al. 2024) of a teacher with
 
   python -m cmjax.main --config=configs/digits_cond_ect.py --workdir=runs/digits_cond_ect
 
-Train digits_cond_teacher.py in runs/digits_cond_teacher first. As digits_ect.py with classes, and
-four times as long, its schedules stretched. Three minutes on 2 CPU cores. The model `digits` that
-comes along is of this page.
+Needs first: cmjax train --config=digits_cond_teacher --workdir=runs/digits_cond_teacher
+
+As digits_ect.py with classes, and four times as long, its schedules stretched. Three minutes on 2
+CPU cores. The model `digits` that comes along is of this page.
 
 Pixel-space Frechet distance of 2,000 samples: expected at most that of the teacher (0.046 in 35
 evaluations); got 0.048 in one step, 0.046 in two, 0.043 in four.

@@ -16,7 +16,8 @@ def get_config() -> mlc.ConfigDict:
   c.sigma_data = 0.705  # --mode=measure
 
   c.data = dict(
-    name="npz", flip=False,
+    name="fashion_mnist", flip=False,
+    fashion_mnist=dict(cache="~/.cache/cmjax/datasets", url=None),
     npz=dict(path="~/.cache/cmjax/fashion_mnist.npz", class_names=CLASS_NAMES),
   )  # fmt: skip
   # Most of it is at 7x7, so that a CPU can train it.

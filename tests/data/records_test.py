@@ -336,13 +336,14 @@ def test_a_network_of_another_convention_is_refused_as_a_teacher(tmp_path, monke
   ours, theirs = parsed("a", "scm"), parsed("b", "edm2")
   trained = stored_runs.Trained(experiment.describe(theirs.record), {"main": {}}, 0)
   monkeypatch.setattr(stored_runs, "load_network", lambda *_, **__: trained)
+  monkeypatch.setattr(stored_runs, "check_trained", lambda *_: None)
   stored, mesh = experiment.Stored("there", "main"), sharding.make_mesh()
   message = "in there was trained on latents of the convention 'edm2', this run is for .* 'scm'"
   with pytest.raises(ValueError, match=message):
-    stored_runs.load_model(ours, stored, mesh)
+    stored_runs.load_model(ours, stored, mesh, "teacher")
   with pytest.raises(ValueError, match="'edm2', this run is for no latents"):
-    stored_runs.load_model(parsed("a", None), stored, mesh)
-  assert stored_runs.load_model(theirs, stored, mesh).model[1] == {}
+    stored_runs.load_model(parsed("a", None), stored, mesh, "teacher")
+  assert stored_runs.load_model(theirs, stored, mesh, "teacher").model[1] == {}
 
 
 @pytest.mark.slow  # a minute, nearly all of it compilation

@@ -181,8 +181,8 @@ def test_a_page_builds_all_parts_beside_the_network(spec, any_network, images, t
   config, mesh = load(spec), sharding.make_mesh(1, 1)
   if config.data.name == "records":
     config.data.records.path = prepared(tmp_path, config)
-  if config.data.name == "npz":
-    config.data.npz.path = arrays(tmp_path / "data.npz", config)
+  if config.data.name in ("npz", "fashion_mnist"):
+    config.data.name, config.data.npz.path = "npz", arrays(tmp_path / "data.npz", config)
   e = experiment.parse(config)
   experiment.check(e)
   assert len(experiment.opened(e)) > 0

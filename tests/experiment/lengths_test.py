@@ -8,7 +8,7 @@ from cmjax.types import Network
 from helpers import tiny
 
 SIZES = {"cifar10": 50_000, "digits": 1_442, "imagenet64": 1_281_167, "imagenet512": 1_281_167}
-SIZES |= {"toy2d": 65_536, "own": 3_000}
+SIZES |= {"toy2d": 65_536, "own": 3_000, "fashion": 60_000}
 
 
 @pytest.fixture(autouse=True)

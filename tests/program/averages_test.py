@@ -248,8 +248,8 @@ def test_the_plan_is_read_from_the_config():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"emas": ("power_05", "main")}, "must be averages of the kind 'power'.*power_05, power_10"),
-    ({"emas": ()}, "must be averages of the kind 'power'"),
+    ({"emas": ("power_05", "main")}, "must name averages of the kind 'power'.*power_05, power_10"),
+    ({"emas": ()}, "must name averages of the kind 'power'"),
     ({"emas": ("power_5",)}, "Unknown average .snapshots.emas. 'power_5'. Choose from: main, pow"),
     ({"every_steps": 0}, "snapshots.every_steps=0 must be at least 1"),
     ({"dtype": "bfloat16"}, "Unknown dtype .snapshots.dtype. 'bfloat16'. Choose from: float16, "),

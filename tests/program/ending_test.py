@@ -33,7 +33,8 @@ def test_a_teacher_names_the_command_that_distils_it(name):
   command = parsed(command)
   config = command.config
   assert config.teacher.workdir == config.init_from.workdir == "my runs/a teacher"
-  assert command.values.workdir == f"my runs/{name.split('_')[0]}_scd"
+  data = name.removesuffix("_teacher").removesuffix("_cond")
+  assert command.values.workdir == f"my runs/{data}_scd"
   assert config.loss.name == "scd"
   for key in ("channels", "num_classes", "channel_mult", "name"):
     if key in record["net"]:
