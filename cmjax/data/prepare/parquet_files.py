@@ -6,6 +6,7 @@ counted against the bytes of the file, each page's size is read in its header, a
 unpacked one at a time.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ class Table:
   """
 
   def __init__(self, path: Path):
-    self._path, self._file = path, _pyarrow().ParquetFile(path)
+    self._path = path
+    with _told():
+      self._open(path)
+
+  def _open(self, path: Path) -> None:
+    self._file = _pyarrow().ParquetFile(path)
     self._schema, metadata = self._file.schema_arrow, self._file.metadata
     self.columns: list[str] = self._schema.names
     self.rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -61,6 +67,10 @@ class Table:
 
   def labels(self, column: str, group: int) -> list[Any]:
     """The labels of a row group: whole numbers, or text."""
+    with _told():
+      return self._labels(column, group)
+
+  def _labels(self, column: str, group: int) -> list[Any]:
     types, kind = _types(), self._schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     is_text = types.is_string(kind) or types.is_large_string(kind)
@@ -100,8 +110,9 @@ class Rows:
   def __init__(self, files: Sequence[Path], column: str, start: tuple[int, int, int]):
     file, group, _ = start
     self._place = (file, group, 0)
-    table = _pyarrow().ParquetFile(files[file])
-    self._values = _values(table, _leaf(table.schema_arrow, column), group)
+    with _told():
+      table = _pyarrow().ParquetFile(files[file])
+      self._values = _values(table, _leaf(table.schema_arrow, column), group)
     self.skip_to(start)
 
   def skip_to(self, place: tuple[int, int, int]) -> bool:
@@ -117,7 +128,8 @@ class Rows:
     file, group, row = self._place
     self._place = (file, group, row + 1)
     try:
-      return next(self._values)
+      with _told():
+        return next(self._values)
     except StopIteration:
       raise ValueError("the row group has fewer rows than it says") from None
 
@@ -137,6 +149,17 @@ def _leaf(schema: Any, column: str) -> str:
 def _is_bytes(kind: Any) -> bool:
   types = _types()
   return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+  """What pyarrow raises of a file, and there are many kinds, as a ValueError."""
+  try:
+    yield
+  except (ValueError, OSError, KeyError, StopIteration):
+    raise
+  except Exception as error:
+    raise ValueError(printable(" ".join(str(error).split()))) from error
 
 
 def _types() -> Any:
