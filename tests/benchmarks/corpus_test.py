@@ -67,6 +67,8 @@ def test_a_file_that_lacks_or_mistakes_one_entry_is_read_or_refused_in_one_line(
   except (ValueError, RecursionError):
     pytest.skip("no JSON")
   fuzz.beside(reader, tmp_path)
+  if fuzz.read(reader, path.read_bytes(), tmp_path):
+    pytest.skip("refused as it is")
   with fuzz.watched(tmp_path):
     for where, other in others(right):
       try:

@@ -113,6 +113,7 @@ def test_times_that_were_searched_are_in_the_file(run, tmp_path):
   ]
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_in_the_file(run, tmp_path):
   assert "class_names" not in metadata_of(run, tmp_path / "a.safetensors")
   config = conditional().unlock()

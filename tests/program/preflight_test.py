@@ -43,6 +43,7 @@ def test_eight_devices_pass_and_leave_the_trace_alone(tmp_path):
   assert profiling.steps_in(tmp_path / "preflight" / "profile") == [10, 11, 12]
 
 
+@pytest.mark.slow
 def test_the_verb_says_the_table_and_its_exit_code(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   arguments = ("--config=tests/helpers/tiny.py", f"--workdir={tmp_path}", "--compile_cache=")
