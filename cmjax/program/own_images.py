@@ -319,7 +319,7 @@ def spoken_hours(found: Found) -> tuple[str, str]:
 def spoken(seconds: float) -> str:
   """A time as people say it.
 
-  >>> spoken(50), spoken(5_000), spoken(20_000), spoken(400_000)
+  >>> spoken(50.0), spoken(5e3), spoken(2e4), spoken(4e5)
   ('1 minute', '83 minutes', '5.6 hours', '4.6 days')
   """
   if seconds < 5_400:
