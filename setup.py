@@ -47,7 +47,7 @@ EXTRAS = {
   "plan": ["jax[tpu]>=0.10"],
   "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"],
   # The site (`make docs`): Zensical, which reads mkdocs.yml and goes on from Material for MkDocs.
-  "docs": ["mkdocstrings[python]>=1.0", "zensical>=0.1.3"],
+  "docs": ["mkdocstrings[python]>=1.0", "zensical>=0.0.70"],
   "test": [
     "beartype>=0.20",
     "check-jsonschema>=0.34",  # has the schemas of GitHub's files and of CITATION.cff

@@ -68,11 +68,13 @@ def check(path: Path, column: str) -> None:
   """
   size = path.stat().st_size
   with path.open("rb") as file:
-    for group in _list(_footer(file, size), _GROUPS):
-      for one in _list(group, _COLUMNS):
-        chunk = one.get(_CHUNK) or {}
-        if b".".join(_list(chunk, _PATH)) == column.encode():
-          start, count = _place(chunk), chunk.get(_BYTES, -1)
+    for group in _list(_footer(file, size), _GROUPS, dict):
+      for one in _list(group, _COLUMNS, dict):
+        chunk = one.get(_CHUNK, {})
+        if not isinstance(chunk, dict):
+          raise ValueError("its footer says of a column what it cannot")
+        if b".".join(_list(chunk, _PATH, bytes)) == column.encode():
+          start, count = _place(chunk), _number(chunk, _BYTES)
           if start < 0 or count < 0 or start + count > size:
             raise ValueError(f"column {shown(column)} is said to lie beyond the end of the file")
           _check_pages(file, start, start + count)
@@ -88,16 +90,21 @@ def _footer(file: Any, size: int) -> dict[int, Any]:
   return _struct(io.BytesIO(file.read(count)), 0, _Reading("its footer", _FOOTER, count))
 
 
-def _list(fields: Mapping[int, Any], field: int) -> list[Any]:
-  found = fields.get(field)
-  return found if isinstance(found, list) else []
+def _list(fields: Mapping[int, Any], field: int, kind: type) -> list[Any]:
+  found = fields.get(field, [])
+  if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
+    raise ValueError("its footer has another list than it must have")
+  return found
+
+
+def _number(fields: Mapping[int, Any], field: int) -> int:
+  found = fields.get(field, -1)
+  return found if type(found) is int else -1
 
 
 def _place(chunk: Mapping[int, Any]) -> int:
-  starts = [chunk.get(_FIRST, -1)]
-  if chunk.get(_DICTIONARY):
-    starts.append(chunk[_DICTIONARY])
-  return min(starts)
+  first, dictionary = _number(chunk, _FIRST), _number(chunk, _DICTIONARY)
+  return min(first, dictionary) if dictionary > 0 else first
 
 
 def _check_pages(file: Any, position: int, end: int) -> None:
