@@ -157,10 +157,10 @@ def test_a_wait_for_data_counts_from_when_the_devices_have_nothing_to_do():
     assert value == "batch"
     return found
 
-  assert idle(0.0, 0.05) == pytest.approx(0.05, abs=0.02)
-  assert idle(0.2, 0.05) == 0
-  time.sleep(0.2)  # steps end in turn
-  assert 0.1 < idle(0.05, 0.2) < 5  # on a busy machine all of it takes longer
+  assert 0.05 <= idle(0.0, 0.05) < 5  # on a busy machine all of it takes longer
+  assert idle(0.6, 0.05) == 0
+  time.sleep(0.6)  # steps end in turn
+  assert 0.1 < idle(0.05, 0.2) < 5
   assert waits.mean() > 0.15 / 3 and waits.mean() == 0
   waits.close()
 
@@ -168,7 +168,7 @@ def test_a_wait_for_data_counts_from_when_the_devices_have_nothing_to_do():
 def test_a_run_that_never_waits_starts_no_thread():
   waits = DataWait()
   for _ in range(3):
-    waits.dispatched([Running(0.05)])
+    waits.dispatched([Running(5.0)])
     assert waits.fetch(lambda: "batch") == ("batch", 0.0)
   assert waits._pool is None
 
