@@ -56,6 +56,8 @@ class Command(NamedTuple):
 def start(argv: Sequence[str], verb: str | None = None) -> None:
   """Runs a verb, and ends the process with its exit code; without a verb --mode says which."""
   _answer_with_stacks()
+  # It tells of every kind of device that this machine lacks.
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
   app.run(join_and_run, argv=list(argv), flags_parser=lambda argv: parse(argv, verb, join=True))
 
 
