@@ -68,7 +68,7 @@ def test_the_report_has_the_last_score_of_each_and_its_grid(benchmark, args):
       picture = folder / "samples" / f"{name}_main_{config.total_steps:08d}.png"
       writer.save_png(picture, np.zeros((4, 4, 3), np.uint8))
   card = dict(
-    values={"frechet": 20.0}, score="FD-ELite0", detector={}, reference={}, images={},
+    values={"frechet": 20.0}, score="FD-ELite0", detector={}, reference={}, images={"num": 1_000},
     rounding="round", options={},
   )  # fmt: skip
   cards.write(args.workdir / "cards", "fd_held_out_1000", card)
