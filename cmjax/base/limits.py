@@ -73,6 +73,18 @@ def parse(text: str) -> dict[str, int | float]:
   return found
 
 
+def check_ratio(packed: int, unpacked: int, what: str) -> None:
+  """Raises ValueError where packed bytes become far more than they are; small files may.
+
+  Args:
+    packed: bytes.
+    unpacked: bytes that they become.
+    what: of both, as the beginning of the message: "it would unpack 9 bytes to 90".
+  """
+  if unpacked > FREE:
+    check("zip_ratio", unpacked // max(1, packed), what)
+
+
 def check(name: str, amount: int, what: str) -> None:
   """Raises if a file asks for more than the limit of that name.
 

@@ -207,8 +207,9 @@ def _taken(value: Any, option: Option, key: str) -> tuple[bool, Any]:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return (True, int(value)) if number and whole and bounds.holds(value) else (False, None)
   if option.type is float:
-    large = number and abs(value) > 2**31  # which JAX takes for no int32
-    return number and bounds.holds(value), float(value) if large and bounds.holds(value) else value
+    fits = number and bounds.holds(value)
+    large = fits and abs(value) > 2**31  # which JAX takes for no int32
+    return fits, float(value) if large else value
   if option.type is tuple:
     if not isinstance(value, (list, tuple)):
       return False, None

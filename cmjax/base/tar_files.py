@@ -89,13 +89,7 @@ class _Bounded(io.RawIOBase):
     """Fills the buffer, or a part of it; how many bytes."""
     data = self._stream.read(len(buffer))
     self._count += len(data)
-    check_ratio(self._packed, self._count)
+    said = f"it would unpack {self._packed} bytes to {self._count}"
+    limits.check_ratio(self._packed, self._count, said)
     buffer[: len(data)] = data
     return len(data)
-
-
-def check_ratio(packed: int, unpacked: int) -> None:
-  """Raises ValueError where packed bytes become far more than they are."""
-  if unpacked > limits.FREE:
-    ratio = unpacked // max(1, packed)
-    limits.check("zip_ratio", ratio, f"it would unpack {packed} bytes to {unpacked}")

@@ -142,10 +142,8 @@ def check_ratio(info: zipfile.ZipInfo) -> None:
       f"{name} is packed by method {info.compress_type}, which is not read here: pack the archive "
       f"again, {' or '.join(METHODS.values())}"
     )
-  if info.file_size > limits.FREE:
-    ratio = info.file_size // max(1, info.compress_size)
-    what = f"{name} would unpack {info.compress_size} bytes to {info.file_size}"
-    limits.check("zip_ratio", ratio, what)
+  packed, unpacked = info.compress_size, info.file_size
+  limits.check_ratio(packed, unpacked, f"{name} would unpack {packed} bytes to {unpacked}")
 
 
 def read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int | None = None) -> bytes:

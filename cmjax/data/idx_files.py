@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.base import tar_files
+from cmjax.base import limits
 
 UINT8 = 0x08
 MAX_AXES = 4
@@ -32,7 +32,8 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"it begins with {head.hex() or 'nothing'}: no IDX file of bytes")
       shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
       size = math.prod(shape)
-      tar_files.check_ratio(Path(path).stat().st_size, size)
+      packed = Path(path).stat().st_size
+      limits.check_ratio(packed, size, f"it would unpack {packed} bytes to {size}")
       data = file.read(size + 1)
   except (OSError, EOFError, zlib.error, struct.error) as error:
     raise ValueError(f"Cannot read {path}: {error}") from error

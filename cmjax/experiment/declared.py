@@ -15,7 +15,7 @@ from cmjax.base import parts, ranges, sharding
 from cmjax.base.ranges import Dtype, Place, WorkdirOrNone
 from cmjax.experiment import evaluation, methods, models, optimizers, run, sampling
 from cmjax.experiment.fields import Run
-from cmjax.experiment.sections import Section, Settings, arguments
+from cmjax.experiment.sections import Section, Settings, arguments, check_section
 from cmjax.losses import distribution, lpips
 from cmjax.training import optim
 
@@ -39,18 +39,13 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
       declares, one of somebody else's part, it is only asked that a number be finite.
   """
   for key in SECTIONS:
-    _refuse_value(config.get(key, {}), key)
+    check_section(config.get(key, {}), key)
     if key in OF_SECTIONS:
       for name, section in config.get(key, {}).items():
-        _refuse_value(section, f"{key}.{name}")
+        check_section(section, f"{key}.{name}")
   below = {prefix.rstrip(".") for prefix, *_ in _sections(config)}
   below |= {"doctor", *(f"data.{source}" for source in models.SOURCES)}
   return _checked(config, hints(config), below, "")
-
-
-def _refuse_value(section: Any, key: str) -> None:
-  if not isinstance(section, Mapping):
-    raise ValueError(f"config.{key}={section!r} must be a section: a name, and its arguments.")
 
 
 def _checked(
@@ -62,7 +57,7 @@ def _checked(
     path = f"{prefix}{key}"
     alone = isinstance(value, str) and path in BY_NAME
     if path in below and value is not None and not alone:
-      _refuse_value(value, path)
+      check_section(value, path)
     if isinstance(value, Mapping):
       if path not in below:  # where a value is meant
         ranges.meant(value, known.get(path, Any), path)

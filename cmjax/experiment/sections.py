@@ -25,6 +25,12 @@ class Settings(dict[str, Any]):
     raise ValueError(f"The config needs {self._path}{key}, which is not there.")
 
 
+def check_section(section: Any, path: str) -> None:
+  """Raises ValueError for what is no section; `path` says where it stands in its config."""
+  if not isinstance(section, ConfigDict | Mapping):
+    raise ValueError(f"config.{path}={section!r} must be a section: a name, and its arguments.")
+
+
 def pick(table: Any, name: str, what: str) -> Any:
   """table[name] (or the name itself, of a tuple of names), or an error that lists the choices."""
   if name not in table:
@@ -76,8 +82,7 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
 
 def read(config: Any, what: str, *own: str) -> list[Any]:
   """[name, *values of `own`, the keyword arguments of what the section names]; or a ValueError."""
-  if not isinstance(config, ConfigDict | Mapping):
-    raise ValueError(f"config.{what}={config!r} must be a section: a name, and its arguments.")
+  check_section(config, what)
   # A config that was stored beside a checkpoint has lists for tuples: JSON knows no other.
   kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
   own = ("name", *own)

@@ -13,6 +13,7 @@ from cmjax.metrics import scoring
 from cmjax.program import run_summaries, score_files
 from cmjax.program.run_summaries import Score, Summary
 from cmjax.run import comparison_page, pictures
+from cmjax.run.live_line import WATCHED
 
 DEPTH = 3  # folders below the one that is given
 MOST_RUNS = 12  # with curves and pictures on the page: the newest
@@ -100,7 +101,7 @@ def _rows(runs: dict[str, Summary]) -> list[dict[str, Any]]:
     of = "" if run.total_steps is None else f"/{run.total_steps:,}"
     row["steps"] = f"{run.step:,}{of}"
     row["state"] = run.state
-    for metric, word in (("tangent_norm", "tangent norm"), ("F_error", "F error")):
+    for metric, word in WATCHED:
       value = run.newest(metric)
       row[word] = None if value is None else f"{value:.4g}"
     row["score"] = _best(run.scores)

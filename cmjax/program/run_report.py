@@ -85,8 +85,7 @@ def write(
 
 def newest_scores(workdir: str | os.PathLike[str]) -> dict[str, tuple[int, float]]:
   """{name: (step, value)} of the newest scalars in a run's history."""
-  history = writer.read_metrics(workdir)
-  return {name: (int(steps[-1]), float(values[-1])) for name, (steps, values) in history.items()}
+  return run_summaries.newest(writer.read_metrics(workdir))
 
 
 # --- what the numbers are ---

@@ -114,13 +114,18 @@ def read(workdir: str | os.PathLike[str]) -> Summary:
   total = total if isinstance(total, int) else None
   stored = _stored_scores(workdir, problems)
   state = _state(workdir, step, total, stored is not None)
-  newest = {name: (int(steps[-1]), float(v[-1])) for name, (steps, v) in history.items()}
+  values: dict[str, tuple[int | None, float]] = {**newest(history)}
   # The file has no step. It is of the newest weights where the run is over, or has no history.
-  if stored and (state in (FINISHED, CONVERTED) or not any(map(_parts, newest))):
-    newest |= {name: (total, value) for name, value in stored.items()}
-  scores, more = scores_of(workdir, record, newest)
+  if stored and (state in (FINISHED, CONVERTED) or not any(map(_parts, values))):
+    values |= {name: (total, value) for name, value in stored.items()}
+  scores, more = scores_of(workdir, record, values)
   problems = (*problems, *more)
   return Summary(workdir, record, state, step, total, history, scores, problems, ended)
+
+
+def newest(history: Mapping[str, Series]) -> dict[str, tuple[int, float]]:
+  """{name: (step, value)} of the newest values of a history."""
+  return {name: (int(steps[-1]), float(values[-1])) for name, (steps, values) in history.items()}
 
 
 def section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

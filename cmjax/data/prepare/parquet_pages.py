@@ -116,11 +116,9 @@ def _check_pages(file: Any, position: int, end: int) -> None:
     unpacked, packed = fields.get(2), fields.get(3)
     if type(unpacked) is not int or type(packed) is not int or min(unpacked, packed) < 0:
       raise ValueError("the header of a page does not say how long it is")
-    limits.check("parquet_page_bytes", unpacked, f"a page of {packed} bytes unpacks to {unpacked}")
-    if unpacked > limits.FREE:
-      limits.check(
-        "zip_ratio", unpacked // max(1, packed), f"a page of {packed} bytes unpacks to {unpacked}"
-      )
+    said = f"a page of {packed} bytes unpacks to {unpacked}"
+    limits.check("parquet_page_bytes", unpacked, said)
+    limits.check_ratio(packed, unpacked, said)
     position, pages = position + header.tell() + packed, pages + 1
     if pages > MAX_PAGES:
       raise ValueError(f"a column has more than {MAX_PAGES} pages in a row group")
