@@ -94,6 +94,25 @@ def permit(allow_parts: str | None, raised: str | None) -> None:
   limits.allow(limits.parse(raised or ""))
 
 
+def parser_of(
+  verb: str, description: str | None, usage: str | None = None
+) -> argparse.ArgumentParser:
+  """What reads the arguments of a verb without a config.
+
+  Args:
+    verb: its name.
+    description: of the verb; its docstring.
+    usage: the first lines of its help; None: made of the arguments.
+  """
+  return argparse.ArgumentParser(
+    prog=f"cmjax {verb}",
+    usage=usage,
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+
+
 def add_always(parser: argparse.ArgumentParser) -> None:
   """Adds `ALWAYS` to the arguments of a verb without a config."""
   for flag in ALWAYS:

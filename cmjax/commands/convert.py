@@ -8,7 +8,6 @@ The first writes a run: sample from it with `cmjax sample`, or name it as
 teacher.workdir or init_from.workdir. Nothing in the file is executed.
 """
 
-import argparse
 import functools
 from collections.abc import Sequence
 
@@ -33,13 +32,7 @@ def _convert(argv: Sequence[str] | None) -> int:
   """
   path = functools.partial(common.argument, Folder)
   run = functools.partial(common.argument, Workdir)
-  parser = argparse.ArgumentParser(
-    prog="cmjax convert",
-    usage=USAGE,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = common.parser_of("convert", __doc__, USAGE)
   parser.add_argument(
     "file", nargs="?", type=path("FILE"), help="a .pkl, .pt, .safetensors or msgpack of weights"
   )

@@ -6,7 +6,6 @@ Nothing in the file is executed, and nothing is downloaded. The addresses are
 in docs/guides/detectors.md.
 """
 
-import argparse
 import functools
 from collections.abc import Sequence
 
@@ -25,12 +24,7 @@ def _convert(argv: Sequence[str] | None) -> int:
   Flags by argparse, as those of `cmjax convert`.
   """
   path = functools.partial(common.argument, Folder)
-  parser = argparse.ArgumentParser(
-    prog="cmjax detectors",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = common.parser_of("detectors", __doc__)
   parser.add_argument("file", type=path("FILE"), help="a .pth of PyTorch's or a .safetensors")
   parser.add_argument("--to", required=True, type=path("--to"), help="the .npz to write")
   common.add_always(parser)

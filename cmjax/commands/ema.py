@@ -9,7 +9,6 @@ autoguidance. The second only scores them with the run's first Frechet evaluator
 curve.
 """
 
-import argparse
 import functools
 import math
 from collections.abc import Sequence
@@ -57,12 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
   path = functools.partial(common.argument, Workdir)
-  parser = argparse.ArgumentParser(
-    prog="cmjax ema",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = common.parser_of("ema", __doc__)
   parser.add_argument("--workdir", required=True, type=path("--workdir"), help="folder of the run")
   task = parser.add_mutually_exclusive_group(required=True)
   task.add_argument("--sigma_rel", help="lengths to write: 0.05,0.1, or first:last:step")

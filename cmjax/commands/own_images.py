@@ -27,13 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog="cmjax start",
-    usage="cmjax start PICTURES --out DIR [options]",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = common.parser_of("start", __doc__, "cmjax start PICTURES --out DIR [options]")
   add = parser.add_argument
 
   def value(name: str, kind: Any, help: str, **others: Any) -> None:

@@ -44,13 +44,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog="cmjax prepare",
-    usage=USAGE,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = common.parser_of("prepare", __doc__, USAGE)
   add = parser.add_argument
 
   def value(name: str, kind: Any, help: str, **others: Any) -> None:

@@ -7,7 +7,6 @@ prints the path of the page. The page has the scores and pictures of the runs si
 curves over each other, and in what their configs differ. Open it in a browser.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from cmjax.base.ranges import Place, Workdir
@@ -20,12 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-  parser = argparse.ArgumentParser(
-    prog="cmjax runs",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = common.parser_of("runs", __doc__)
   parser.add_argument("FOLDER", type=common.argument(Workdir, "FOLDER"), help="that runs are in")
   parser.add_argument(
     "--out", type=common.argument(Place, "--out"), help="the page; default: runs.html in FOLDER"

@@ -76,6 +76,18 @@ def config(variant: str = "", **values) -> mlc.ConfigDict:
   return c
 
 
+def digits(**values) -> mlc.ConfigDict:
+  """`config(**values)` with a tiny network of digits with classes, and nothing that scores it."""
+  c = config(**values).unlock()
+  c.data.name = "digits"
+  c.net = dict(
+    name="ddpmpp", resolution=8, in_channels=1, channels=4, channel_mult=(1,), num_blocks=1,
+    attn_resolutions=(), num_classes=10, dtype="float32",
+  )  # fmt: skip
+  c.evals = {}
+  return c
+
+
 def experiment_of(variant: str = "", **values) -> experiment.Experiment:
   """The experiment of `config(variant, **values)`."""
   return experiment.parse(config(variant, **values))

@@ -20,15 +20,7 @@ NAMES = ["digits", "fashion_mnist"]
 
 
 def conditional(**values):
-  """A tiny network of digits with classes."""
-  config = tiny.config(total_steps=2, **values).unlock()
-  config.data.name = "digits"
-  config.net = dict(
-    name="ddpmpp", resolution=8, in_channels=1, channels=4, channel_mult=(1,), num_blocks=1,
-    attn_resolutions=(), num_classes=10, dtype="float32",
-  )  # fmt: skip
-  config.evals = {}
-  return config
+  return tiny.digits(total_steps=2, **values)
 
 
 @pytest.fixture(name="run", scope="module")

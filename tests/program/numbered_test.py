@@ -155,22 +155,10 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(tmp_path):
 # --- of networks ----------------------------------------------------------------------------------
 
 
-def digits(**values):
-  """A tiny network of digits with classes."""
-  config = tiny.config(**values).unlock()
-  config.data.name = "digits"
-  config.net = dict(
-    name="ddpmpp", resolution=8, in_channels=1, channels=4, channel_mult=(1,), num_blocks=1,
-    attn_resolutions=(), num_classes=10, dtype="float32",
-  )  # fmt: skip
-  config.evals = {}
-  return config
-
-
 @pytest.fixture(name="stored")
 def _stored(monkeypatch):
   """The experiment of a tiny network, whose weights are found wherever a run is asked for them."""
-  given = experiment.parse(digits())
+  given = experiment.parse(tiny.digits())
   params = jax.jit(given.network.init)(jax.random.key(0))
   params = jax.tree.map(
     lambda a: a + 0.4 * jax.random.normal(jax.random.key(a.size), a.shape), params
@@ -250,7 +238,7 @@ def test_a_default_fills_the_rows_of_its_classes():
 @pytest.mark.devices
 def test_processes_share_the_work_and_write_what_one_does(tmp_path):
   workdir = tmp_path / "run"
-  tiny.train(digits(total_steps=2), workdir)
+  tiny.train(tiny.digits(total_steps=2), workdir)
   arguments = ("sample", f"--workdir={workdir}", "--seeds=0-99", "--sampler=two_steps")
   arguments += ("--batch_size=8",)
   out, program = f"--out={tmp_path / 'two'}", ("-m", "cmjax")
