@@ -292,18 +292,15 @@ def hours(found: Found) -> Hours:
     few = lambda exp: exp
   step = preflight.time_step(few(teacher), mesh)
   rate = step.flops / step.seconds
-  flops = preflight.step_flops(few(student), mesh)
+  student_flops = preflight.step_flops(few(student), mesh)
   logger.info(
     "A step of %d images took %.3g s: %.3g GFLOP a second.",
     *(few(teacher).run.batch_size, step.seconds, rate / 1e9),
   )
-  each = (step.flops / few(teacher).run.batch_size, flops / few(student).run.batch_size)
-  return Hours(
-    *(
-      exp.run.total_steps * exp.run.batch_size * flops / rate
-      for exp, flops in zip((teacher, student), each, strict=True)
-    )
-  )
+  of_each = ((teacher, step.flops), (student, student_flops))
+  per_image = [flops / few(exp).run.batch_size for exp, flops in of_each]
+  images = [exp.run.total_steps * exp.run.batch_size for exp, _ in of_each]
+  return Hours(*(n * flops / rate for n, flops in zip(images, per_image, strict=True)))
 
 
 def _with_batch(exp: experiment.Experiment, num: int) -> experiment.Experiment:
